@@ -1,0 +1,197 @@
+"""From policies to smaller networks."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from automl_compress.compress.calibration import sample_inputs
+from automl_compress.compress.cost import CostModel
+from automl_compress.compress.importance import CRITERIA, channel_order
+from automl_compress.compress.quantize import (
+    InputQuantizer,
+    can_quantize,
+    choose_input_quantizer,
+    choose_scales,
+    quantized_layer,
+)
+from automl_compress.compress.repair import Repair, judge_targets, repair_batchnorm
+from automl_compress.compress.slicing import Places, cut_channels, kept_places
+from automl_compress.compress.structure import Structure
+from automl_compress.compress.trace import trace
+from automl_compress.errors import SpaceError
+from automl_compress.space import Policy
+
+_CACHED_SCALES: Final = 20_000
+
+
+class Compressor:
+    """Builds any compressed form of one network; everything shared is prepared once.
+
+    Args:
+        model: the trained network; never changed.
+        example_input: (1, channels, height, width), or whatever the network takes.
+        calibration: (n, channels, height, width) images that choose clips and repair BatchNorm;
+            without them, weights are quantized by rule and activations cannot be.
+        criterion: a name in `importance.CRITERIA`.
+        repair: what `repair_batchnorm` does to every built network.
+
+    Raises:
+        TraceError: the network cannot be followed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Tensor | None = None,
+        criterion: str = "l1",
+        repair: Repair = "auto",
+    ) -> None:
+        self.model, self.structure = trace(model, example_input)
+        self.cost = CostModel(self.structure)
+        self._order = channel_order(self.model, self.structure.groups, CRITERIA[criterion])
+        self._repair = repair
+        self._calibration = calibration
+        self._targets: Tensor | None = None
+        self._inputs: dict[str, Tensor] = {}
+        self._scales: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
+        if calibration is not None and len(calibration):
+            self._inputs = sample_inputs(self.model, _quantizable(self), calibration)
+            self._targets = judge_targets(self.model, calibration)
+
+    def build(self, policy: Policy) -> nn.Module:
+        """The network a policy describes, in evaluation mode, without gradients.
+
+        Tensors a policy leaves alone are shared with other networks built here; copy the result
+        before training it.
+
+        Raises:
+            SpaceError: the policy does not fit the network.
+        """
+        self.cost.check(policy)
+        kept = self._kept(policy)
+        with torch.no_grad():
+            network = cut_channels(self.model, self.structure.groups, kept)
+            places = kept_places(self.model, self.structure.groups, kept)
+            self._quantize(network, policy, places)
+            if len(policy) and self._calibration is not None:
+                repair_batchnorm(network, self._calibration, self._targets, self._repair)
+        return network
+
+    def _kept(self, policy: Policy) -> dict[str, NDArray[np.int64]]:
+        """The most important channels of every group, as many as the policy says, ascending."""
+        return {
+            name: np.sort(self._order[name][: int(count)])
+            for name, count in policy.of_kind("channels").items()
+            if name in self._order
+        }
+
+    def _quantize(self, network: nn.Module, policy: Policy, places: dict[str, Places]) -> None:
+        weight_bits = policy.of_kind("weight_bits")
+        activation_bits = policy.of_kind("activation_bits")
+        for name in dict.fromkeys((*weight_bits, *activation_bits)):
+            layer = network.get_submodule(name)
+            if not can_quantize(layer):
+                raise SpaceError(
+                    f"a layer with bits must be a Conv2d or Linear, but '{name}' is a "
+                    f"{type(layer).__name__}; remove its bits from the policy"
+                )
+            stays = places.get(name, Places())
+            bits = int(weight_bits[name]) if name in weight_bits else None
+            quantizer = (
+                self._input_quantizer(name, int(activation_bits[name]))
+                if name in activation_bits
+                else None
+            )
+            scales = None if bits is None else self._weight_scales(name, bits, stays)
+            network.set_submodule(name, quantized_layer(layer, bits, scales, quantizer))
+
+    def _weight_scales(self, name: str, bits: int, stays: Places) -> Tensor:
+        """Scales of the kept outputs; those of all outputs are cached per kept inputs."""
+        layer = self.model.get_submodule(name)
+        depthwise = getattr(layer, "groups", 1) > 1
+        inputs = None if depthwise else stays.inputs
+        key = (name, bits, b"" if inputs is None else inputs.numpy().tobytes())
+        if key not in self._scales:
+            weight: Tensor = layer.get_parameter("weight")
+            sample = self._inputs.get(name)
+            if inputs is not None:
+                sample = None if sample is None else _of_channels(sample, inputs, weight)
+                weight = weight[:, inputs]
+            self._scales[key] = choose_scales(weight, bits, sample)
+            if len(self._scales) > _CACHED_SCALES:
+                self._scales.popitem(last=False)
+        scales = self._scales[key]
+        return scales if stays.out is None else scales[stays.out]
+
+    def _input_quantizer(self, name: str, bits: int) -> InputQuantizer:
+        if name not in self._inputs:
+            raise SpaceError(
+                f"activation_bits need calibration images to find ranges, but '{name}' has none; "
+                "pass calibration"
+            )
+        weight = self.model.get_submodule(name).get_parameter("weight")
+        return choose_input_quantizer(weight, bits, self._inputs[name])
+
+
+def _quantizable(compressor: Compressor) -> list[str]:
+    return [
+        layer.name
+        for layer in compressor.structure.layers
+        if can_quantize(compressor.model.get_submodule(layer.name))
+    ]
+
+
+def _of_channels(sample: Tensor, channels: Tensor, weight: Tensor) -> Tensor:
+    """Columns of (1, samples, in * kernel) that belong to some input channels."""
+    per_channel = sample.reshape(*sample.shape[:2], weight.shape[1], -1)
+    return per_channel[:, :, channels].flatten(2)
+
+
+def compress(
+    model: nn.Module,
+    policy: Policy,
+    example_input: Tensor,
+    calibration: Tensor | None = None,
+) -> nn.Module:
+    """Build the smaller network a policy describes.
+
+    Args:
+        model: the trained network; not changed, and no tensor is shared with the result.
+        policy: kept channels and bits.
+        example_input: (1, channels, height, width), or whatever the network takes.
+        calibration: (n, channels, height, width) images, a few hundred of the training set; they
+            choose clips and repair BatchNorm. Activation bits need them.
+
+    Returns:
+        A physically smaller network in evaluation mode, with trainable parameters.
+
+    Raises:
+        TraceError: the network cannot be followed.
+        SpaceError: the policy does not fit it.
+    """
+    built = Compressor(model, example_input, calibration).build(policy)
+    return copy.deepcopy(built).requires_grad_(True)
+
+
+def cost(model: nn.Module, policy: Policy, example_input: Tensor) -> dict[str, float]:
+    """What a policy's network costs per image: `size_bytes`, `macs`, `params`, `bitops`.
+
+    Args:
+        model: the network; not changed.
+        policy: kept channels and bits; an empty policy costs the original network.
+        example_input: (1, channels, height, width), or whatever the network takes.
+
+    Raises:
+        TraceError: the network cannot be followed.
+        SpaceError: the policy does not fit it.
+    """
+    structure: Structure = trace(model, example_input)[1]
+    return CostModel(structure)(policy)

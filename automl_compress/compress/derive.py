@@ -1,0 +1,148 @@
+"""From a network and rules to a search space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from automl_compress.compress.quantize import can_quantize
+from automl_compress.compress.structure import ChannelGroup, LayerShape, Structure
+from automl_compress.compress.trace import trace
+from automl_compress.errors import TraceError
+from automl_compress.space import Gene, SearchSpace, SpaceRules
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a network a space can change.
+
+    Args:
+        groups: channel groups that can be cut.
+        layers: layers that can be quantized.
+        parameters_share: share of the layers' weights that a gene can change, in [0, 1].
+        macs_share: share of the layers' multiply-accumulates likewise.
+        skipped: name and reason of every group and layer without a gene.
+    """
+
+    groups: int
+    layers: int
+    parameters_share: float
+    macs_share: float
+    skipped: tuple[tuple[str, str], ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "groups": self.groups,
+            "layers": self.layers,
+            "parameters_share": self.parameters_share,
+            "macs_share": self.macs_share,
+            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
+        }
+
+
+@dataclass(frozen=True)
+class DerivedSpace:
+    """A search space, and what of the network it covers."""
+
+    space: SearchSpace
+    coverage: Coverage
+
+
+def derive_space(
+    model: nn.Module, example_input: Tensor, rules: SpaceRules | None = None
+) -> DerivedSpace:
+    """Derive the search space of a network.
+
+    Raises:
+        TraceError: the network cannot be followed, or nothing in it can be compressed.
+        SpaceError: the rules do not fit the network.
+    """
+    working, structure = trace(model, example_input)
+    return space_of_structure(working, structure, rules or SpaceRules())
+
+
+def space_of_structure(model: nn.Module, structure: Structure, rules: SpaceRules) -> DerivedSpace:
+    """Resolve rules against a traced network; genes come in the network's order.
+
+    Raises:
+        TraceError: nothing can be compressed.
+        SpaceError: a pattern of the rules matches nothing.
+    """
+    rules.check_patterns([layer.name for layer in structure.layers])
+    skipped: list[tuple[str, str]] = []
+    genes: list[Gene] = []
+    groups = {group.name: group for group in structure.groups}
+    for layer in structure.layers:
+        if layer.name in groups:
+            genes += _channel_gene(groups[layer.name], structure, rules, skipped)
+        genes += _bit_genes(model, layer, rules, skipped)
+    if not genes:
+        first = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        raise TraceError(
+            f"a network must have something to compress, but every part is skipped ({first}); "
+            "unprotect a layer or add choices"
+        )
+    return DerivedSpace(SearchSpace(genes), _coverage(genes, structure, skipped))
+
+
+def _channel_gene(
+    group: ChannelGroup, structure: Structure, rules: SpaceRules, skipped: list[tuple[str, str]]
+) -> Iterator[Gene]:
+    layers = {layer.name for layer in structure.layers}
+    writers = [name for name in group.writers if name in layers]
+    rule = rules.for_names(writers).channels
+    counts = rule.counts(group.channels) if rule is not None else ()
+    name = f"channels:{group.name}"
+    if group.protected:
+        skipped.append((name, group.protected))
+    elif rules.is_protected(writers):
+        skipped.append((name, "protected by the rules"))
+    elif not counts or counts == (group.channels,):
+        skipped.append((name, "the rules offer no other channel count"))
+    else:
+        yield Gene(name, "channels", counts)
+
+
+def _bit_genes(
+    model: nn.Module, layer: LayerShape, rules: SpaceRules, skipped: list[tuple[str, str]]
+) -> Iterator[Gene]:
+    own = rules.for_names([layer.name])
+    if rules.is_protected([layer.name]):
+        skipped.append((f"weight_bits:{layer.name}", "protected by the rules"))
+        return
+    if not can_quantize(model.get_submodule(layer.name)):
+        skipped.append((f"weight_bits:{layer.name}", f"a {layer.kind} cannot be quantized"))
+        return
+    if own.weight_bits:
+        yield Gene(f"weight_bits:{layer.name}", "weight_bits", own.weight_bits)
+    if own.activation_bits:
+        yield Gene(f"activation_bits:{layer.name}", "activation_bits", own.activation_bits)
+
+
+def _coverage(genes: list[Gene], structure: Structure, skipped: list[tuple[str, str]]) -> Coverage:
+    cut = {gene.target for gene in genes if gene.kind == "channels"}
+    quantized = {gene.target for gene in genes if gene.kind == "weight_bits"}
+    touched = quantized | {
+        member.module for group in structure.groups if group.name in cut for member in group.members
+    }
+
+    def share(weight_of: Any) -> float:
+        total = sum(weight_of(layer) for layer in structure.layers)
+        inside = sum(weight_of(layer) for layer in structure.layers if layer.name in touched)
+        return inside / total if total else 0.0
+
+    return Coverage(
+        groups=len(cut),
+        layers=len(quantized),
+        parameters_share=share(_weights),
+        macs_share=share(lambda layer: _weights(layer) * layer.positions),
+        skipped=tuple(skipped),
+    )
+
+
+def _weights(layer: LayerShape) -> int:
+    return layer.out_channels * (layer.in_channels // layer.groups) * layer.kernel

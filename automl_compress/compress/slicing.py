@@ -1,0 +1,225 @@
+"""Cutting channels out of modules: new, smaller modules from kept positions.
+
+Nothing is changed in place. Tensors that are not cut are shared with the original network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from automl_compress.compress.channel_maps import ChannelMap
+from automl_compress.compress.structure import Axis, ChannelGroup
+from automl_compress.errors import CompressError
+
+Kept = Mapping[str, NDArray[np.int64]]
+"""By group name, (n_kept,) ascending channels of the group that stay."""
+
+CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Positions that stay along the axes of one module; None when an axis is not cut."""
+
+    out: Tensor | None = None
+    inputs: Tensor | None = None
+
+
+def cut_channels(model: nn.Module, groups: tuple[ChannelGroup, ...], kept: Kept) -> nn.Module:
+    """A copy of a network that keeps only some channels of its groups.
+
+    Args:
+        model: the original; not changed, its uncut tensors are shared with the result.
+        groups: all groups of the model.
+        kept: channels that stay; groups left out stay whole.
+
+    Raises:
+        CompressError: a module cannot be cut.
+    """
+    result = share_copy(model)
+    for name, places in kept_places(model, groups, kept).items():
+        _replace(result, name, places)
+    return result
+
+
+def share_copy(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own that shares all parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def kept_places(
+    model: nn.Module, groups: tuple[ChannelGroup, ...], kept: Kept
+) -> dict[str, Places]:
+    """What stays of every module that any group cuts, by module name."""
+    masks: dict[tuple[str, Axis], NDArray[np.bool_]] = {}
+    for group in groups:
+        if group.name not in kept or len(kept[group.name]) == group.channels:
+            continue
+        stays = np.zeros(group.channels, dtype=bool)
+        stays[kept[group.name]] = True
+        for member in group.members:
+            key = (member.module, member.axis)
+            if key not in masks:
+                masks[key] = np.ones(_axis_size(model, *key), dtype=bool)
+            masks[key][member.positions[~stays[member.channels]]] = False
+    places = {key: torch.from_numpy(np.flatnonzero(mask)) for key, mask in masks.items()}
+    names = dict.fromkeys(name for name, _ in places)
+    return {n: Places(places.get((n, "out")), places.get((n, "in"))) for n in names}
+
+
+def _axis_size(model: nn.Module, name: str, axis: Axis) -> int:
+    part = find_part(model, name)
+    if isinstance(part, ChannelMap):
+        return part.out_channels if axis == "out" else part.in_channels
+    if isinstance(part, nn.Parameter):
+        return part.shape[parameter_axis(part)]
+    if isinstance(part, nn.LayerNorm):
+        return int(part.normalized_shape[-1])
+    if isinstance(part, nn.PReLU):
+        return part.num_parameters
+    if isinstance(part, BATCH_NORMS):
+        return part.num_features
+    if isinstance(part, nn.Linear):
+        return part.out_features if axis == "out" else part.in_features
+    if isinstance(part, CONVOLUTIONS):
+        return part.out_channels if axis == "out" else part.in_channels
+    raise CompressError(f"'{name}' must be a module that can be cut, but is {type(part).__name__}")
+
+
+def parameter_axis(parameter: Tensor) -> int:
+    """Axis of a free parameter that carries channels: the last with more than one entry."""
+    return max((axis for axis, size in enumerate(parameter.shape) if size > 1), default=0)
+
+
+def find_part(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
+    """The module or free parameter of a name."""
+    parent, _, last = name.rpartition(".")
+    part: nn.Module | nn.Parameter = getattr(model.get_submodule(parent), last)
+    return part
+
+
+def _replace(model: nn.Module, name: str, places: Places) -> None:
+    part = find_part(model, name)
+    parent_name, _, last = name.rpartition(".")
+    smaller: nn.Module | nn.Parameter
+    if isinstance(part, nn.Parameter):
+        assert places.out is not None
+        axis = parameter_axis(part)
+        smaller = nn.Parameter(part.detach().index_select(axis, places.out), part.requires_grad)
+    else:
+        smaller = cut_module(part, places.out, places.inputs)
+    setattr(model.get_submodule(parent_name), last, smaller)
+
+
+def cut_module(module: nn.Module, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
+    """A smaller copy of one module.
+
+    Args:
+        module: a module of a type `can_cut` knows.
+        keep_out: (n,) output channels or features that stay, or None for all.
+        keep_in: (n,) input channels that stay, or None for all.
+
+    Raises:
+        CompressError: this type of module cannot be cut.
+    """
+    for kinds, cut in _CUTTERS:
+        if isinstance(module, kinds):
+            return cut(module, keep_out, keep_in)
+    raise CompressError(f"a {type(module).__name__} cannot be cut")
+
+
+def can_cut(module: nn.Module | nn.Parameter) -> bool:
+    """Whether channels can be cut out of a module or free parameter."""
+    if isinstance(module, CONVOLUTIONS):
+        return module.groups == 1 or module.groups == module.out_channels == module.in_channels
+    others = (nn.Parameter, nn.Linear, nn.LayerNorm, nn.PReLU, ChannelMap)
+    return isinstance(module, (*BATCH_NORMS, *others))
+
+
+def _cut_convolution(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
+    smaller = copy.copy(module)
+    weight, bias = module.weight, module.bias
+    if keep_out is not None:
+        weight, bias = weight[keep_out], None if bias is None else bias[keep_out]
+        smaller.out_channels = len(keep_out)
+    if module.groups > 1:  # depthwise: outputs and inputs are the same channels
+        smaller.groups = smaller.in_channels = smaller.out_channels
+    elif keep_in is not None:
+        weight = weight[:, keep_in]
+        smaller.in_channels = len(keep_in)
+    return _with_tensors(smaller, module, weight=weight, bias=bias)
+
+
+def _cut_linear(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
+    smaller = copy.copy(module)
+    weight, bias = module.weight, module.bias
+    if keep_out is not None:
+        weight, bias = weight[keep_out], None if bias is None else bias[keep_out]
+        smaller.out_features = len(keep_out)
+    if keep_in is not None:
+        weight = weight[:, keep_in]
+        smaller.in_features = len(keep_in)
+    return _with_tensors(smaller, module, weight=weight, bias=bias)
+
+
+def _cut_features(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
+    """Cut a module that treats every channel alone: normalizations and PReLU."""
+    keep = keep_out if keep_out is not None else keep_in
+    assert keep is not None
+    smaller = copy.copy(module)
+    names = ("weight", "bias", "running_mean", "running_var")
+    tensors = {
+        name: tensor[..., keep]
+        for name in names
+        if (tensor := getattr(module, name, None)) is not None
+    }
+    if isinstance(module, nn.LayerNorm):
+        smaller.normalized_shape = (*module.normalized_shape[:-1], len(keep))
+    elif isinstance(module, nn.PReLU):
+        smaller.num_parameters = len(keep)
+    else:
+        smaller.num_features = len(keep)
+    return _with_tensors(smaller, module, **tensors)
+
+
+def _cut_channel_map(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
+    out = torch.arange(module.out_channels) if keep_out is None else keep_out
+    inputs = torch.arange(module.in_channels) if keep_in is None else keep_in
+    smaller: nn.Module = module.cut(out, inputs)
+    return smaller.train(module.training)
+
+
+def _with_tensors(smaller: Any, module: Any, **tensors: Tensor | None) -> nn.Module:
+    """Give a shallow copy tables and tensors of its own."""
+    smaller._parameters = dict(module._parameters)
+    smaller._buffers = dict(module._buffers)
+    smaller._modules = dict(module._modules)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        value = tensor.detach().clone()
+        if name in module._parameters:
+            smaller._parameters[name] = nn.Parameter(value, module._parameters[name].requires_grad)
+        else:
+            smaller._buffers[name] = value
+    result: nn.Module = smaller
+    return result
+
+
+_Cutter = Callable[[Any, Tensor | None, Tensor | None], nn.Module]
+_CUTTERS: Final[tuple[tuple[tuple[type[nn.Module], ...], _Cutter], ...]] = (
+    (CONVOLUTIONS, _cut_convolution),
+    ((nn.Linear,), _cut_linear),
+    ((*BATCH_NORMS, nn.LayerNorm, nn.PReLU), _cut_features),
+    ((ChannelMap,), _cut_channel_map),
+)

@@ -1,0 +1,127 @@
+"""What a network is made of, as far as cutting and counting need to know. Plain numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Axis = Literal["out", "in"]
+
+
+@dataclass(frozen=True)
+class GroupMember:
+    """How one module takes part in a coupled group.
+
+    Args:
+        module: the module's name; for a free parameter, the parameter's name.
+        axis: `out` when the group's channels are the module's output (or its features, for
+            normalizations), `in` when they are its input.
+        positions: (n,) places along that axis.
+        channels: (n,) the group's channel each place belongs to; every channel owns equally many.
+    """
+
+    module: str
+    axis: Axis
+    positions: NDArray[np.int64]
+    channels: NDArray[np.int64]
+
+    def places_per_channel(self, group_channels: int) -> int:
+        """Places every channel of the group owns in this module."""
+        return len(self.positions) // group_channels
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must be cut together: residual sums, depthwise chains, concatenations.
+
+    Args:
+        name: name of the first layer that writes the channels.
+        channels: how many there are.
+        members: every module that writes, carries or reads them.
+        protected: why the group cannot be cut; empty when it can.
+    """
+
+    name: str
+    channels: int
+    members: tuple[GroupMember, ...]
+    protected: str = ""
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Modules whose output the channels are, in the network's order."""
+        return tuple(member.module for member in self.members if member.axis == "out")
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A convolution or linear layer: what its cost is computed from.
+
+    Args:
+        name: the module's name.
+        kind: the module's class, such as `Conv2d`.
+        out_channels: outputs.
+        in_channels: inputs of the whole layer.
+        groups: convolution groups; equal to `out_channels` for a depthwise layer.
+        kernel: weights per pair of channels, such as 9 for 3x3.
+        positions: output positions per image, summed over all uses of a shared layer.
+        bias: whether it has one.
+    """
+
+    name: str
+    kind: str
+    out_channels: int
+    in_channels: int
+    groups: int
+    kernel: int
+    positions: int
+    bias: bool
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every output reads one input of its own."""
+        return self.groups > 1 and self.groups == self.out_channels == self.in_channels
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """Anything outside the layers that holds values: normalizations, tables, free parameters.
+
+    Args:
+        name: the module's or tensor's name.
+        channels: entries along the axis that groups may cut.
+        params_per_channel: parameter values each of them holds.
+        bytes_per_channel: bytes each of them takes in a file, buffers included.
+    """
+
+    name: str
+    channels: int
+    params_per_channel: int
+    bytes_per_channel: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Everything known about a network's shape.
+
+    Args:
+        groups: coupled channel groups, in the network's order, protected ones included.
+        layers: layers with weights, in the network's order.
+        stored: everything else that holds values.
+        other_macs: multiply-accumulates outside the layers, such as attention products.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[LayerShape, ...]
+    stored: tuple[StoredPart, ...]
+    other_macs: int
+
+    def group(self, name: str) -> ChannelGroup | None:
+        """The group of a name, or None."""
+        return next((group for group in self.groups if group.name == name), None)
+
+    def layer(self, name: str) -> LayerShape | None:
+        """The layer of a name, or None."""
+        return next((layer for layer in self.layers if layer.name == name), None)

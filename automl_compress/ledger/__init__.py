@@ -1,0 +1,27 @@
+"""The ledger of evaluations and charges, and a study's folder read back."""
+
+from automl_compress.ledger.result import (
+    LEDGER,
+    MANIFEST,
+    TIMING_COLUMNS,
+    ContestantRecord,
+    FrontPoint,
+    Manifest,
+    StudyResult,
+    write_text,
+)
+from automl_compress.ledger.store import Charge, Ledger, Place
+
+__all__ = [
+    "LEDGER",
+    "MANIFEST",
+    "TIMING_COLUMNS",
+    "Charge",
+    "ContestantRecord",
+    "FrontPoint",
+    "Ledger",
+    "Manifest",
+    "Place",
+    "StudyResult",
+    "write_text",
+]

@@ -1,0 +1,328 @@
+"""A study's folder, read back: its manifest, its ledger, its front."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from automl_compress.errors import StudyError
+from automl_compress.evaluate import UNITS, Constraint, Evaluation, objective_values, violations
+from automl_compress.ledger.store import Charge, Ledger
+from automl_compress.pareto import front_mask
+from automl_compress.space import Policy
+
+MANIFEST_VERSION: Final = 1
+MANIFEST: Final = "run.json"
+LEDGER: Final = "ledger.sqlite"
+TIMING_COLUMNS: Final = ("hit", "seconds", "finished")
+"""Columns of the table of evaluations that may differ between two runs of one study."""
+
+
+@dataclass(frozen=True)
+class ContestantRecord:
+    """One contestant of a study.
+
+    Args:
+        name: unique in the study, `strategy-seed`.
+        strategy: the strategy's registered name.
+        seed: its seed.
+        in_race: False for the uniform line that is drawn for reference only.
+    """
+
+    name: str
+    strategy: str
+    seed: int
+    in_race: bool = True
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `run.json` says of a study.
+
+    Args:
+        study: its name.
+        status: `running`, `interrupted` or `finished`.
+        config: the sweep file's settings with every default filled in.
+        fingerprint: hash of everything that decides the study's evaluations.
+        objectives: names of the minimised objectives.
+        constraints: absolute constraints.
+        budget: evaluations each contestant is charged.
+        estimator: identity of the search's estimator.
+        test_estimator: identity of the estimator on the final test images.
+        baseline: metrics of the uncompressed network on the search's images.
+        test_baseline: the same on the final test images.
+        contestants: everyone who asks for evaluations.
+        finalists: keys of the policies measured on the final test images.
+        space: the search space, `SearchSpace.to_dict()`.
+        coverage: what of the network the space covers.
+        workload: name, split sizes and content hashes.
+        environment: versions, hardware, git commit, time.
+    """
+
+    study: str
+    status: str
+    config: Mapping[str, Any]
+    fingerprint: str
+    objectives: tuple[str, ...]
+    constraints: tuple[Constraint, ...]
+    budget: int
+    estimator: str
+    test_estimator: str
+    baseline: Mapping[str, float]
+    test_baseline: Mapping[str, float]
+    contestants: tuple[ContestantRecord, ...]
+    finalists: tuple[str, ...] = ()
+    space: Mapping[str, Any] = field(default_factory=dict)
+    coverage: Mapping[str, Any] = field(default_factory=dict)
+    workload: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    version: int = MANIFEST_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json`, whole or not at all."""
+        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read `run.json`.
+
+        Raises:
+            StudyError: it is missing, broken or of a newer version.
+        """
+        path = folder / MANIFEST
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            version = data["version"]
+            if version > MANIFEST_VERSION:
+                raise StudyError(
+                    f"the version of '{path}' must be at most {MANIFEST_VERSION}, but is "
+                    f"{version}; use a newer automl-compress"
+                )
+            data["constraints"] = tuple(Constraint(**c) for c in data["constraints"])
+            data["contestants"] = tuple(ContestantRecord(**c) for c in data["contestants"])
+            data["objectives"] = tuple(data["objectives"])
+            data["finalists"] = tuple(data["finalists"])
+            return cls(**data)
+        except OSError as reason:
+            raise StudyError(
+                f"a study's folder must hold {MANIFEST}, but '{folder}' does not; "
+                "give the folder a search wrote"
+            ) from reason
+        except (ValueError, KeyError, TypeError) as reason:
+            if isinstance(reason, StudyError):
+                raise
+            raise StudyError(
+                f"'{path}' must be a study's manifest, but is broken; restore it from a copy"
+            ) from reason
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One point of a study's merged front.
+
+    Args:
+        policy: the candidate.
+        objectives: minimised value by name, on the search's images.
+        test_accuracy: share in [0, 1] on the final test images; None unless a finalist.
+        strategy: who found it first: its round decides, then the order of contestants.
+        seed: that contestant's seed.
+    """
+
+    policy: Policy
+    objectives: Mapping[str, float]
+    test_accuracy: float | None
+    strategy: str
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as in `front.json`."""
+        return {
+            "policy": self.policy.to_dict(),
+            "objectives": dict(self.objectives),
+            "test_accuracy": self.test_accuracy,
+            "strategy": self.strategy,
+            "seed": self.seed,
+        }
+
+
+class StudyResult:
+    """A study's folder: what was asked for, evaluated and found.
+
+    Args:
+        folder: a folder that holds `run.json` and `ledger.sqlite`.
+
+    Raises:
+        StudyError: a file is missing or broken.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        if not (self.folder / LEDGER).is_file():
+            raise StudyError(
+                f"a study's folder must hold {LEDGER}, but '{folder}' does not; "
+                "give the folder a search wrote"
+            )
+        with Ledger(self.folder / LEDGER) as ledger:
+            self._charges = {c.name: ledger.charges(c.name) for c in self.manifest.contestants}
+            self._tests = {
+                e.policy.key: e for e in ledger.evaluations(self.manifest.test_estimator)
+            }
+
+    def charges(self, contestant: str) -> list[Charge]:
+        """What a contestant was told, in the order it asked.
+
+        Raises:
+            KeyError: there is no such contestant.
+        """
+        return self._charges[contestant]
+
+    def test_evaluation(self, policy: Policy) -> Evaluation | None:
+        """The measurement of a finalist on the final test images, or None."""
+        return self._tests.get(policy.key)
+
+    @cached_property
+    def _asked(self) -> list[tuple[Charge, ContestantRecord]]:
+        """All charges in the order of a serial run: by round, contestant, position."""
+        order = {c.name: (i, c) for i, c in enumerate(self.manifest.contestants)}
+        everything = [
+            (charge, order[name][1], (charge.place.round, order[name][0], charge.place.position))
+            for name, charges in self._charges.items()
+            for charge in charges
+        ]
+        everything.sort(key=lambda item: item[2])
+        return [(charge, record) for charge, record, _ in everything]
+
+    def front(self) -> list[FrontPoint]:
+        """The merged front of all contestants, smallest error first.
+
+        Only policies that meet every constraint count.
+        """
+        first: dict[str, tuple[Charge, ContestantRecord]] = {}
+        for charge, record in self._asked:
+            if charge.evaluation.ok:
+                first.setdefault(charge.evaluation.policy.key, (charge, record))
+        evaluations = [charge.evaluation for charge, _ in first.values()]
+        values = objective_values(evaluations, self.manifest.objectives)
+        values[(violations(evaluations, self.manifest.constraints) > 0).any(axis=1)] = np.inf
+        kept = [
+            item
+            for item, on_front in zip(first.values(), front_mask(values), strict=True)
+            if on_front
+        ]
+        points = [self._point(charge.evaluation, record) for charge, record in kept]
+        return sorted(points, key=lambda p: [p.objectives[n] for n in self.manifest.objectives])
+
+    def _point(self, evaluation: Evaluation, record: ContestantRecord) -> FrontPoint:
+        test = self._tests.get(evaluation.policy.key)
+        return FrontPoint(
+            policy=evaluation.policy,
+            objectives={n: evaluation.minimised(n) for n in self.manifest.objectives},
+            test_accuracy=test.metrics["accuracy"] if test is not None and test.ok else None,
+            strategy=record.strategy,
+            seed=record.seed,
+        )
+
+    def front_document(self) -> dict[str, Any]:
+        """The content of `front.json`."""
+        names = self.manifest.objectives
+        baseline = dict(self.manifest.baseline)
+        baseline["error"] = 1.0 - baseline["accuracy"]
+        return {
+            "version": 1,
+            "objectives": [{"name": n, "unit": UNITS[n]} for n in names],
+            "baseline": {n: baseline[n] for n in names},
+            "points": [point.to_dict() for point in self.front()],
+        }
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per evaluation a contestant was told, contestants in order.
+
+        `shared` says whether the policy had been asked for before, in the order of a serial run;
+        the columns `TIMING_COLUMNS` depend on the run's timing, all others only on the study.
+        """
+        seen: set[str] = set()
+        shared: dict[tuple[str, int], bool] = {}
+        for charge, _ in self._asked:
+            key = charge.evaluation.policy.key
+            shared[charge.place.contestant, charge.place.position] = key in seen
+            seen.add(key)
+        rows = [
+            _row(record, charge, shared[charge.place.contestant, charge.place.position])
+            for record in self.manifest.contestants
+            for charge in self._charges[record.name]
+        ]
+        return pd.DataFrame(rows, columns=_COLUMNS)
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the study and write `evaluations.parquet` and `front.json` beside it.
+
+        Args:
+            folder: made when missing; may be the study's own folder.
+
+        Raises:
+            StudyError: the folder holds another study.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        if target.resolve() != self.folder.resolve():
+            if (target / MANIFEST).exists():
+                raise StudyError(
+                    f"the folder of a copy must hold no study, but '{target}' does; "
+                    "choose another folder"
+                )
+            with Ledger(self.folder / LEDGER) as ledger:
+                ledger.copy_to(target / LEDGER)
+            shutil.copyfile(self.folder / MANIFEST, target / MANIFEST)
+        partial = target / "evaluations.parquet.part"
+        self.to_dataframe().to_parquet(partial, index=False)
+        partial.replace(target / "evaluations.parquet")
+        write_text(target / "front.json", json.dumps(self.front_document(), indent=1) + "\n")
+
+
+_METRICS = ("accuracy", "size_bytes", "macs", "params", "bitops")
+_COLUMNS = (
+    *("contestant", "strategy", "seed", "in_race", "position", "round", "policy_key", "policy"),
+    *("status", "reason", *_METRICS, "images", "shared", *TIMING_COLUMNS),
+)
+
+
+def _row(record: ContestantRecord, charge: Charge, shared: bool) -> dict[str, Any]:
+    evaluation = charge.evaluation
+    return {
+        "contestant": record.name,
+        "strategy": record.strategy,
+        "seed": record.seed,
+        "in_race": record.in_race,
+        "position": charge.place.position,
+        "round": charge.place.round,
+        "policy_key": evaluation.policy.key,
+        "policy": evaluation.policy.to_json(),
+        "status": evaluation.status,
+        "reason": evaluation.reason,
+        **{name: evaluation.metrics.get(name, np.nan) for name in _METRICS},
+        "images": evaluation.images,
+        "shared": shared,
+        "hit": charge.hit,
+        "seconds": evaluation.seconds,
+        "finished": charge.finished,
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)

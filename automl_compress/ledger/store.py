@@ -1,0 +1,246 @@
+"""The ledger: every evaluation ever made, and what each contestant was charged for it.
+
+SQLite in write-ahead mode with full synchronisation: a commit survives `kill -9` and a power
+cut. One process writes (the engine's dispatcher); any number may read.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from automl_compress.errors import EngineError, StudyError
+from automl_compress.evaluate import Evaluation, Status
+from automl_compress.space import Policy
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS evaluations (
+    policy_key TEXT NOT NULL,
+    estimator TEXT NOT NULL,
+    policy TEXT NOT NULL,
+    status TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    metrics TEXT NOT NULL,
+    images INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    contestant TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    finished REAL NOT NULL,
+    PRIMARY KEY (policy_key, estimator)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS charges (
+    contestant TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    policy_key TEXT NOT NULL,
+    estimator TEXT NOT NULL,
+    hit INTEGER NOT NULL,
+    PRIMARY KEY (contestant, position)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a study an evaluation is asked for.
+
+    Args:
+        contestant: the contestant's name.
+        position: how many evaluations it asked for before, from 0.
+        round: the round of asking, from 0.
+    """
+
+    contestant: str
+    position: int
+    round: int
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One evaluation a contestant was told, in the order it asked.
+
+    Args:
+        place: who asked, and when.
+        evaluation: the answer.
+        hit: whether it was already made, or being made, for someone else. Depends on timing.
+        finished: when the evaluation was made, seconds since 1970.
+    """
+
+    place: Place
+    evaluation: Evaluation
+    hit: bool
+    finished: float
+
+
+class Ledger:
+    """Durable store of evaluations and charges.
+
+    Args:
+        path: the SQLite file; made when missing. ":memory:" keeps it in memory.
+
+    Raises:
+        StudyError: the file is no ledger, or of a newer version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = str(path)
+        try:
+            self._db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+            if version > SCHEMA_VERSION:
+                raise StudyError(
+                    f"the ledger's version must be at most {SCHEMA_VERSION}, but '{path}' has "
+                    f"{version}; use a newer automl-compress"
+                )
+            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except sqlite3.Error as reason:
+            raise StudyError(
+                f"a ledger must be an SQLite file that can be written, but '{path}' is not: "
+                f"{reason}; move it away or choose another folder"
+            ) from reason
+
+    def find(self, keys: Iterable[str], estimator: str) -> dict[str, Evaluation]:
+        """Evaluations of one estimator by policy key; keys without one are left out."""
+        found = {}
+        for key in keys:
+            row = self._db.execute(
+                "SELECT policy, status, reason, metrics, images, seconds FROM evaluations"
+                " WHERE policy_key = ? AND estimator = ?",
+                (key, estimator),
+            ).fetchone()
+            if row is not None:
+                found[key] = _evaluation(estimator, *row)
+        return found
+
+    def add(self, evaluation: Evaluation, place: Place) -> None:
+        """Commit one evaluation. An evaluation that is already there stays as it is.
+
+        Args:
+            evaluation: the answer of an estimator.
+            place: who asked first.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
+        row = (
+            evaluation.policy.key,
+            evaluation.estimator,
+            evaluation.policy.to_json(),
+            evaluation.status,
+            evaluation.reason,
+            json.dumps(dict(evaluation.metrics)),
+            evaluation.images,
+            evaluation.seconds,
+            place.contestant,
+            place.position,
+            time.time(),
+        )
+        self._write(
+            "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [row]
+        )
+
+    def charge(self, places: Sequence[Place], evaluations: Sequence[Evaluation]) -> None:
+        """Commit what a contestant is charged, before it is told.
+
+        A place that was charged before, in a run that was killed, stays as it is. An evaluation
+        counts as a hit unless it was made for this very place.
+
+        Args:
+            places: n places.
+            evaluations: n evaluations, already added.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
+        rows = []
+        for place, evaluation in zip(places, evaluations, strict=True):
+            made_for = self._db.execute(
+                "SELECT contestant, position FROM evaluations"
+                " WHERE policy_key = ? AND estimator = ?",
+                (evaluation.policy.key, evaluation.estimator),
+            ).fetchone()
+            hit = made_for != (place.contestant, place.position)
+            rows.append((*astuple(place), evaluation.policy.key, evaluation.estimator, int(hit)))
+        self._write("INSERT OR IGNORE INTO charges VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def charges(self, contestant: str) -> list[Charge]:
+        """What a contestant was told, in the order it asked."""
+        rows = self._db.execute(
+            "SELECT c.position, c.round, c.hit, e.finished, e.estimator,"
+            " e.policy, e.status, e.reason, e.metrics, e.images, e.seconds"
+            " FROM charges c JOIN evaluations e USING (policy_key, estimator)"
+            " WHERE c.contestant = ? ORDER BY c.position",
+            (contestant,),
+        )
+        return [
+            Charge(Place(contestant, position, round_), _evaluation(*rest), bool(hit), finished)
+            for position, round_, hit, finished, *rest in rows
+        ]
+
+    def evaluations(self, estimator: str) -> Iterator[Evaluation]:
+        """All evaluations of one estimator, in the order of their policy keys."""
+        rows = self._db.execute(
+            "SELECT policy, status, reason, metrics, images, seconds FROM evaluations"
+            " WHERE estimator = ? ORDER BY policy_key",
+            (estimator,),
+        )
+        for row in rows:
+            yield _evaluation(estimator, *row)
+
+    def __len__(self) -> int:
+        return int(self._db.execute("SELECT COUNT(*) FROM evaluations").fetchone()[0])
+
+    def copy_to(self, path: Path) -> None:
+        """Write a complete copy to another file, also while the ledger is in use."""
+        target = sqlite3.connect(path)
+        try:
+            self._db.backup(target)
+        finally:
+            target.close()
+
+    def close(self) -> None:
+        """Close the file; the ledger cannot be used afterwards."""
+        self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(statement, rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as reason:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise EngineError(
+                f"the ledger '{self._path}' must take every evaluation, but did not: {reason}; "
+                "free disk space or check its folder, then resume"
+            ) from reason
+
+
+def _evaluation(
+    estimator: str, policy: str, status: str, reason: str, metrics: str, images: int, seconds: float
+) -> Evaluation:
+    outcome: Status = "ok" if status == "ok" else "failed"
+    return Evaluation(
+        Policy.from_json(policy), estimator, json.loads(metrics), outcome, reason, images, seconds
+    )

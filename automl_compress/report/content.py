@@ -1,0 +1,354 @@
+"""What a report says, in which order."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any, Final
+
+from automl_compress.evaluate import USEFUL_LOSS
+from automl_compress.report import formats, tables
+from automl_compress.report.document import (
+    Block,
+    Bullets,
+    Code,
+    Details,
+    Document,
+    Heading,
+    Paragraph,
+)
+from automl_compress.report.figures import Drawing
+from automl_compress.report.statistics import Summary, wall_clock
+
+_FEW_SEEDS: Final = 5
+_KNOWN_COVERAGE: Final = ("groups", "parameters_share", "macs_share", "skipped")
+
+
+def build_document(summary: Summary, drawings: Mapping[str, Drawing]) -> Document:
+    """The report of a study.
+
+    Args:
+        summary: the study.
+        drawings: its figures by name, see `figures.draw_all`.
+    """
+    return Document(
+        f"Compression study {summary.result.manifest.study}",
+        (
+            *_headline(summary, drawings),
+            *_fronts(summary, drawings),
+            *_comparison(summary, drawings),
+            *_method(summary),
+        ),
+    )
+
+
+# Headline
+
+
+def _headline(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
+    blocks: list[Block] = [
+        Paragraph(_status(summary)),
+        Bullets(tuple(_workload(summary))),
+        Heading("Results on the test images"),
+        Paragraph(_baseline(summary)),
+    ]
+    if not summary.finalists:
+        blocks.append(Paragraph(
+            "No finalist is chosen yet, so there is no test result of a compressed network. "
+            "What follows are search estimates."
+        ))  # fmt: skip
+        return blocks
+    blocks += [Paragraph(_headline_note(summary)), tables.finalists_table(summary)]
+    if summary.measured and summary.test_accuracy is not None:
+        blocks += [tables.picks_table(summary), Paragraph(_picks_note(summary))]
+    blocks += [drawings[name] for name in ("finalists",) if name in drawings]
+    return [*blocks, _policies(summary)]
+
+
+def _status(summary: Summary) -> str:
+    manifest = summary.result.manifest
+    counts = [number for group in summary.race for number in group.evaluations]
+    made = f"{sum(counts):,} of {manifest.budget * len(counts):,} evaluations are made"
+    extra = len(summary.frame) - sum(counts)
+    if extra:
+        made += f", and {extra:,} for the reference"
+    if manifest.status == "finished":
+        return f"The study is finished: {made}."
+    if manifest.status == "interrupted":
+        return f"The study was interrupted: {made}. It can be resumed, see the end."
+    return f"The study is still running: {made}. This is what there was when this was written."
+
+
+def _workload(summary: Summary) -> list[str]:
+    workload = summary.result.manifest.workload
+    splits = ", ".join(f"{name} {size:,}" for name, size in summary.splits.items())
+    return [
+        f"Network: {_named(workload, 'name', 'model')}",
+        f"Data: {_named(workload, 'data')}",
+        f"Images: {splits or 'the manifest does not say'}",
+    ]
+
+
+def _named(workload: Mapping[str, Any], *keys: str) -> str:
+    """The first of some keys that is there; of a mapping its values."""
+    value = next((workload[key] for key in keys if workload.get(key)), None)
+    if value is None:
+        return "the manifest does not say"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return str(value)
+
+
+def _baseline(summary: Summary) -> str:
+    baseline = summary.result.manifest.baseline
+    costs = " and ".join(
+        f"{formats.cost(name, baseline[name], baseline[name])}"
+        f"{'' if name == 'size_bytes' else ' ' + formats.TITLES[name]}"
+        for name in summary.costs
+        if name in ("size_bytes", "macs")
+    )
+    takes = f" It takes {costs}." if costs else ""
+    if summary.test_accuracy is None:
+        return f"The uncompressed network is not measured on the test images yet.{takes}"
+    images = f" {summary.test_images:,}" if summary.test_images else ""
+    share = formats.percent(summary.test_accuracy)
+    bounds = (
+        f" (95 % interval {formats.interval(summary.test_interval)})"
+        if summary.test_interval
+        else ""
+    )
+    return (
+        f"The uncompressed network is right on {share} of the{images} test images{bounds}.{takes}"
+    )
+
+
+def _headline_note(summary: Summary) -> str:
+    waiting = len(summary.finalists) - len(summary.measured)
+    has = "has" if waiting == 1 else "have"
+    missing = f" {formats.count(waiting, 'finalist')} {has} no test result." if waiting else ""
+    return (
+        "The search never saw these images. Shares in brackets are of the uncompressed network "
+        "in 32-bit floats. The search estimate comes from the search images; finalists were "
+        "chosen by it, so it tends to be too high. Intervals are Wilson's and cover the finite "
+        f"number of test images only.{missing}"
+    )
+
+
+def _picks_note(summary: Summary) -> str:
+    return (
+        f"These picks are the best of {formats.count(len(summary.measured), 'finalist')} by test "
+        "accuracy, so their test accuracy tends to be slightly too high as well."
+    )
+
+
+def _policies(summary: Summary) -> Details:
+    folded = tuple(
+        Details(
+            f"Finalist {finalist.number} ({finalist.estimate.policy.key})",
+            (Code(tables.policy_text(finalist.estimate)),),
+        )
+        for finalist in summary.finalists
+    )
+    return Details(f"Policies of {formats.count(len(folded), 'finalist')}", folded)
+
+
+# Fronts
+
+
+def _fronts(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
+    blocks: list[Block] = [Heading("Fronts of the search"), Paragraph(_front_note(summary))]
+    blocks += [drawing for name, drawing in drawings.items() if name.startswith("front_")]
+    if summary.other_front:
+        table = tables.front_points_table(summary)
+        blocks.append(Details(f"{table.caption} ({len(table.rows):,})", (table,)))
+    return blocks
+
+
+def _front_note(summary: Summary) -> str:
+    if not summary.front:
+        return "No evaluation has succeeded and met every constraint, so there is no front."
+    count = formats.count(len(summary.front), "network")
+    return (
+        f"The merged front of all contestants holds {count}. All accuracies in this section are "
+        "estimates on the search images."
+    )
+
+
+# Comparison
+
+
+def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
+    blocks: list[Block] = [Heading("Comparison of the strategies")]
+    if summary.frame.empty:
+        return [*blocks, Paragraph("No evaluation is made yet, so there is nothing to compare.")]
+    blocks += [Paragraph(text) for text in (_hypervolume_note(), _seeds_note(summary))]
+    blocks += [tables.hypervolume_table(summary, kind) for kind in ("useful", "plain")]
+    if not summary.level:
+        blocks.append(Paragraph(
+            "The contestants have not made equally many evaluations. Their ends cannot be "
+            "compared, so nothing is ranked."
+        ))  # fmt: skip
+    blocks += [d for name, d in drawings.items() if name.startswith("hypervolume_")]
+    blocks += [Paragraph(_sharing_note()), tables.charges_table(summary)]
+    failures = tables.failures_table(summary)
+    blocks += [failures] if failures else [Paragraph("No evaluation failed.")]
+    return [*blocks, Paragraph(_timing_note(summary)), tables.timing_table(summary)]
+
+
+def _hypervolume_note() -> str:
+    return (
+        "Hypervolume is the share of a box that the networks found so far dominate; more is "
+        "better. The plain box reaches from 0 to error 1 and to the costs of the uncompressed "
+        "network. The useful box reaches only to the error of the uncompressed network plus "
+        f"{100 * USEFUL_LOSS:g} points, so that ruined networks count nothing. Errors are search "
+        "estimates. Failed evaluations and those that break a constraint count nothing. A dash "
+        "means that not every seed has come that far."
+    )
+
+
+def _seeds_note(summary: Summary) -> str:
+    seeds = {len(group.members) for group in summary.race}
+    fewest = min(seeds, default=0)
+    each = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else formats.count(
+        fewest, "seed"
+    )  # fmt: skip
+    note = f"Every strategy ran with {each}. The range shown is from the lowest to the highest."
+    if fewest < _FEW_SEEDS:
+        note += (
+            " That is too few to call a difference significant: another set of seeds may turn "
+            "the order around."
+        )
+    note += " The rank is by mean useful hypervolume at the end."
+    if len(summary.race) < len(summary.strategies):
+        note += " The reference is not in the race and is not ranked."
+    return note
+
+
+def _sharing_note() -> str:
+    return (
+        "Every evaluation a contestant asked for is charged to it, also when the answer was "
+        "known. Shared ones had been asked for before, counted in the order of a serial run."
+    )
+
+
+def _timing_note(summary: Summary) -> str:
+    return (
+        "Time charged is what the evaluations took where they were made; time spent leaves out "
+        "those that were answered from the ledger. From the first evaluation to the last "
+        f"{formats.duration(wall_clock(summary.frame))} passed, pauses included."
+    )
+
+
+# Method
+
+
+def _method(summary: Summary) -> list[Block]:
+    return [
+        Heading("How it was measured"),
+        Bullets(tuple(_rules(summary))),
+        *_space(summary),
+        *_setting_tables(summary),
+        *_commands(summary),
+    ]
+
+
+def _rules(summary: Summary) -> list[str]:
+    manifest = summary.result.manifest
+    constraints = ", ".join(c.text or f"{c.metric} <= {c.limit:g}" for c in manifest.constraints)
+    return [
+        "The images are split into sets that share none: for calibration and training, for the "
+        "search, for the final test. The search sees the first two only.",
+        "Size is what the packed file holds: weights at their bit-widths, with their scales, "
+        "BatchNorm and biases. 1 kB is 1,000 bytes.",
+        "MACs are multiply-accumulates for one image, counted after the inputs of the following "
+        "layers are removed too.",
+        f"Objectives, all minimised: {', '.join(manifest.objectives)}.",
+        f"Constraints: {constraints or 'none'}.",
+        f"Budget: {formats.count(manifest.budget, 'evaluation')} for each contestant.",
+        f"Estimator of the search: {manifest.estimator}. Of the test: {manifest.test_estimator}.",
+    ]
+
+
+def _space(summary: Summary) -> list[Block]:
+    genes = summary.result.manifest.space.get("genes")
+    text = "The manifest does not state the search space."
+    if isinstance(genes, Mapping) and genes:
+        text = _space_text(genes)
+    return [Heading("Search space", 3), Paragraph(text), *_coverage(summary)]
+
+
+def _space_text(genes: Mapping[str, Any]) -> str:
+    kinds: dict[str, int] = {}
+    policies = 1
+    for name, values in genes.items():
+        kind = name.partition(":")[0]
+        kinds[kind] = kinds.get(kind, 0) + 1
+        policies *= len(values)
+    parts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
+    number = f"{policies:,}" if policies < 1e6 else f"about 10^{len(str(policies)) - 1}"
+    return f"{formats.count(len(genes), 'gene')} ({parts}) that make {number} policies."
+
+
+def _coverage(summary: Summary) -> list[Block]:
+    coverage = summary.result.manifest.coverage
+    blocks: list[Block] = []
+    facts = _coverage_facts(coverage)
+    if facts:
+        blocks.append(tables.facts_table("What of the network the space covers", facts))
+    skipped = coverage.get("skipped") or ()
+    rows = {str(i.get("name", formats.MISSING)): i.get("reason") for i in skipped}
+    if rows:
+        table = tables.facts_table("Layers the space leaves alone", rows)
+        blocks.append(Details(f"{formats.count(len(rows), 'layer')} left alone", (table,)))
+    return blocks
+
+
+def _coverage_facts(coverage: Mapping[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if "groups" in coverage:
+        groups = coverage["groups"]
+        facts["channel groups"] = len(groups) if isinstance(groups, list | dict) else groups
+    for key, title in (("parameters_share", "parameters"), ("macs_share", "MACs")):
+        if isinstance(coverage.get(key), int | float):
+            facts[f"share of the {title}"] = formats.percent(coverage[key])
+    return facts | {k: v for k, v in coverage.items() if k not in _KNOWN_COVERAGE}
+
+
+def _setting_tables(summary: Summary) -> list[Block]:
+    manifest = summary.result.manifest
+    workload = {
+        key: value for key, value in manifest.workload.items() if key not in ("name", "splits")
+    }
+    named = (
+        ("Estimate", manifest.config.get("estimate")),
+        ("Workload", workload),
+        ("Environment", manifest.environment),
+    )
+    return [
+        block
+        for title, facts in named
+        if isinstance(facts, Mapping) and facts
+        for block in (Heading(title, 3), tables.facts_table(f"{title} as recorded", facts))
+    ]
+
+
+def _commands(summary: Summary) -> list[Block]:
+    manifest = summary.result.manifest
+    settings = json.dumps(dict(manifest.config), indent=1, ensure_ascii=False)
+    blocks: list[Block] = [Heading("To do it again", 3)]
+    if manifest.status != "finished":
+        folder = shlex.quote(summary.result.folder.resolve().name)
+        blocks += [
+            Paragraph("This goes on where the study stopped:"),
+            Code(f"automl-compress resume {folder}"),
+        ]
+    return [
+        *blocks,
+        Paragraph(
+            "This runs the same study from its settings below. The same seeds give the same "
+            "evaluations:"
+        ),
+        Code("automl-compress search study.yaml"),
+        Details("study.yaml: all settings, JSON being YAML too", (Code(settings),)),
+    ]

@@ -1,0 +1,426 @@
+"""Figures of a report, as SVG text that is the same whenever the study is the same."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from automl_compress.evaluate import USEFUL_LOSS
+from automl_compress.report.formats import TITLES
+from automl_compress.report.statistics import Finalist, StrategyScores, Summary, cost_front
+
+# Okabe and Ito 2008, "Color Universal Design", without black and yellow; then two darker ones.
+_COLOURS: Final = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
+    *("#882255", "#6B4E16"),
+)
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+_REFERENCE: Final = {"color": "#6b6b6b", "marker": "x", "linestyle": "--"}
+_INK: Final = "#222222"
+_MOST_POINTS: Final = 160
+_MOST_SPOTS: Final = 110
+_LOG_ABOVE: Final = 4.0
+_STYLE: Final[dict[str, Any]] = {
+    "text.parse_math": False,  # names of strategies are not formulas
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+_NO_METADATA: Final = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+_LONG: Final = re.compile(r"(\d\.\d\d)\d+")
+
+Look = Mapping[str, Any]
+"""Colour, marker and line style of one strategy, as matplotlib takes them."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One finished figure.
+
+    Args:
+        name: file name without its ending; also the prefix of every id inside.
+        svg: the whole file.
+        alt: what the figure shows, for those who cannot see it.
+        caption: how to read it.
+    """
+
+    name: str
+    svg: str
+    alt: str
+    caption: str
+
+
+def draw_all(summary: Summary) -> dict[str, Drawing]:
+    """Every figure of a report by name; none while no evaluation can be drawn."""
+    if not summary.has_values:
+        return {}
+    names = [name for name in summary.result.manifest.objectives if name != "error"]
+    drawings = [draw_front(summary, name) for name in names]
+    drawings += [draw_hypervolume(summary, kind) for kind in ("useful", "plain")]
+    if summary.measured and summary.test_accuracy is not None:
+        drawings.append(draw_finalists(summary, names[0]))
+    return {drawing.name: drawing for drawing in drawings}
+
+
+def looks(strategies: Sequence[StrategyScores]) -> dict[str, Look]:
+    """One look per label, the same in every figure of a study."""
+    chosen: dict[str, Look] = {}
+    for position, group in enumerate(strategies):
+        chosen[group.label] = (
+            {
+                "color": _COLOURS[position % len(_COLOURS)],
+                "marker": _MARKERS[position % len(_MARKERS)],
+                "linestyle": "-",
+            }
+            if group.in_race
+            else _REFERENCE
+        )
+    return chosen
+
+
+# Fronts
+
+
+def draw_front(summary: Summary, cost: str) -> Drawing:
+    """Best accuracy at every cost by strategy: the useful region, and the whole range beside it."""
+    name, title = f"front_{cost}", TITLES[cost]
+    fronts = {group.label: _front(summary, group, cost) for group in summary.strategies}
+    accuracy = 100 * summary.result.manifest.baseline["accuracy"]
+    with _styled(name):
+        figure, (zoom, whole) = _panels()
+        for axes in (zoom, whole):
+            _draw_fronts(axes, fronts, looks(summary.strategies), accuracy)
+        limits = _zoom(zoom, fronts.values(), accuracy)
+        _whole(whole, fronts.values(), accuracy, limits)
+        zoom.set_ylabel("accuracy on the search images, %")
+        zoom.set_title(f"within {100 * USEFUL_LOSS:g} points of the baseline", fontsize=10)
+        whole.set_title("whole range", fontsize=10)
+        figure.supxlabel(f"{title}, % of the baseline", fontsize=10)
+        _legend(figure, summary.strategies, baseline=True)
+        svg = _svg(figure, name)
+    return Drawing(
+        name,
+        svg,
+        f"Fronts of {_listed(summary)}: accuracy on the search images against {title}",
+        f"Highest accuracy within each limit on {title}, all seeds of a strategy together. Search "
+        "estimates, not test numbers. Only networks that meet the constraints count.",
+    )
+
+
+def _front(summary: Summary, group: StrategyScores, cost: str) -> NDArray[np.float64]:
+    """(n, 2) cost as % of the baseline and accuracy in %, the cheapest first."""
+    names = summary.result.manifest.objectives
+    front = cost_front(group.values, names.index("error"), names.index(cost))
+    scale = summary.result.manifest.baseline[cost]
+    return np.column_stack([100 * front[:, 0] / scale, 100 * (1 - front[:, 1])])
+
+
+def _panels() -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
+    zoom, whole = figure.subplots(1, 2, width_ratios=(2.1, 1))
+    return figure, (zoom, whole)
+
+
+def _draw_fronts(
+    axes: Axes,
+    fronts: Mapping[str, NDArray[np.float64]],
+    chosen: Mapping[str, Look],
+    accuracy: float,
+) -> None:
+    for label, front in reversed(list(fronts.items())):
+        points = _thinned(front)
+        axes.plot(*points.T, drawstyle="steps-post", markersize=4.5, linewidth=1.3, **chosen[label])
+    axes.axhline(accuracy, color=_INK, linewidth=0.9, linestyle=":")
+    axes.plot([100], [accuracy], color=_INK, marker="*", markersize=11, linestyle="none")
+
+
+def _zoom(
+    axes: Axes, fronts: Iterable[NDArray[np.float64]], accuracy: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Limit a panel to the useful region; returns its limits in x and y."""
+    floor = accuracy - 100 * USEFUL_LOSS
+    useful = np.concatenate([front[front[:, 1] > floor] for front in fronts])
+    if not len(useful):
+        axes.text(0.5, 0.5, "no network here yet", transform=axes.transAxes, ha="center")
+        useful = np.array([[100.0, accuracy]])
+    low, top = max(0.0, min(floor, accuracy)), max(accuracy, useful[:, 1].max())
+    limits = (
+        _x_axis(axes, useful[:, 0].min(), useful[:, 0].max()),
+        (low, top + 0.06 * (top - low)),
+    )
+    axes.set_ylim(*limits[1])
+    return limits
+
+
+def _whole(
+    axes: Axes,
+    fronts: Iterable[NDArray[np.float64]],
+    accuracy: float,
+    limits: tuple[tuple[float, float], tuple[float, float]],
+) -> None:
+    """Limit a panel to everything there is, and frame the region of the other panel."""
+    everything = np.concatenate([*fronts, [[100.0, accuracy]]])
+    _x_axis(axes, everything[:, 0].min(), everything[:, 0].max())
+    axes.set_ylim(0, 103)
+    (left, right), (low, top) = limits
+    axes.add_patch(
+        Rectangle(
+            (left, low), right - left, top - low, fill=False, edgecolor="#999999", linewidth=0.8
+        )
+    )
+
+
+def _x_axis(axes: Axes, low: float, high: float) -> tuple[float, float]:
+    """Limits and ticks for costs in % from `low` to `high`; logarithmic where they span much."""
+    low = max(low, 1e-6)
+    if high / low > _LOG_ABOVE:
+        axes.set_xscale("log")
+        limits = (low / (high / low) ** 0.04, high * (high / low) ** 0.04)
+        axes.xaxis.set_major_locator(FixedLocator(_log_ticks(*limits)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        margin = 0.05 * (high - low) or 0.1 * high
+        limits = (max(0.0, low - margin), high + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlim(*limits)
+    return limits
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    series: tuple[float, ...] = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 7)
+    if high / low > 1e4:
+        series = (1,)
+    return [s * 10.0**d for d in decades for s in series if low <= s * 10.0**d <= high]
+
+
+# Hypervolume
+
+
+def draw_hypervolume(summary: Summary, kind: str) -> Drawing:
+    """Hypervolume against evaluations: mean over seeds, with a band from lowest to highest.
+
+    Args:
+        summary: the study.
+        kind: `useful` or `plain`.
+    """
+    name = f"hypervolume_{kind}"
+    with _styled(name):
+        figure = Figure(figsize=(8.6, 4.2), layout="constrained")
+        axes = figure.subplots()
+        chosen = looks(summary.strategies)
+        curves = _curves(summary, kind)
+        for label, lines in reversed(list(curves.items())):
+            _draw_curves(axes, lines, chosen[label])
+        axes.set_xlim(0, 1.02 * max(lines.shape[1] for lines in curves.values()))
+        axes.set_ylim(*_curve_limits(list(curves.values())))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_xlabel("evaluations of one contestant")
+        axes.set_ylabel(f"{kind} hypervolume")
+        _legend(figure, summary.strategies, baseline=False)
+        svg = _svg(figure, name)
+    return Drawing(
+        name,
+        svg,
+        f"{kind.capitalize()} hypervolume of {_listed(summary)} against evaluations",
+        f"{kind.capitalize()} hypervolume after every evaluation: mean over the seeds, and a band "
+        "from the lowest seed to the highest. A line ends where the shortest of its seeds ends; "
+        "that of the reference is drawn on. The vertical axis need not start at 0.",
+    )
+
+
+def _curves(summary: Summary, kind: str) -> dict[str, NDArray[np.float64]]:
+    """(n_seeds, n_evaluations) by label; the reference keeps its last value to the end."""
+    curves = {group.label: group.curves(kind) for group in summary.strategies}
+    longest = max(lines.shape[1] for lines in curves.values())
+    for group in summary.strategies:
+        lines = curves[group.label]
+        if lines.size and not group.in_race:
+            missing = longest - lines.shape[1]
+            curves[group.label] = np.pad(lines, ((0, 0), (0, missing)), mode="edge")
+    return curves
+
+
+def _draw_curves(axes: Axes, lines: NDArray[np.float64], look: Look) -> None:
+    """Draw (n_seeds, n_evaluations) curves of one strategy; before the first is nothing, 0."""
+    if not lines.size:
+        return
+    whole = np.column_stack([np.zeros(len(lines)), lines])
+    spots = _spots(whole.shape[1])
+    mean = whole.mean(axis=0)[spots]
+    if len(lines) > 1:
+        low, high = whole.min(axis=0)[spots], whole.max(axis=0)[spots]
+        axes.fill_between(
+            spots, low, high, step="post", color=look["color"], alpha=0.18, linewidth=0
+        )
+    axes.plot(
+        spots,
+        mean,
+        drawstyle="steps-post",
+        linewidth=1.6,
+        markersize=5,
+        markevery=_mark_spots(spots),
+        **look,
+    )
+
+
+def _spots(length: int) -> NDArray[np.int64]:
+    """At most `_MOST_SPOTS` positions of 0..length-1, first and last among them."""
+    return np.unique(np.linspace(0, length - 1, _MOST_SPOTS).round().astype(np.int64))
+
+
+def _mark_spots(spots: NDArray[np.int64]) -> list[int]:
+    """Indices into `spots` that get a marker, the last among them."""
+    return sorted({round(i * (len(spots) - 1) / 8) for i in range(1, 9)})
+
+
+def _curve_limits(curves: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Limits that cut off the steep beginning, the first tenth of each curve."""
+    drawn = [lines for lines in curves if lines.size]
+    top = max(float(lines.max()) for lines in drawn)
+    low = min(float(lines[:, lines.shape[1] // 10].min()) for lines in drawn)
+    if top <= 0:
+        return 0.0, 1.0
+    if low >= top:
+        low = 0.0
+    return max(0.0, low - 0.05 * (top - low)), top + 0.05 * (top - low)
+
+
+# Finalists
+
+
+def draw_finalists(summary: Summary, cost: str) -> Drawing:
+    """Test accuracy of the finalists with its interval, and the search estimate beside it."""
+    name, title = "finalists", TITLES[cost]
+    chosen = looks(summary.strategies)
+    with _styled(name):
+        figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+        axes = figure.subplots()
+        for finalist in summary.measured:
+            _draw_finalist(axes, summary, finalist, cost, chosen)
+        baseline = 100 * (summary.test_accuracy or 0.0)
+        axes.axhline(baseline, color=_INK, linewidth=0.9, linestyle=":")
+        shares = [_cost_share(summary, finalist, cost) for finalist in summary.measured]
+        _x_axis(axes, min(shares), max(shares))
+        axes.set_xlabel(f"{title}, % of the baseline")
+        axes.set_ylabel("accuracy, %")
+        _legend(figure, summary.strategies, baseline=False, extra=_finalist_handles())
+        svg = _svg(figure, name)
+    return Drawing(
+        name,
+        svg,
+        f"Test accuracy of the finalists against {title}, beside the search estimates",
+        f"Finalists on the untouched test images against {title}: filled marks with 95 % "
+        "intervals. Hollow marks are the search estimates they were chosen by.",
+    )
+
+
+def _draw_finalist(
+    axes: Axes, summary: Summary, finalist: Finalist, cost: str, chosen: Mapping[str, Look]
+) -> None:
+    x = _cost_share(summary, finalist, cost)
+    accuracy = 100 * (finalist.accuracy or 0.0)
+    estimate = 100 * finalist.estimate.metrics["accuracy"]
+    look = chosen[_found_by(summary, finalist)]
+    marks = {"color": look["color"], "marker": look["marker"], "linestyle": "none"}
+    if finalist.interval is not None:
+        axes.plot([x, x], [100 * b for b in finalist.interval], color=look["color"], linewidth=1.1)
+    axes.plot([x], [accuracy], markersize=6.5, **marks)
+    axes.plot([x], [estimate], markersize=6.5, markerfacecolor="white", **marks)
+
+
+def _cost_share(summary: Summary, finalist: Finalist, cost: str) -> float:
+    return 100 * finalist.estimate.metrics[cost] / summary.result.manifest.baseline[cost]
+
+
+def _found_by(summary: Summary, finalist: Finalist) -> str:
+    """Label of the strategy whose contestant found a finalist."""
+    return next(
+        group.label
+        for group in summary.strategies
+        for member in group.members
+        if (member.record.strategy, member.record.seed) == (finalist.strategy, finalist.seed)
+    )
+
+
+def _finalist_handles() -> list[Line2D]:
+    return [
+        Line2D([], [], color=_INK, marker="o", linestyle="-", label="test, 95 % interval"),
+        Line2D(
+            [], [], color=_INK, marker="o", linestyle="none", markerfacecolor="white",
+            label="search estimate",
+        ),
+        Line2D([], [], color=_INK, linestyle=":", label="baseline, test"),
+    ]  # fmt: skip
+
+
+# Shared parts
+
+
+def _legend(
+    figure: Figure,
+    strategies: Sequence[StrategyScores],
+    *,
+    baseline: bool,
+    extra: Sequence[Line2D] = (),
+) -> None:
+    """A legend above the panels, so that it covers no data."""
+    handles = [Line2D([], [], label=label, **look) for label, look in looks(strategies).items()]
+    if baseline:
+        handles.append(
+            Line2D([], [], color=_INK, marker="*", markersize=10, linestyle=":", label="baseline")
+        )
+    figure.legend(handles=[*handles, *extra], loc="outside upper center", ncols=5)
+
+
+def _thinned(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """At most `_MOST_POINTS` rows, evenly chosen, the first and the last among them."""
+    if len(rows) <= _MOST_POINTS:
+        return rows
+    kept: NDArray[np.float64] = rows[
+        np.linspace(0, len(rows) - 1, _MOST_POINTS).round().astype(int)
+    ]
+    return kept
+
+
+def _listed(summary: Summary) -> str:
+    return ", ".join(group.label for group in summary.strategies)
+
+
+def _styled(name: str) -> AbstractContextManager[None]:
+    """Settings for one figure; without a salt its ids would differ from run to run."""
+    settings: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
+    return mpl.rc_context(settings)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The file: ids prefixed so that figures can share a page, coordinates to a hundredth."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", facecolor="white", metadata=_NO_METADATA)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", stream.getvalue())
+    text = re.sub(r'\bd="[^"]*"', lambda path: _LONG.sub(r"\1", path[0]), text)
+    text = text.replace("<svg ", f'<svg id="{name}" ', 1)
+    return text.replace("*{", f"#{name} *{{", 1)

@@ -1,0 +1,51 @@
+"""A study's report: read the folder, compute, draw, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from automl_compress.ledger import StudyResult, write_text
+from automl_compress.report.content import build_document
+from automl_compress.report.figures import draw_all
+from automl_compress.report.html import to_html
+from automl_compress.report.markdown import to_markdown
+from automl_compress.report.statistics import Summary
+from automl_compress.report.tables import terminal_table
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write a study's report into its folder.
+
+    Writes `evaluations.parquet`, `front.json`, `figures/*.svg`, `report.md` and `report.html`.
+    The study may be running, interrupted or finished. The same study gives the same bytes.
+
+    Args:
+        folder: holds `run.json` and `ledger.sqlite`.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        StudyError: a file is missing or broken.
+    """
+    result = StudyResult(folder)
+    result.save(result.folder)
+    summary = Summary(result)
+    drawings = draw_all(summary)
+    (result.folder / "figures").mkdir(exist_ok=True)
+    for drawing in drawings.values():
+        write_text(result.folder / "figures" / f"{drawing.name}.svg", drawing.svg)
+    document = build_document(summary, drawings)
+    write_text(result.folder / "report.md", to_markdown(document))
+    page = result.folder / "report.html"
+    write_text(page, to_html(document))
+    return page
+
+
+def front_table(result: StudyResult) -> str:
+    """The finalists on the test images as plain text, for a terminal.
+
+    While there are no finalists, the merged front by its search estimates.
+    """
+    table = terminal_table(Summary(result))
+    return f"{table.caption}\n{table.to_text()}"

@@ -1,0 +1,65 @@
+"""Hypervolume of every contestant, evaluation by evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.evaluate import Evaluation, objective_values, references, violations
+from automl_compress.ledger import ContestantRecord, Manifest, StudyResult
+from automl_compress.pareto import Values
+
+
+@dataclass(frozen=True, eq=False)
+class ContestantScores:
+    """What one contestant had reached after each of its evaluations.
+
+    Args:
+        record: the contestant.
+        values: (n_evaluations, n_objectives) minimised; rows of failed evaluations and of those
+            that break a constraint are inf.
+        useful: (n_evaluations,) useful hypervolume in [0, 1], never falling.
+        plain: (n_evaluations,) plain hypervolume in [0, 1], never falling.
+    """
+
+    record: ContestantRecord
+    values: Values
+    useful: NDArray[np.float64]
+    plain: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """(n_evaluations,) whether each succeeded and meets every constraint."""
+        return np.asarray(np.isfinite(self.values).all(axis=1))
+
+
+def minimised_baseline(manifest: Manifest) -> dict[str, float]:
+    """The uncompressed network on the search's images, every objective minimised."""
+    return {**manifest.baseline, "error": 1.0 - manifest.baseline["accuracy"]}
+
+
+def usable_values(evaluations: Iterable[Evaluation], manifest: Manifest) -> Values:
+    """(n, n_objectives) minimised values; inf for failures and for broken constraints."""
+    chosen = tuple(evaluations)
+    values = objective_values(chosen, manifest.objectives)
+    values[(violations(chosen, manifest.constraints) > 0).any(axis=1)] = np.inf
+    return values
+
+
+def contestant_scores(result: StudyResult) -> tuple[ContestantScores, ...]:
+    """Scores of every contestant of a study, in the manifest's order."""
+    return tuple(_scores(result, record) for record in result.manifest.contestants)
+
+
+def _scores(result: StudyResult, record: ContestantRecord) -> ContestantScores:
+    manifest = result.manifest
+    plain, useful = references(manifest.objectives, minimised_baseline(manifest))
+    told = [charge.evaluation for charge in result.charges(record.name)]
+    values = usable_values(told, manifest)
+    return ContestantScores(record, values, useful.progress(values), plain.progress(values))

@@ -1,0 +1,402 @@
+"""What a report states, computed once from a study's folder."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from automl_compress.evaluate import COSTS, Evaluation, violations
+from automl_compress.ledger import FrontPoint, StudyResult
+from automl_compress.pareto import Values, front_mask
+from automl_compress.report.scores import ContestantScores, contestant_scores
+
+LOSSES: Final = (0.005, 0.01, 0.02)
+"""Losses of test accuracy that the headline answers for."""
+
+_Z95: Final = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+_ROUNDING: Final = 1e-9
+
+
+def wilson_interval(share: float, images: int) -> tuple[float, float]:
+    """95 % score interval of a share that was counted (Wilson 1927).
+
+    Args:
+        share: counted share in [0, 1].
+        images: how many were counted, at least 1.
+
+    Returns:
+        Lower and upper bound in [0, 1].
+    """
+    spread = _Z95**2 / images
+    centre = (share + spread / 2) / (1 + spread)
+    variance = share * (1 - share) / images + spread / (4 * images)
+    half = _Z95 * math.sqrt(variance) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def dominated(values: Values) -> NDArray[np.bool_]:
+    """(n,) True where another row is no worse anywhere and better somewhere.
+
+    Unlike in `front_mask`, equal rows do not dominate each other.
+
+    Args:
+        values: (n, n_objectives) minimised and finite.
+    """
+    no_worse = (values[:, None] <= values[None]).all(axis=2)
+    better = (values[:, None] < values[None]).any(axis=2)
+    return np.asarray((no_worse & better).any(axis=0))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and range of one number over seeds."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Spread:
+        """Spread of at least one number."""
+        return cls(float(np.mean(numbers)), min(numbers), max(numbers), len(numbers))
+
+    def __str__(self) -> str:
+        if self.seeds == 1:
+            return f"{self.mean:.4f}"
+        return f"{self.mean:.4f} ({self.low:.4f}..{self.high:.4f})"
+
+
+@dataclass(frozen=True, eq=False)
+class StrategyScores:
+    """The contestants of one strategy.
+
+    Args:
+        strategy: registered name.
+        in_race: False for the line that is drawn for reference only.
+        members: one per seed.
+    """
+
+    strategy: str
+    in_race: bool
+    members: tuple[ContestantScores, ...]
+
+    @property
+    def label(self) -> str:
+        """Name for tables and legends."""
+        return self.strategy if self.in_race else f"{self.strategy} (reference)"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the contestants."""
+        return [member.record.name for member in self.members]
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Evaluations of each member."""
+        return [len(member) for member in self.members]
+
+    @property
+    def values(self) -> Values:
+        """(n, n_objectives) minimised values of all members; inf where unusable."""
+        return np.concatenate([member.values for member in self.members])
+
+    def curves(self, kind: str) -> NDArray[np.float64]:
+        """(n_seeds, n) hypervolume after 1..n evaluations, n being what all started members made.
+
+        Args:
+            kind: `useful` or `plain`.
+        """
+        started = [getattr(member, kind) for member in self.members if len(member)]
+        length = min(map(len, started), default=0)
+        return np.array([curve[:length] for curve in started]).reshape(len(started), length)
+
+    def at(self, kind: str, evaluations: int) -> Spread | None:
+        """Hypervolume after so many evaluations; None unless all members made them."""
+        if min(self.evaluations) < evaluations:
+            return None
+        return Spread.of([float(getattr(m, kind)[evaluations - 1]) for m in self.members])
+
+    def last(self, kind: str) -> Spread | None:
+        """Hypervolume after the last evaluation of each member that made any."""
+        ends = [float(getattr(member, kind)[-1]) for member in self.members if len(member)]
+        return Spread.of(ends) if ends else None
+
+
+def strategy_scores(scores: Iterable[ContestantScores]) -> tuple[StrategyScores, ...]:
+    """Contestants grouped by strategy, those in the race first, else in the given order."""
+    groups: dict[tuple[str, bool], list[ContestantScores]] = {}
+    for member in scores:
+        groups.setdefault((member.record.strategy, member.record.in_race), []).append(member)
+    made = [StrategyScores(*key, tuple(members)) for key, members in groups.items()]
+    return tuple(sorted(made, key=lambda group: not group.in_race))
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A policy chosen for the final test images.
+
+    Args:
+        number: 1 for the smallest.
+        estimate: what the search measured.
+        test: what the final test images gave; None when not measured yet.
+        strategy: who found it first.
+        seed: that contestant's seed.
+        dominated: whether another finalist is no worse in any objective on the test images and
+            better in one.
+        broken: constraints that do not hold on the test images, as the user wrote them.
+    """
+
+    number: int
+    estimate: Evaluation
+    test: Evaluation | None
+    strategy: str
+    seed: int
+    dominated: bool
+    broken: tuple[str, ...]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Test accuracy in [0, 1]; None when not measured, or when that failed."""
+        if self.test is None or not self.test.ok:
+            return None
+        return self.test.metrics["accuracy"]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the test accuracy; None when not measured."""
+        if self.accuracy is None or self.test is None or self.test.images < 1:
+            return None
+        return wilson_interval(self.accuracy, self.test.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """A study and everything its report is made from."""
+
+    result: StudyResult
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """`StudyResult.to_dataframe`."""
+        return self.result.to_dataframe()
+
+    @cached_property
+    def strategies(self) -> tuple[StrategyScores, ...]:
+        """Scores by strategy."""
+        return strategy_scores(contestant_scores(self.result))
+
+    @cached_property
+    def ranking(self) -> tuple[StrategyScores, ...]:
+        """Strategies by their last useful hypervolume, best first; the reference comes last."""
+        return tuple(sorted(self.strategies, key=lambda g: (not g.in_race, -_score(g))))
+
+    @property
+    def race(self) -> tuple[StrategyScores, ...]:
+        """The strategies that are compared; the reference is not among them."""
+        return tuple(group for group in self.strategies if group.in_race)
+
+    @property
+    def level(self) -> bool:
+        """Whether all contestants of the race made equally many evaluations, at least one."""
+        counts = {number for group in self.race for number in group.evaluations}
+        return len(counts) == 1 and 0 not in counts
+
+    @property
+    def has_values(self) -> bool:
+        """Whether any evaluation can be drawn."""
+        return any(member.usable.any() for group in self.strategies for member in group.members)
+
+    @cached_property
+    def costs(self) -> tuple[str, ...]:
+        """Costs that tables show: size, MACs, parameters, and whatever else is an objective."""
+        return self._known_costs("size_bytes", "macs", "params")
+
+    @property
+    def pick_costs(self) -> tuple[str, ...]:
+        """Costs the headline picks by: size, MACs, and whatever else is an objective."""
+        return self._known_costs("size_bytes", "macs")
+
+    def _known_costs(self, *always: str) -> tuple[str, ...]:
+        manifest = self.result.manifest
+        shown = {*always, *manifest.objectives}
+        return tuple(name for name in COSTS if name in shown and name in manifest.baseline)
+
+    @cached_property
+    def finalists(self) -> tuple[Finalist, ...]:
+        """Finalists, the smallest first."""
+        return _finalists(self.result, self.frame)
+
+    @property
+    def measured(self) -> tuple[Finalist, ...]:
+        """Finalists with a test accuracy."""
+        return tuple(f for f in self.finalists if f.accuracy is not None)
+
+    @cached_property
+    def front(self) -> tuple[FrontPoint, ...]:
+        """The merged front, smallest error first."""
+        return tuple(self.result.front())
+
+    @property
+    def other_front(self) -> tuple[FrontPoint, ...]:
+        """Points of the merged front that are no finalists."""
+        chosen = {finalist.estimate.policy.key for finalist in self.finalists}
+        return tuple(point for point in self.front if point.policy.key not in chosen)
+
+    @cached_property
+    def splits(self) -> dict[str, int]:
+        """Images of every data split, from the manifest; empty when it does not say."""
+        return split_sizes(self.result.manifest.workload)
+
+    @property
+    def test_images(self) -> int:
+        """Images of the final test; 0 when unknown."""
+        counted = [f.test.images for f in self.measured if f.test is not None]
+        return max(counted, default=0) or self.splits.get("test", 0)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Test accuracy of the uncompressed network; None when not measured yet."""
+        return self.result.manifest.test_baseline.get("accuracy")
+
+    @property
+    def test_interval(self) -> tuple[float, float] | None:
+        """95 % interval of `test_accuracy`."""
+        if self.test_accuracy is None or not self.test_images:
+            return None
+        return wilson_interval(self.test_accuracy, self.test_images)
+
+    def lost(self, finalist: Finalist) -> float | None:
+        """Test accuracy lost against the baseline, as a share; negative when gained."""
+        if self.test_accuracy is None or finalist.accuracy is None:
+            return None
+        return self.test_accuracy - finalist.accuracy
+
+    def cheapest(self, loss: float, cost: str) -> Finalist | None:
+        """The finalist of least cost among those that lose at most `loss` on the test images.
+
+        Of equally cheap ones, the most accurate.
+        """
+        good = [f for f in self.measured if (lost := self.lost(f)) is not None
+                and lost <= loss + _ROUNDING]  # fmt: skip
+        return min(good, key=lambda f: (f.estimate.metrics[cost], self.lost(f)), default=None)
+
+
+def _score(group: StrategyScores) -> float:
+    last = group.last("useful")
+    return -1.0 if last is None else last.mean
+
+
+def split_sizes(workload: Mapping[str, object]) -> dict[str, int]:
+    """Images by split from a manifest's `workload["splits"]`.
+
+    Args:
+        workload: `splits` maps names to a number, or to a mapping that holds `images`.
+    """
+    splits = workload.get("splits")
+    if not isinstance(splits, Mapping):
+        return {}
+    sizes = {k: v.get("images") if isinstance(v, Mapping) else v for k, v in splits.items()}
+    return {str(name): size for name, size in sizes.items() if isinstance(size, int)}
+
+
+def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]:
+    estimates = _estimates(result)
+    first = frame[~frame["shared"].astype(bool)].set_index("policy_key")
+    chosen = [estimates[key] for key in result.manifest.finalists if key in estimates]
+    tests = [result.test_evaluation(estimate.policy) for estimate in chosen]
+    order = sorted(range(len(chosen)), key=lambda i: _by_size(chosen[i], tests[i]))
+    beaten = _dominated_on_test(result, chosen, tests)
+    return tuple(
+        Finalist(
+            number=number,
+            estimate=chosen[i],
+            test=tests[i],
+            strategy=str(first.at[chosen[i].policy.key, "strategy"]),
+            seed=int(str(first.at[chosen[i].policy.key, "seed"])),
+            dominated=beaten[i],
+            broken=_broken(result, tests[i]),
+        )
+        for number, i in enumerate(order, start=1)
+    )
+
+
+def _estimates(result: StudyResult) -> dict[str, Evaluation]:
+    return {
+        charge.evaluation.policy.key: charge.evaluation
+        for record in result.manifest.contestants
+        for charge in result.charges(record.name)
+        if charge.evaluation.ok
+    }
+
+
+def _by_size(estimate: Evaluation, test: Evaluation | None) -> tuple[float, float, str]:
+    error = test.minimised("error") if test is not None else math.inf
+    return estimate.metrics.get("size_bytes", math.inf), error, estimate.policy.key
+
+
+def _dominated_on_test(
+    result: StudyResult, estimates: Sequence[Evaluation], tests: Sequence[Evaluation | None]
+) -> list[bool]:
+    """Which finalists are dominated: the test's error, the exact costs of the search."""
+    names = result.manifest.objectives
+    measured = [i for i, test in enumerate(tests) if test is not None and test.ok]
+    values = np.array(
+        [
+            [(tests[i] if n == "error" else estimates[i]).minimised(n) for n in names]  # type: ignore[union-attr]
+            for i in measured
+        ]
+    ).reshape(-1, len(names))
+    beaten = dict(zip(measured, dominated(values).tolist(), strict=True))
+    return [beaten.get(i, False) for i in range(len(tests))]
+
+
+def _broken(result: StudyResult, test: Evaluation | None) -> tuple[str, ...]:
+    """Constraints on the error that the test images break; those on costs cannot be."""
+    if test is None or not test.ok:
+        return ()
+    constraints = [c for c in result.manifest.constraints if c.metric == "error"]
+    return tuple(c.text for c in constraints if violations([test], [c]).any())
+
+
+def common_reasons(frame: pd.DataFrame, most: int = 3) -> list[tuple[str, int]]:
+    """The most common reasons of failed evaluations with their counts; ties by their text.
+
+    Args:
+        frame: rows of `StudyResult.to_dataframe`.
+        most: how many to give.
+    """
+    counts = Counter(frame.loc[frame["status"] == "failed", "reason"].astype(str))
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+
+
+def wall_clock(frame: pd.DataFrame) -> float:
+    """Seconds from the start of the first to the end of the last evaluation, pauses included."""
+    if frame.empty:
+        return 0.0
+    finished = frame["finished"].astype(float)
+    return max(0.0, float(finished.max() - (finished - frame["seconds"].astype(float)).min()))
+
+
+def cost_front(values: Values, error: int, cost: int) -> NDArray[np.float64]:
+    """(n, 2) best error at every cost: the front of two objectives, cheapest first.
+
+    Args:
+        values: (n_points, n_objectives) minimised.
+        error: column of the error.
+        cost: column of the cost.
+
+    Returns:
+        Rows of cost and error.
+    """
+    pair = values[:, [cost, error]]
+    kept = pair[front_mask(pair)]
+    return kept[np.argsort(kept[:, 0])]

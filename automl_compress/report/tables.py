@@ -1,0 +1,349 @@
+"""Tables: one class that every form of the report prints, and the tables a report holds."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import pandas as pd
+
+from automl_compress.evaluate import Evaluation
+from automl_compress.ledger import FrontPoint
+from automl_compress.report import formats, markdown_text
+from automl_compress.report.formats import MISSING
+from automl_compress.report.statistics import (
+    LOSSES,
+    Finalist,
+    StrategyScores,
+    Summary,
+    common_reasons,
+)
+from automl_compress.space import KINDS
+
+CHECKPOINTS: Final = (("1/3", 1, 3), ("2/3", 2, 3))
+"""Parts of the budget that the comparison shows, besides the end."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Args:
+        title: what stands above it.
+        kind: `number` aligns to the right, `label` and `text` to the left; only `text` wraps.
+    """
+
+    title: str
+    kind: Literal["number", "label", "text"] = "number"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain text; every form of output escapes what it must.
+
+    Args:
+        caption: what the table shows, in a few words.
+        columns: the first one names the rows.
+        rows: one cell a column.
+    """
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_text(self) -> str:
+        """Aligned plain text without a caption, for a terminal."""
+        lines = [tuple(column.title for column in self.columns), *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        ruled = [lines[0], tuple("-" * width for width in widths), *lines[1:]]
+        return "\n".join(self._text_line(line, widths) for line in ruled)
+
+    def _text_line(self, line: tuple[str, ...], widths: list[int]) -> str:
+        cells = [
+            cell.rjust(width) if column.kind == "number" else cell.ljust(width)
+            for cell, width, column in zip(line, widths, self.columns, strict=True)
+        ]
+        return "  ".join(cells).rstrip()
+
+    def to_markdown(self) -> str:
+        """A pipe table below its caption."""
+        rules = ["---:" if column.kind == "number" else "---" for column in self.columns]
+        titles = [markdown_text.escape(column.title) for column in self.columns]
+        rows = [[markdown_text.escape(cell) for cell in row] for row in self.rows]
+        lines = ["| " + " | ".join(line) + " |" for line in (titles, rules, *rows)]
+        return "\n".join([f"*{markdown_text.escape(self.caption)}*", "", *lines])
+
+    def to_html(self) -> str:
+        """A table element in a region that scrolls sideways on narrow screens."""
+        caption = html.escape(self.caption)
+        head = "".join(
+            f'<th scope="col" class="{column.kind}">{html.escape(column.title)}</th>'
+            for column in self.columns
+        )
+        body = "\n".join(self._html_row(row) for row in self.rows)
+        return (
+            f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">\n'
+            f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
+            f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+        )
+
+    def _html_row(self, row: tuple[str, ...]) -> str:
+        first, *others = zip(row, self.columns, strict=True)
+        cells = [f'<th scope="row" class="{first[1].kind}">{html.escape(first[0])}</th>']
+        cells += [f'<td class="{column.kind}">{html.escape(cell)}</td>' for cell, column in others]
+        return f"<tr>{''.join(cells)}</tr>"
+
+
+_KINDS: Final[Mapping[str, Literal["label", "text"]]] = {"<": "label", "~": "text"}
+
+
+def _columns(*titles: str) -> tuple[Column, ...]:
+    """Columns of numbers; titles of labels begin with `<`, those of text with `~`."""
+    return tuple(
+        Column(title[1:], _KINDS[title[0]]) if title[0] in _KINDS else Column(title)
+        for title in titles
+    )
+
+
+def finalists_table(summary: Summary) -> Table:
+    """Finalists on the final test images, the smallest first, below the baseline."""
+    columns = _columns(
+        "<finalist",
+        "test accuracy",
+        "95 % interval",
+        "points lost",
+        *(formats.TITLES[name] for name in summary.costs),
+        "search estimate",
+        "<found by",
+        "~remarks",
+    )
+    rows = [_baseline_row(summary), *(_finalist_row(summary, f) for f in summary.finalists)]
+    return Table("Finalists on the untouched test images, the smallest first", columns, tuple(rows))
+
+
+def _baseline_row(summary: Summary) -> tuple[str, ...]:
+    baseline = summary.result.manifest.baseline
+    return (
+        "baseline",
+        formats.percent(summary.test_accuracy),
+        formats.interval(summary.test_interval),
+        formats.points(0.0),
+        *(formats.cost_and_ratio(n, baseline[n], baseline[n]) for n in summary.costs),
+        formats.percent(baseline["accuracy"]),
+        MISSING,
+        "",
+    )
+
+
+def _finalist_row(summary: Summary, finalist: Finalist) -> tuple[str, ...]:
+    return (
+        str(finalist.number),
+        formats.percent(finalist.accuracy),
+        formats.interval(finalist.interval),
+        formats.points(summary.lost(finalist)),
+        *_cost_cells(summary, finalist.estimate.metrics),
+        formats.percent(finalist.estimate.metrics["accuracy"]),
+        f"{finalist.strategy}, seed {finalist.seed}",
+        _remarks(finalist),
+    )
+
+
+def _cost_cells(summary: Summary, metrics: Mapping[str, float]) -> list[str]:
+    baseline = summary.result.manifest.baseline
+    return [formats.cost_and_ratio(n, metrics.get(n), baseline[n]) for n in summary.costs]
+
+
+def _remarks(finalist: Finalist) -> str:
+    if finalist.test is None:
+        return "not measured yet"
+    if not finalist.test.ok:
+        return f"measurement failed: {finalist.test.reason}"
+    remarks = ["dominated on the test images"] if finalist.dominated else []
+    remarks += [f"breaks '{text}' on the test images" for text in finalist.broken]
+    return "; ".join(remarks)
+
+
+def picks_table(summary: Summary) -> Table:
+    """The cheapest finalists that lose at most so many points on the test images."""
+    titles = (formats.SUPERLATIVES[name] for name in summary.pick_costs)
+    rows = tuple(
+        (
+            f"at most {100 * loss:g}",
+            *(_pick(summary, loss, name) for name in summary.pick_costs),
+        )
+        for loss in LOSSES
+    )
+    return Table(
+        "Cheapest finalists by test accuracy lost",
+        _columns("<points lost", *(f"<{title}" for title in titles)),
+        rows,
+    )
+
+
+def _pick(summary: Summary, loss: float, name: str) -> str:
+    finalist = summary.cheapest(loss, name)
+    if finalist is None:
+        return "no finalist reaches it"
+    baseline = summary.result.manifest.baseline[name]
+    text = formats.cost_and_ratio(name, finalist.estimate.metrics[name], baseline)
+    return f"{text}: finalist {finalist.number}"
+
+
+def hypervolume_table(summary: Summary, kind: str) -> Table:
+    """Hypervolume of the strategies over the budget.
+
+    Args:
+        summary: the study.
+        kind: `useful`, by which the strategies are ranked, or `plain`.
+    """
+    budget = summary.result.manifest.budget
+    spots = [(part, max(1, budget * over // under)) for part, over, under in CHECKPOINTS]
+    rows = []
+    for position, group in enumerate(summary.ranking, start=1):
+        scores = [*(group.at(kind, number) for _, number in spots), group.last(kind)]
+        cells = [MISSING if spread is None else str(spread) for spread in scores]
+        rank = str(position) if group.in_race and summary.level else MISSING
+        rows.append((group.label, rank, str(len(group.members)), _counts(group), *cells))
+    finished = summary.result.manifest.status == "finished"
+    titles = [f"at {part} of the budget ({number:,})" for part, number in spots]
+    return Table(
+        f"{kind.capitalize()} hypervolume by strategy: mean (lowest..highest) over seeds",
+        _columns(
+            "<strategy",
+            "rank",
+            "seeds",
+            "evaluations a seed",
+            *titles,
+            "at the end" if finished else "so far",
+        ),
+        tuple(rows),
+    )
+
+
+def _counts(group: StrategyScores) -> str:
+    low, high = min(group.evaluations), max(group.evaluations)
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def charges_table(summary: Summary) -> Table:
+    """What the strategies were charged, how much of it was shared, and what failed."""
+    rows = []
+    for group in summary.ranking:
+        frame = _rows_of(summary.frame, group)
+        failed = int((frame["status"] == "failed").sum())
+        over = sum(int((~member.usable).sum()) for member in group.members) - failed
+        shared = int(frame["shared"].astype(bool).sum())
+        rows.append((group.label, f"{len(frame):,}", f"{shared:,}", f"{failed:,}", f"{over:,}"))
+    return Table(
+        "Evaluations by strategy, all seeds together",
+        _columns("<strategy", "charged", "shared", "failed", "break a constraint"),
+        tuple(rows),
+    )
+
+
+def _rows_of(frame: pd.DataFrame, group: StrategyScores) -> pd.DataFrame:
+    return frame[frame["contestant"].isin(group.names)]
+
+
+def failures_table(summary: Summary) -> Table | None:
+    """The most common reasons of failed evaluations by strategy; None when nothing failed."""
+    rows = [
+        (group.label, f"{times:,}", reason)
+        for group in summary.ranking
+        for reason, times in common_reasons(_rows_of(summary.frame, group))
+    ]
+    if not rows:
+        return None
+    columns = _columns("<strategy", "times", "~reason")
+    return Table("Most common reasons of failed evaluations", columns, tuple(rows))
+
+
+def timing_table(summary: Summary) -> Table:
+    """Times and hits by strategy. They differ between two runs of one study."""
+    rows = []
+    for group in summary.ranking:
+        frame = _rows_of(summary.frame, group)
+        made = frame[~frame["hit"].astype(bool)]
+        charged, spent = float(frame["seconds"].sum()), float(made["seconds"].sum())
+        hits = f"{len(frame) - len(made):,}"
+        rows.append((group.label, formats.duration(charged), formats.duration(spent), hits))
+    return Table(
+        "Timing by strategy, all seeds together; differs from run to run",
+        _columns("<strategy", "time charged", "time spent", "answered from the ledger"),
+        tuple(rows),
+    )
+
+
+def front_points_table(summary: Summary) -> Table:
+    """Points of the merged front that are no finalists: estimates only."""
+    further = "Further points" if summary.finalists else "Points"
+    caption = f"{further} of the merged front, search estimates only"
+    return _estimates_table(summary, caption, summary.other_front)
+
+
+def _estimates_table(summary: Summary, caption: str, front: Iterable[FrontPoint]) -> Table:
+    names = [name for name in summary.result.manifest.objectives if name != "error"]
+    columns = _columns("search estimate", *(formats.TITLES[name] for name in names), "<found by")
+    baseline = summary.result.manifest.baseline
+    rows = tuple(
+        (
+            formats.percent(1.0 - point.objectives["error"]),
+            *(formats.cost_and_ratio(n, point.objectives[n], baseline[n]) for n in names),
+            f"{point.strategy}, seed {point.seed}",
+        )
+        for point in front
+    )
+    return Table(caption, columns, rows)
+
+
+def terminal_table(summary: Summary) -> Table:
+    """The front for a terminal: finalists, or the estimated front while there are none."""
+    if not summary.finalists:
+        return _estimates_table(summary, "Merged front, search estimates", summary.front)
+    columns = _columns(
+        "<finalist",
+        "test accuracy",
+        "points lost",
+        *(formats.TITLES[name] for name in summary.costs),
+        "search estimate",
+        "<found by",
+        "~remarks",
+    )
+    whole = [_baseline_row(summary), *(_finalist_row(summary, f) for f in summary.finalists)]
+    return Table(
+        "Finalists on the test images", columns, tuple((r[0], r[1], *r[3:]) for r in whole)
+    )
+
+
+def policy_text(estimate: Evaluation) -> str:
+    """A policy as text, one line a target: `layer1.0.conv1: channels=12 weight_bits=4`."""
+    targets: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for target, value in estimate.policy.of_kind(kind).items():
+            targets.setdefault(target, []).append(f"{kind}={value}")
+    return "\n".join(f"{target}: {' '.join(values)}" for target, values in sorted(targets.items()))
+
+
+def facts_table(caption: str, facts: Mapping[str, Any]) -> Table:
+    """Settings as rows of dotted name and value."""
+    return Table(caption, _columns("~what", "~value"), tuple(_flat(facts)))
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", _plain(value)))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if value is None or value in ("", [], {}, ()):
+        return MISSING
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)

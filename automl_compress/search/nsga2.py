@@ -1,0 +1,210 @@
+"""NSGA-II (Deb et al. 2002, A fast and elitist multiobjective genetic algorithm), on pymoo.
+
+Genes are integers: simulated binary crossover and polynomial mutation work on the indices and
+are rounded. Selection is by constraint domination, then rank and crowding.
+
+Deviations from the paper:
+
+1. The first population is drawn by `priors.scaled_indices`, stratified over the aggressiveness,
+   with the least compressed policy in it. A uniform one holds no useful network in a space of
+   many genes.
+2. Generations overlap: children are made from whatever has been told so far, a few at a time.
+3. A child that was asked or told before is dropped and made again.
+4. Besides the study's constraints, a loss of accuracy beyond `USEFUL_LOSS` counts as a violation,
+   so that ruined networks, which are never dominated because they are small, do not crowd out
+   the useful ones. `keep_ruined=True` switches this off.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pymoo.algorithms.moo.nsga2 import NSGA2 as PymooNSGA2
+from pymoo.core.crossover import Crossover
+from pymoo.core.duplicate import DuplicateElimination
+from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem as PymooProblem
+from pymoo.core.termination import NoTermination
+from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.mutation.pm import PM
+from pymoo.operators.repair.rounding import RoundingRepair
+
+from automl_compress.evaluate import USEFUL_LOSS, Evaluation
+from automl_compress.search.priors import draw_new, scaled_indices, stratified_mildness
+from automl_compress.search.strategy import Problem, Seen, State, Strategy
+from automl_compress.space import Indices, Policy
+
+
+class NSGA2(Strategy):
+    """Non-dominated sorting genetic algorithm over integer genes.
+
+    Args:
+        problem: what is searched.
+        seed: decides every random choice.
+        population: survivors of each generation.
+        batch: children made from one state of the population.
+        crossover: a pymoo crossover; works on indices, rounded afterwards.
+        mutation: a pymoo mutation, likewise.
+        keep_ruined: do not count a loss beyond `USEFUL_LOSS` as a violation.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        population: int = 30,
+        batch: int = 10,
+        crossover: Crossover | None = None,
+        mutation: Mutation | None = None,
+        keep_ruined: bool = False,
+    ) -> None:
+        super().__init__(problem, seed)
+        self.batch = batch
+        self._keep_ruined = keep_ruined
+        self._seen = Seen()
+        self._start = deque(float(m) for m in stratified_mildness(self.rng, population))
+        self._algorithm = PymooNSGA2(
+            pop_size=population,
+            n_offsprings=batch,
+            crossover=crossover or SBX(prob=0.9, eta=10, vtype=float, repair=RoundingRepair()),
+            mutation=mutation or PM(prob=1.0, eta=10, vtype=float, repair=RoundingRepair()),
+            eliminate_duplicates=_Unseen(self),
+            termination=NoTermination(),
+        )
+        self._algorithm.setup(_pymoo_problem(problem), seed=0)
+        self._algorithm.random_state = self.rng
+
+    def ask(self, count: int) -> list[Policy]:
+        """The first population, then children of the told; fewer when the space is exhausted."""
+        asked: list[Policy] = []
+        while len(asked) < count:
+            policies = self._first() if self._start else self._children(count - len(asked))
+            if not policies:
+                policies = self._drawn()
+            if not policies:
+                break
+            asked += policies
+        return asked
+
+    def _first(self) -> list[Policy]:
+        """The next policy of the first population; the very first is the least compressed."""
+        mildness = self._start.popleft()
+        if not len(self._seen):
+            return self._new(lambda: self.problem.space.sizes - 1)
+        return self._new(lambda: scaled_indices(self.problem.space, self.rng, mildness))
+
+    def _children(self, count: int) -> list[Policy]:
+        if not self._algorithm.is_initialized:
+            return []
+        self._algorithm.n_offsprings = min(count, self.batch)
+        children = self._algorithm.ask()
+        if children is None:
+            return []
+        policies = [self._policy(child.X) for child in children]
+        for policy in policies:
+            self._seen.add(policy)
+        return policies
+
+    def _drawn(self) -> list[Policy]:
+        """A fresh draw, when nobody was told yet or no new child can be made."""
+        mildness = float(self.rng.random())
+        return self._new(lambda: scaled_indices(self.problem.space, self.rng, mildness))
+
+    def _new(self, draw: Any) -> list[Policy]:
+        policy = draw_new(self.problem, self._seen, draw)
+        return [] if policy is None else [policy]
+
+    def _policy(self, row: Any) -> Policy:
+        indices: Indices = self.problem.space.repair(row)
+        return self.problem.space.decode(indices)
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Let what was evaluated, asked for or not, compete with the population."""
+        if not evaluations:
+            return
+        for evaluation in evaluations:
+            self._seen.add(evaluation.policy)
+        rows = [self.problem.space.encode(e.policy).astype(float) for e in evaluations]
+        told = Population.new("X", np.array(rows))
+        told.set("F", np.array([self.problem.values(e) for e in evaluations]))
+        told.set("G", np.array([self._excess(e) for e in evaluations]))
+        self._algorithm.tell(infills=told)
+
+    def _excess(self, evaluation: Evaluation) -> list[float]:
+        """Violations: of the constraints, of usefulness, and of having worked at all."""
+        ruined = evaluation.minimised("error") - self.problem.baseline["error"] - USEFUL_LOSS
+        useless = 0.0 if self._keep_ruined or not evaluation.ok else max(0.0, ruined)
+        broken = self.problem.violation(evaluation) if evaluation.ok else 0.0
+        return [broken, useless, 0.0 if evaluation.ok else 1e3]
+
+    def state_dict(self) -> State:
+        """Generator, first population to come, survivors, and what was seen."""
+        population = self._algorithm.pop
+        filled = bool(self._algorithm.is_initialized)
+        return {
+            "rng": self.rng.bit_generator.state,
+            "seen": self._seen.state_dict(),
+            "start": list(self._start),
+            "iteration": self._algorithm.n_iter,
+            "population": {name: np.array(population.get(name), dtype=float) for name in _CARRIED}
+            if filled
+            else None,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on exactly."""
+        self.rng.bit_generator.state = state["rng"]
+        self._seen.load_state_dict(state["seen"])
+        self._start = deque(state["start"])
+        self._algorithm.n_iter = state["iteration"]
+        self._algorithm.is_initialized = state["population"] is not None
+        if state["population"] is not None:
+            population = Population.new("X", state["population"]["X"])
+            for name in _CARRIED[1:]:
+                population.set(name, state["population"][name].astype(float))
+            self._algorithm.pop = population
+
+
+_CARRIED = ("X", "F", "G", "rank", "crowding")
+
+
+class _Unseen(DuplicateElimination):  # type: ignore[misc]
+    """Drops children that were asked or told before, or that stand twice among themselves."""
+
+    def __init__(self, strategy: NSGA2) -> None:
+        super().__init__()
+        self._strategy = strategy
+
+    def do(self, pop: Any, *others: Any, **_: Any) -> Any:
+        """The individuals of `pop` that are new, pymoo's signature."""
+        keys: set[str | None] = {None}
+        keys.update(self._key(individual) for other in others for individual in other)
+        new = []
+        for place, individual in enumerate(pop):
+            key = self._key(individual)
+            if key not in keys:
+                new.append(place)
+            keys.add(key)
+        return pop[new]
+
+    def _key(self, individual: Any) -> str | None:
+        """A key that is None for policies seen before, and tells all others apart."""
+        policy = self._strategy._policy(individual.X)
+        return None if policy in self._strategy._seen else policy.key
+
+
+def _pymoo_problem(problem: Problem) -> PymooProblem:
+    sizes: NDArray[np.int64] = problem.space.sizes
+    return PymooProblem(
+        n_var=len(sizes),
+        n_obj=len(problem.objectives),
+        n_ieq_constr=3,
+        xl=np.zeros(len(sizes)),
+        xu=(sizes - 1).astype(float),
+        vtype=float,
+    )

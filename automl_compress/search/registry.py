@@ -1,0 +1,59 @@
+"""Strategies by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from automl_compress.errors import StudyError
+from automl_compress.search.strategy import Problem, Strategy
+from automl_compress.settings import suggestion
+
+Builder = Callable[[Problem, int], Strategy]
+
+_PLACES: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
+    "random": ("random_search", "RandomSearch", {}),
+    "scaled-random": ("random_search", "RandomSearch", {"scaled": True}),
+    "uniform": ("uniform", "Uniform", {}),
+    "nsga2": ("nsga2", "NSGA2", {}),
+    "ddpg": ("ddpg", "DDPG", {}),
+}
+"""Module, class and settings; modules are imported on use, for some need torch or pymoo."""
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Every registered name."""
+    return tuple(_PLACES)
+
+
+def check_strategy(name: str) -> None:
+    """Check that a name is registered.
+
+    Raises:
+        StudyError: it is not.
+    """
+    if name not in _PLACES:
+        raise StudyError(
+            f"a strategy must be one of {', '.join(_PLACES)}, but is '{name}'"
+            f"{suggestion(name, _PLACES)}; correct it"
+        )
+
+
+def build_strategy(name: str, problem: Problem, seed: int) -> Strategy:
+    """A fresh strategy.
+
+    Args:
+        name: a registered name.
+        problem: what it searches.
+        seed: decides its random choices.
+
+    Raises:
+        StudyError: the name is unknown.
+    """
+    check_strategy(name)
+    module, kind, settings = _PLACES[name]
+    found = getattr(importlib.import_module(f"automl_compress.search.{module}"), kind)
+    builder: Builder = partial(found, **settings)
+    return builder(problem, seed)

@@ -1,0 +1,92 @@
+"""Replay of whole episodes, scored afresh under any preference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions drawn from replay.
+
+    Args:
+        states: (n, state_size) before the decision.
+        actions: (n,) executed actions in [0, 1].
+        next_states: (n, state_size) after it; zeros where the episode ends.
+        last: (n,) whether the decision was the episode's last.
+        outcomes: (n, n_outcomes) what the whole episode led to.
+    """
+
+    states: Array
+    actions: Array
+    next_states: Array
+    last: NDArray[np.bool_]
+    outcomes: Array
+
+
+class EpisodeReplay:
+    """Episodes of one length with their outcomes. No transition is stored that was not taken.
+
+    Args:
+        steps: decisions of an episode.
+        state_size: length of a state.
+        capacity: episodes kept; the oldest are dropped.
+    """
+
+    def __init__(self, steps: int, state_size: int, capacity: int = 5_000) -> None:
+        self._steps = steps
+        self._capacity = capacity
+        self._states = np.zeros((0, steps, state_size))
+        self._actions = np.zeros((0, steps))
+        self._outcomes: Array = np.zeros((0, 0))
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    def add(self, states: Array, actions: Array, outcome: Array) -> None:
+        """Add an episode.
+
+        Args:
+            states: (steps, state_size).
+            actions: (steps,) executed actions.
+            outcome: (n_outcomes,).
+        """
+        if not len(self):
+            self._outcomes = np.zeros((0, len(outcome)))
+        keep = slice(-self._capacity, None)
+        self._states = np.concatenate([self._states, states[None]])[keep]
+        self._actions = np.concatenate([self._actions, actions[None]])[keep]
+        self._outcomes = np.concatenate([self._outcomes, outcome[None]])[keep]
+
+    def sample(self, rng: np.random.Generator, count: int) -> Batch:
+        """Transitions drawn uniformly, with replacement."""
+        episodes = rng.integers(len(self), size=count)
+        steps = rng.integers(self._steps, size=count)
+        last = steps == self._steps - 1
+        following = np.minimum(steps + 1, self._steps - 1)
+        return Batch(
+            states=self._states[episodes, steps],
+            actions=self._actions[episodes, steps],
+            next_states=np.where(last[:, None], 0.0, self._states[episodes, following]),
+            last=last,
+            outcomes=self._outcomes[episodes],
+        )
+
+    @property
+    def outcomes(self) -> Array:
+        """(episodes, n_outcomes), oldest first."""
+        return self._outcomes
+
+    def state_dict(self) -> dict[str, Array]:
+        """Everything stored."""
+        return {"states": self._states, "actions": self._actions, "outcomes": self._outcomes}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        """Hold just this."""
+        self._states, self._actions = state["states"], state["actions"]
+        self._outcomes = state["outcomes"]

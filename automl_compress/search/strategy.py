@@ -1,0 +1,141 @@
+"""The contract of every search strategy, and the problem it is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.evaluate import USEFUL_LOSS, Constraint, Evaluation, violations
+from automl_compress.space import Policy, SearchSpace
+
+State = dict[str, Any]
+"""Nested dicts and lists of numbers, texts, None and numpy arrays."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a strategy may know: the space, the aims, and what costs can be computed.
+
+    Costs are exact and free; only accuracy has to be asked for.
+
+    Args:
+        space: the search space.
+        objectives: names of minimised metrics, `error` among them.
+        baseline: minimised value of every objective for the uncompressed network.
+        cost: exact costs of a policy by metric name.
+        constraints: absolute constraints.
+        features: (n_genes, n_features) what each gene decides about, in [0, 1]; the last two
+            columns are the shares of bytes and multiply-accumulates it can save.
+    """
+
+    space: SearchSpace
+    objectives: tuple[str, ...]
+    baseline: Mapping[str, float]
+    cost: Callable[[Policy], Mapping[str, float]]
+    constraints: tuple[Constraint, ...] = ()
+    features: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def values(self, evaluation: Evaluation) -> NDArray[np.float64]:
+        """(n_objectives,) minimised values, always finite.
+
+        A failed evaluation counts as a network that is always wrong, at its exact cost.
+        """
+        if evaluation.ok:
+            found = [evaluation.minimised(name) for name in self.objectives]
+        else:
+            costs = self.cost(evaluation.policy)
+            found = [1.0 if name == "error" else costs[name] for name in self.objectives]
+        return np.nan_to_num(np.array(found, dtype=np.float64), nan=1.0, posinf=1.0)
+
+    def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., n_objectives) in units that compare: a useful loss of accuracy, a baseline's cost.
+
+        Error counts from the baseline's error in steps of `USEFUL_LOSS`; costs are shares.
+        """
+        columns = [
+            (values[..., i] - self.baseline["error"]) / USEFUL_LOSS
+            if name == "error"
+            else values[..., i] / self.baseline[name]
+            for i, name in enumerate(self.objectives)
+        ]
+        return np.stack(columns, axis=-1)
+
+    def violation(self, evaluation: Evaluation) -> float:
+        """How far an evaluation breaks the constraints, summed as shares; 0 when it meets all."""
+        if not self.constraints:
+            return 0.0
+        return float(violations([evaluation], self.constraints).sum())
+
+    def cost_violation(self, policy: Policy) -> float:
+        """How far a policy breaks the constraints on costs, before it is evaluated."""
+        bounded = [c for c in self.constraints if c.metric != "error"]
+        if not bounded:
+            return 0.0
+        costs = self.cost(policy)
+        return sum(max(0.0, costs[c.metric] - c.limit) / max(c.limit, 1e-12) for c in bounded)
+
+
+class Strategy(ABC):
+    """Decides what to try next. Never sees a model, a data set or Ray.
+
+    Every random choice comes from a generator made of the seed, so that equal tells give equal
+    asks, in any process. Ask may be called again before earlier policies are told; tell takes
+    any evaluations in any order: failures, a part of what was asked, and what was never asked.
+
+    Args:
+        problem: what is searched.
+        seed: decides every random choice.
+    """
+
+    batch: int = 8
+    """How many policies it likes to be asked for at once."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.problem = problem
+        self.rng = np.random.default_rng(seed)
+
+    @abstractmethod
+    def ask(self, count: int) -> list[Policy]:
+        """At most `count` policies to evaluate; fewer, or none, when the space is exhausted."""
+
+    @abstractmethod
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Learn from evaluations."""
+
+    @abstractmethod
+    def state_dict(self) -> State:
+        """Everything needed to go on exactly where this strategy is."""
+
+    @abstractmethod
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another instance of the same problem was."""
+
+
+class Seen:
+    """Policies that were asked or told, so that nothing is tried twice."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, None] = {}
+
+    def __contains__(self, policy: Policy) -> bool:
+        return policy.key in self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, policy: Policy) -> None:
+        """Remember a policy."""
+        self._keys[policy.key] = None
+
+    def state_dict(self) -> list[str]:
+        """Keys in the order they came."""
+        return list(self._keys)
+
+    def load_state_dict(self, keys: list[str]) -> None:
+        """Remember just these keys."""
+        self._keys = dict.fromkeys(keys)

@@ -1,0 +1,318 @@
+"""Typed reading of YAML: every value knows the file, key and line it came from.
+
+`Section` wraps one mapping of a YAML file. Readers take the keys they know, with a type and
+a default, and then `close()` it, so that an unknown or misspelt key is an error that names the
+nearest known one. Files are parsed by PyYAML's safe loader: text never becomes code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import yaml
+
+from automl_compress.errors import InputError
+
+T = TypeVar("T")
+
+REQUIRED: Final[Any] = object()
+"""Default of a key that must be given."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from: a file and line, or a command-line override."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}, line {self.line}"
+
+
+class Section:
+    """One mapping of a settings file, read key by key.
+
+    Args:
+        values: the mapping's plain values; nested mappings stay plain until `section` is called.
+        origins: origin of every key in the whole tree, by its tuple path from the root.
+        path: this mapping's tuple path from the root.
+        error: the `InputError` subclass to raise.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        origins: Mapping[tuple[str, ...], Origin],
+        path: tuple[str, ...] = (),
+        error: type[InputError] = InputError,
+    ) -> None:
+        self._values = dict(values)
+        self._origins = origins
+        self._path = path
+        self._error = error
+        self._known: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def keys(self) -> Iterable[str]:
+        """The keys present, in file order."""
+        return self._values.keys()
+
+    def plain(self) -> dict[str, Any]:
+        """The values as plain Python data, every key counted as known."""
+        self._known.update(self._values)
+        return dict(self._values)
+
+    def origin(self, *keys: str) -> Origin:
+        """Origin of a key below this section, or of the nearest mapping around it."""
+        path = self._path + keys
+        while path and path not in self._origins:
+            path = path[:-1]
+        return self._origins.get(path, Origin("settings"))
+
+    def fail(self, message: str, *keys: str) -> InputError:
+        """An error about a key below this section, with its origin appended."""
+        return self._error(f"{message} ({self.origin(*keys)})")
+
+    def name(self, *keys: str) -> str:
+        """The dotted name of a key, as a user would write it after `--set`."""
+        return ".".join(self._path + keys)
+
+    def get(self, key: str, kind: type[T] | tuple[type, ...], default: Any = REQUIRED) -> Any:
+        """Read one value and check its type.
+
+        Args:
+            key: the key below this section.
+            kind: the type it must have; ints are accepted where floats are asked for.
+            default: returned when the key is absent; `REQUIRED` makes absence an error.
+
+        Raises:
+            InputError: the key is missing or its value has another type.
+        """
+        self._known.add(key)
+        if key not in self._values:
+            if default is REQUIRED:
+                near = difflib.get_close_matches(key, self._values, n=1)
+                hint = f", perhaps in place of '{near[0]}'" if near else ""
+                raise self.fail(f"'{self.name(key)}' must be given, but is missing; add it{hint}")
+            return default
+        value = self._values[key]
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+            return float(value) if int not in kinds else value
+        if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+            return value
+        raise self.fail(
+            f"'{self.name(key)}' must be {_kind_names(kinds)}, but is {_shown(value)}; correct it",
+            key,
+        )
+
+    def number(
+        self,
+        key: str,
+        kind: type[int] | type[float],
+        default: Any = REQUIRED,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> Any:
+        """Read a number and check that `low <= value <= high`."""
+        value = self.get(key, kind, default)
+        if key in self._values and (
+            (low is not None and not value >= low) or (high is not None and not value <= high)
+        ):
+            rule = " and ".join(
+                text
+                for text, bound in ((f"at least {low}", low), (f"at most {high}", high))
+                if bound is not None
+            )
+            raise self.fail(f"'{self.name(key)}' must be {rule}, but is {value}; correct it", key)
+        return value
+
+    def choice(self, key: str, choices: Iterable[str], default: Any = REQUIRED) -> str:
+        """Read a word that must be among `choices`."""
+        value: str = self.get(key, str, default)
+        allowed = list(choices)
+        if key in self._values and value not in allowed:
+            raise self.fail(
+                f"'{self.name(key)}' must be one of {', '.join(allowed)}, but is '{value}'"
+                f"{suggestion(value, allowed)}",
+                key,
+            )
+        return value
+
+    def items(self, key: str, kind: type[T], default: Any = REQUIRED) -> tuple[T, ...]:
+        """Read a list whose items all have one type."""
+        value = self.get(key, list, default)
+        if key not in self._values:
+            return tuple(value)
+        for item in value:
+            number = kind is float and isinstance(item, int)
+            if isinstance(item, bool) or not (number or isinstance(item, kind)):
+                raise self.fail(
+                    f"'{self.name(key)}' must be a list of {_kind_names((kind,), plural=True)}, "
+                    f"but holds {_shown(item)}; correct it",
+                    key,
+                )
+        return tuple(value)
+
+    def section(self, key: str) -> Section:
+        """The mapping below a key; an empty one when the key is absent."""
+        value = self.get(key, dict, {})
+        return Section(value, self._origins, (*self._path, key), self._error)
+
+    def sections(self, key: str) -> tuple[Section, ...]:
+        """The mappings of the list below a key; none when the key is absent."""
+        values = self.items(key, dict, ())
+        return tuple(
+            Section(value, self._origins, (*self._path, key, str(index)), self._error)
+            for index, value in enumerate(values)
+        )
+
+    def close(self) -> None:
+        """Refuse keys nobody read.
+
+        Raises:
+            InputError: a key is unknown; the nearest known key is named.
+        """
+        for key in self._values:
+            if key not in self._known:
+                raise self.fail(
+                    f"unknown key '{self.name(key)}'{suggestion(key, self._known)}; "
+                    f"known here: {', '.join(sorted(self._known))}",
+                    key,
+                )
+
+
+def read_settings(
+    path: Path, overrides: Iterable[str] = (), error: type[InputError] = InputError
+) -> Section:
+    """Read a YAML file whose top level is a mapping.
+
+    Args:
+        path: the file.
+        overrides: `key.subkey=value` texts that replace values; a value is itself YAML.
+        error: the `InputError` subclass that problems are raised as.
+
+    Raises:
+        InputError: the file is missing, is no valid YAML, is no mapping, or repeats a key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        raise error(f"cannot read '{path}': {_one_line(reason)}; give a readable file") from reason
+    origins: dict[tuple[str, ...], Origin] = {(): Origin(str(path))}
+    values = _parse(text, str(path), origins, error)
+    if not isinstance(values, dict):
+        raise error(f"{path} must hold a mapping (key: value), but holds {_shown(values)}")
+    for override in overrides:
+        _override(values, override, origins, error)
+    return Section(values, origins, (), error)
+
+
+def _parse(
+    text: str, source: str, origins: dict[tuple[str, ...], Origin], error: type[InputError]
+) -> Any:
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            return None if node is None else _construct(loader, node, source, (), origins, error)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as reason:
+        mark = getattr(reason, "problem_mark", None)
+        origin = Origin(source, None if mark is None else mark.line + 1)
+        problem = getattr(reason, "problem", None) or _one_line(reason)
+        raise error(f"invalid YAML: {problem} ({origin}); correct the file") from reason
+    except (ValueError, RecursionError) as reason:
+        raise error(f"invalid YAML: {_one_line(reason)} ({source}); correct the file") from reason
+
+
+def _construct(
+    loader: yaml.SafeLoader,
+    node: yaml.Node,
+    source: str,
+    path: tuple[str, ...],
+    origins: dict[tuple[str, ...], Origin],
+    error: type[InputError],
+) -> Any:
+    """Plain values of a node; the origin of every key and list item is noted on the way."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            origins[(*path, str(index))] = Origin(source, item.start_mark.line + 1)
+        return [
+            _construct(loader, item, source, (*path, str(index)), origins, error)
+            for index, item in enumerate(node.value)
+        ]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node, deep=True)
+    loader.flatten_mapping(node)
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(loader.construct_object(key_node, deep=True))
+        origin = Origin(source, key_node.start_mark.line + 1)
+        if key in result:
+            raise error(f"key '{key}' must be given once, but is repeated ({origin}); remove one")
+        origins[(*path, key)] = origin
+        result[key] = _construct(loader, value_node, source, (*path, key), origins, error)
+    return result
+
+
+def _override(
+    values: dict[str, Any],
+    text: str,
+    origins: dict[tuple[str, ...], Origin],
+    error: type[InputError],
+) -> None:
+    name, equals, raw = text.partition("=")
+    keys = tuple(name.strip().split("."))
+    if not equals or not all(keys):
+        raise error(f"--set must be KEY.SUBKEY=VALUE, but is '{text}'; correct it")
+    source = f"--set {name.strip()}"
+    below: dict[tuple[str, ...], Origin] = {}
+    value = _parse(raw, source, below, error)
+    target = values
+    for depth, key in enumerate(keys[:-1]):
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise error(
+                f"--set {name}: '{'.'.join(keys[: depth + 1])}' must be a mapping, but is "
+                f"{_shown(target)}; set that key itself"
+            )
+    target[keys[-1]] = value
+    origins[keys] = Origin(source)
+    origins.update({keys + path: Origin(source) for path in below if path})
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Text `, did you mean 'x'?` when a known word is near, otherwise empty."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+_KIND_NAMES = {
+    str: "a text", int: "an integer", float: "a number", bool: "true or false",
+    list: "a list", dict: "a mapping", type(None): "null",
+}  # fmt: skip
+_PLURALS = {str: "texts", int: "integers", float: "numbers", list: "lists", dict: "mappings"}
+
+
+def _kind_names(kinds: tuple[type, ...], plural: bool = False) -> str:
+    names = _PLURALS if plural else _KIND_NAMES
+    return " or ".join(names.get(kind, kind.__name__) for kind in kinds)
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(reason: BaseException) -> str:
+    return " ".join(str(reason).split()) or type(reason).__name__

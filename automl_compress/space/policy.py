@@ -1,0 +1,108 @@
+"""Policies: one value for every gene, the candidate of a search."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from automl_compress.errors import SpaceError
+from automl_compress.space.genes import KINDS, Kind, Value, check_value
+
+
+class Policy(Mapping[str, Value]):
+    """One candidate: gene names and the value chosen for each. Immutable, hashable, JSON.
+
+    A policy stands alone: it can be applied to a network without the space it came from. Genes
+    are kept in sorted order, so equal choices make equal policies with equal keys.
+
+    Args:
+        genes: value by gene name (`kind:target`).
+
+    Raises:
+        SpaceError: a name has no known kind, or a value does not fit its kind.
+    """
+
+    __slots__ = ("_genes", "_key")
+
+    def __init__(self, genes: Mapping[str, Value]) -> None:
+        for name, value in genes.items():
+            kind = str(name).partition(":")[0]
+            if kind not in KINDS:
+                raise SpaceError(
+                    f"a policy's gene must be named 'KIND:TARGET' with a kind of "
+                    f"{', '.join(KINDS)}, but is '{name}'; rename it"
+                )
+            check_value(kind, value, f"gene '{name}' of the policy")
+        self._genes = {name: genes[name] for name in sorted(genes)}
+        text = json.dumps(self._genes, separators=(",", ":"))
+        self._key = hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def key(self) -> str:
+        """32 hexadecimal digits that name this policy in ledgers and caches."""
+        return self._key
+
+    def of_kind(self, kind: Kind) -> dict[str, Value]:
+        """Value by target for the genes of one kind."""
+        prefix = f"{kind}:"
+        return {
+            name[len(prefix) :]: value
+            for name, value in self._genes.items()
+            if name.startswith(prefix)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: `{"genes": {name: value}}`."""
+        return {"genes": dict(self._genes)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Policy:
+        """The policy written by `to_dict`.
+
+        Raises:
+            SpaceError: `data` has another form.
+        """
+        genes = data.get("genes") if isinstance(data, Mapping) else None
+        if not isinstance(genes, Mapping):
+            raise SpaceError('a policy must be {"genes": {NAME: VALUE}}; give that form')
+        return cls(genes)
+
+    def to_json(self) -> str:
+        """Canonical JSON text; equal policies give equal text."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Policy:
+        """The policy written by `to_json`.
+
+        Raises:
+            SpaceError: the text is no JSON, or has another form.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as reason:
+            raise SpaceError(f"a policy must be JSON, but is not: {reason}; correct it") from reason
+        return cls.from_dict(data)
+
+    def __getitem__(self, name: str) -> Value:
+        return self._genes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._genes)
+
+    def __len__(self) -> int:
+        return len(self._genes)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self._genes == other._genes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Policy, (self._genes,))
+
+    def __repr__(self) -> str:
+        return f"Policy({self._genes!r})"

@@ -1,0 +1,204 @@
+"""Search spaces: finite products of ordered choices, and the ways to read one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from automl_compress.errors import SpaceError
+from automl_compress.space.genes import Gene
+from automl_compress.space.policy import Policy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from automl_compress.space.rules import SpaceRules
+
+Indices = NDArray[np.int64]
+"""(n_genes,) index of the chosen value of every gene, in the space's order."""
+
+
+class SearchSpace:
+    """An ordered tuple of genes; every policy picks one value of each.
+
+    Searchers read it as integers (`encode`, `decode`) or as points of the unit cube
+    (`to_unit`, `from_unit`); in both, larger means less compressed.
+
+    Args:
+        genes: at least one gene, names all different.
+
+    Raises:
+        SpaceError: there is no gene, or two share a name.
+    """
+
+    def __init__(self, genes: Sequence[Gene]) -> None:
+        if not genes:
+            raise SpaceError(
+                "a search space must have a gene, but has none; unprotect a layer or add choices"
+            )
+        names = [gene.name for gene in genes]
+        for name in names:
+            if names.count(name) > 1:
+                raise SpaceError(f"gene names must differ, but '{name}' is repeated; remove one")
+        self._genes = tuple(genes)
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, example_input: Tensor, rules: SpaceRules | None = None
+    ) -> SearchSpace:
+        """Derive the space of a network: a gene per coupled channel group and per layer.
+
+        Args:
+            model: the network; it is not changed.
+            example_input: (1, channels, height, width) or whatever the network takes.
+            rules: ratios, bits, overrides and protection; the defaults when not given.
+
+        Raises:
+            TraceError: the network cannot be followed, or nothing in it can be compressed.
+            SpaceError: the rules do not fit the network.
+        """
+        # The one import that goes against the data flow: the public one-liner, on call only.
+        from automl_compress.compress.derive import derive_space
+
+        return derive_space(model, example_input, rules).space
+
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        """The genes, in order."""
+        return self._genes
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(n_genes,) number of choices of every gene."""
+        return np.array([len(gene) for gene in self._genes], dtype=np.int64)
+
+    @property
+    def cardinality(self) -> int:
+        """Number of policies, exact."""
+        return math.prod(len(gene) for gene in self._genes)
+
+    def __len__(self) -> int:
+        return len(self._genes)
+
+    def __iter__(self) -> Iterator[Gene]:
+        return iter(self._genes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SearchSpace) and self._genes == other._genes
+
+    def __hash__(self) -> int:
+        return hash(self._genes)
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({len(self)} genes, {self.cardinality:.3g} policies)"
+
+    def encode(self, policy: Mapping[str, Any]) -> Indices:
+        """Indices of a policy of this space.
+
+        Raises:
+            SpaceError: the policy lacks a gene, has an unknown one, or a value is not allowed.
+        """
+        missing = [gene.name for gene in self._genes if gene.name not in policy]
+        extra = sorted(set(policy) - {gene.name for gene in self._genes})
+        if missing or extra:
+            what = f"lacks '{missing[0]}'" if missing else f"has the unknown '{extra[0]}'"
+            raise SpaceError(
+                f"a policy must have exactly the {len(self)} genes of its space, but {what}; "
+                "use a policy made for this space"
+            )
+        return np.array([gene.index(policy[gene.name]) for gene in self._genes], dtype=np.int64)
+
+    def decode(self, indices: ArrayLike) -> Policy:
+        """Policy of (n_genes,) indices.
+
+        Raises:
+            SpaceError: the shape is wrong or an index is out of range.
+        """
+        array = np.asarray(indices)
+        if array.shape != (len(self),) or not np.issubdtype(array.dtype, np.integer):
+            raise SpaceError(
+                f"indices must be {len(self)} integers, but are {array.dtype} of shape "
+                f"{array.shape}; give one per gene"
+            )
+        if (array < 0).any() or (array >= self.sizes).any():
+            worst = int(np.argmax((array < 0) | (array >= self.sizes)))
+            raise SpaceError(
+                f"the index of gene '{self._genes[worst].name}' must be in "
+                f"0..{self.sizes[worst] - 1}, but is {array[worst]}; repair it"
+            )
+        return Policy(
+            {gene.name: gene.values[i] for gene, i in zip(self._genes, array, strict=True)}
+        )
+
+    def to_unit(self, indices: ArrayLike) -> NDArray[np.float64]:
+        """Centre of each choice's cell in the unit cube: `(index + 0.5) / size`.
+
+        Args:
+            indices: (..., n_genes).
+        """
+        return (np.asarray(indices) + 0.5) / self.sizes
+
+    def from_unit(self, points: ArrayLike) -> Indices:
+        """Indices of the cells that hold points of the unit cube; values outside are clipped.
+
+        Args:
+            points: (..., n_genes).
+        """
+        scaled = np.floor(np.nan_to_num(np.asarray(points, dtype=np.float64)) * self.sizes)
+        return np.clip(scaled, 0, self.sizes - 1).astype(np.int64)
+
+    def repair(self, indices: ArrayLike) -> Indices:
+        """Nearest allowed indices to any numbers: rounded, then clipped. Idempotent."""
+        rounded = np.rint(np.nan_to_num(np.asarray(indices, dtype=np.float64)))
+        return np.clip(rounded, 0, self.sizes - 1).astype(np.int64)
+
+    def sample(self, rng: np.random.Generator) -> Indices:
+        """Indices of one policy, every gene drawn uniformly and independently."""
+        return rng.integers(0, self.sizes)
+
+    def neighbours(self, policy: Policy) -> list[Policy]:
+        """All policies one step away in one gene, in gene order, smaller step first."""
+        base = self.encode(policy)
+        found = []
+        for position, size in enumerate(self.sizes):
+            for step in (-1, 1):
+                if 0 <= base[position] + step < size:
+                    moved = base.copy()
+                    moved[position] += step
+                    found.append(self.decode(moved))
+        return found
+
+    @property
+    def smallest(self) -> Policy:
+        """The most compressed policy."""
+        return self.decode(np.zeros(len(self), dtype=np.int64))
+
+    @property
+    def largest(self) -> Policy:
+        """The least compressed policy."""
+        return self.decode(self.sizes - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: `{"genes": {name: [values]}}`, in order."""
+        return {"genes": {gene.name: list(gene.values) for gene in self._genes}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
+        """The space written by `to_dict`.
+
+        Raises:
+            SpaceError: `data` has another form, or a gene is wrong.
+        """
+        genes = data.get("genes") if isinstance(data, Mapping) else None
+        if not isinstance(genes, Mapping) or not all(
+            isinstance(values, list | tuple) for values in genes.values()
+        ):
+            raise SpaceError('a space must be {"genes": {NAME: [VALUES]}}; give that form')
+        return cls(
+            [Gene(name, name.partition(":")[0], tuple(values)) for name, values in genes.items()]
+        )

@@ -1,0 +1,29 @@
+"""What is compressed: a trained network, its images in three disjoint splits, and its task."""
+
+from automl_compress.workload.cache import cache_folder
+from automl_compress.workload.data import DataConfig
+from automl_compress.workload.factory import resolve
+from automl_compress.workload.images import ImageSet, Normalization
+from automl_compress.workload.models import MODELS, ModelSpec, build_model
+from automl_compress.workload.resnet_cifar import PadShortcut
+from automl_compress.workload.splits import Splits, load_splits
+from automl_compress.workload.weights import load_weights
+from automl_compress.workload.workload import Workload, WorkloadConfig, load_workload
+
+__all__ = [
+    "MODELS",
+    "DataConfig",
+    "ImageSet",
+    "ModelSpec",
+    "Normalization",
+    "PadShortcut",
+    "Splits",
+    "Workload",
+    "WorkloadConfig",
+    "build_model",
+    "cache_folder",
+    "load_splits",
+    "load_weights",
+    "load_workload",
+    "resolve",
+]

@@ -1,0 +1,168 @@
+"""What a sweep file says about data: where images come from and how they are split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from automl_compress.errors import WorkloadError
+from automl_compress.settings import Section
+from automl_compress.workload.cache import cache_folder
+from automl_compress.workload.digits import DigitsSource
+from automl_compress.workload.factory import is_factory
+from automl_compress.workload.folder import Decoding, FolderSource
+from automl_compress.workload.images import Normalization
+from automl_compress.workload.sources import (
+    TORCHVISION_SETS,
+    Source,
+    TorchvisionSource,
+)
+from automl_compress.workload.user_data import FactorySource
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a sweep file says about data.
+
+    Attributes:
+        source: where the images come from.
+        mean: one number a channel on the 0..1 scale; None is 0.
+        std: one number a channel on the 0..1 scale; None is 1.
+        validation_from: half the search-validation images are taken from. `test` is right for
+            weights trained on the full training half; `train` for weights known not to be
+            trained on the images that this seed picks.
+        validation_images: their number; None is half of the test half or a tenth of the training
+            half, at most 5000.
+        seed: decides which images these are.
+
+    Raises:
+        WorkloadError: mean and std do not fit each other, or a std is not above 0.
+    """
+
+    source: Source
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    validation_from: str = "test"
+    validation_images: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        channels = len(self.mean or self.std or ())
+        if channels:
+            unit = Normalization.unit(channels)
+            Normalization(self.mean or unit.mean, self.std or unit.std)
+
+    @classmethod
+    def from_name(cls, name: str) -> DataConfig:
+        """The data that one word names: `digits` or `package.module:function`.
+
+        Raises:
+            WorkloadError: it is neither.
+        """
+        if name == "digits":
+            return cls(DigitsSource())
+        if is_factory(name):
+            return cls(FactorySource(name))
+        raise WorkloadError(
+            f"data must be 'digits', 'package.module:function' or a mapping with one of "
+            f"{', '.join(_SOURCES)}, but is '{name}'; for a folder write {{root: {name}}}"
+        )
+
+    @classmethod
+    def from_section(cls, section: Section, base: Path) -> DataConfig:
+        """Read and close the mapping below `data`.
+
+        Args:
+            section: the mapping.
+            base: folder that relative paths start at.
+
+        Raises:
+            InputError: a key is unknown, missing or has a wrong value.
+        """
+        source = _source(section, base)
+        mean, std = _numbers(section, "mean"), _numbers(section, "std")
+        validation = section.section("search_validation")
+        half = validation.choice("from", ("test", "train"), "test")
+        images = validation.number("images", int, None, low=1)
+        seed = section.number("seed", int, 0, low=0)
+        validation.close()
+        section.close()
+        try:
+            return cls(source, mean, std, half, images, seed)
+        except WorkloadError as error:
+            raise section.fail(str(error)) from error
+
+
+def existing(text: str, base: Path) -> Path:
+    """A path as a user wrote it: from `base` if it exists there, else from the current folder."""
+    path = Path(text).expanduser()
+    for folder in (base, Path.cwd()):
+        if (folder / path).exists():
+            return (folder / path).absolute()
+    return (base / path).absolute()
+
+
+def _folder(section: Section, base: Path) -> Source:
+    size = section.items("image_size", int, ())
+    if "image_size" in section and (len(size) != 2 or min(size) < 1):
+        raise section.fail(
+            f"'{section.name('image_size')}' must be [height, width], each at least 1, but is "
+            f"{list(size)}; correct it",
+            "image_size",
+        )
+    channels = section.get("channels", int, 3)
+    if channels not in (1, 3):
+        raise section.fail(
+            f"'{section.name('channels')}' must be 3 (colour) or 1 (grey), but is {channels}; "
+            f"correct it",
+            "channels",
+        )
+    root = existing(section.get("root", str), base)
+    return FolderSource(root, Decoding(channels, (size[0], size[1]) if size else None))
+
+
+def _torchvision(section: Section, base: Path) -> Source:
+    root = section.get("root", str, None)
+    return TorchvisionSource(
+        section.choice("torchvision", TORCHVISION_SETS),
+        existing(root, base) if root else cache_folder() / "downloads",
+        section.get("download", bool, True),
+    )
+
+
+def _factory(section: Section, base: Path) -> Source:  # noqa: ARG001 - names no path
+    return FactorySource(section.get("factory", str))
+
+
+def _digits(section: Section, base: Path) -> Source:  # noqa: ARG001 - names no path
+    if not section.get("digits", bool):
+        raise section.fail(f"'{section.name('digits')}' must be true; remove it", "digits")
+    return DigitsSource()
+
+
+# `root` stands last: beside `torchvision` it is the download folder.
+_SOURCES: Final[dict[str, Callable[[Section, Path], Source]]] = {
+    "torchvision": _torchvision,
+    "factory": _factory,
+    "digits": _digits,
+    "root": _folder,
+}
+
+
+def _source(section: Section, base: Path) -> Source:
+    for name, read in _SOURCES.items():
+        if name in section:
+            return read(section, base)
+    raise section.fail(
+        f"'{section.name()}' must hold one of {', '.join(_SOURCES)}, but holds "
+        f"{', '.join(section.keys()) or 'nothing'}; add one"
+    )
+
+
+def _numbers(section: Section, key: str) -> tuple[float, ...] | None:
+    values: tuple[Any, ...] = section.items(key, float, ())
+    if key in section and not values:
+        raise section.fail(f"'{section.name(key)}' must hold one number a channel; add it", key)
+    return tuple(float(value) for value in values) or None

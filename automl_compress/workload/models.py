@@ -1,0 +1,94 @@
+"""Networks: those shipped here by name, and the user's own by `package.module:factory`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from automl_compress.errors import WorkloadError
+from automl_compress.workload import resnet_cifar
+from automl_compress.workload.digits import DigitsCNN
+from automl_compress.workload.factory import is_factory, resolve, user_code
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network that is shipped.
+
+    Attributes:
+        build: constructor; takes `num_classes`.
+        input_shape: (c, h, w) the network was designed for.
+        trained_here: whether it is trained on the spot when no weights are given; otherwise
+            weights are needed.
+        data: data it is used with when none is given; empty if it must be given.
+    """
+
+    build: Callable[..., nn.Module]
+    input_shape: tuple[int, int, int]
+    trained_here: bool = False
+    data: str = ""
+
+
+_CIFAR: Final = (3, 32, 32)
+
+MODELS: Final[dict[str, ModelSpec]] = {
+    "resnet20": ModelSpec(resnet_cifar.resnet20, _CIFAR),
+    "resnet32": ModelSpec(resnet_cifar.resnet32, _CIFAR),
+    "resnet44": ModelSpec(resnet_cifar.resnet44, _CIFAR),
+    "resnet56": ModelSpec(resnet_cifar.resnet56, _CIFAR),
+    "resnet110": ModelSpec(resnet_cifar.resnet110, _CIFAR),
+    "digits_cnn": ModelSpec(DigitsCNN, (1, 8, 8), trained_here=True, data="digits"),
+}
+"""Every shipped network by name."""
+
+
+def check_model_name(name: str) -> None:
+    """Check that a name is a shipped one or is written as a factory.
+
+    Raises:
+        WorkloadError: it is neither.
+    """
+    if name in MODELS or is_factory(name):
+        return
+    near = difflib.get_close_matches(name, MODELS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "correct it"
+    raise WorkloadError(
+        f"model must be one of {', '.join(MODELS)} or 'package.module:factory', but is "
+        f"'{name}'; {hint}"
+    )
+
+
+def build_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """Build a network on the CPU, in evaluation mode, its weights frozen.
+
+    Initial weights come from `seed`; the global random state is left as it was.
+
+    Args:
+        name: a key of `MODELS` or `package.module:factory`.
+        args: keyword arguments of the constructor or factory.
+        seed: decides whatever the constructor draws at random.
+
+    Raises:
+        WorkloadError: the name is unknown, or the constructor fails or returns something else.
+    """
+    check_model_name(name)
+    build = MODELS[name].build if name in MODELS else resolve(name)
+    with user_code(f"model '{name}'"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = build(**args)
+    if not isinstance(model, nn.Module):
+        raise WorkloadError(
+            f"model '{name}' must return a torch.nn.Module, but returned one of type "
+            f"{type(model).__name__}; return the network itself"
+        )
+    return frozen(model)
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The network itself, on the CPU, in evaluation mode, without gradients."""
+    return model.cpu().eval().requires_grad_(False)

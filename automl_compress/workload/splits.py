@@ -1,0 +1,120 @@
+"""The three disjoint splits of a workload's images, and what normalizes them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from automl_compress.errors import WorkloadError
+from automl_compress.workload.data import DataConfig
+from automl_compress.workload.images import ImageSet, Normalization
+from automl_compress.workload.sources import TrainTest
+
+_logger = logging.getLogger(__name__)
+
+MOST_VALIDATION_IMAGES: Final = 5000
+"""Search-validation images taken when their number is not given: at most so many."""
+
+_OVERLAP_BYTES: Final = 1 << 31
+_COMMON_OVERLAP: Final = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Three disjoint sets of images.
+
+    Attributes:
+        train: calibration and training images are drawn from it.
+        validation: what a search measures candidates on.
+        test: what headline numbers are measured on; no search sees it.
+        classes: names of the classes, in the order of the labels.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Load the images and split them.
+
+    Raises:
+        WorkloadError: the images cannot be had or are too few for the split.
+    """
+    halves = config.source.load(config.seed)
+    splits = _split(halves, config)
+    _report_overlap(splits)
+    return splits
+
+
+def load_normalization(config: DataConfig, images: ImageSet) -> Normalization:
+    """The normalization for these images; 0..1 scaling where the config gives none.
+
+    Raises:
+        WorkloadError: mean or std do not fit the channels, or the images are floats, which
+            count as normalised already.
+    """
+    channels = images.shape[0]
+    given = [(name, value) for name in ("mean", "std") if (value := getattr(config, name))]
+    if given and images.images.dtype != np.uint8:
+        raise WorkloadError(
+            f"data.{given[0][0]} applies to 8-bit images, but the data set gives floats; "
+            f"normalise there and remove the key, or give uint8 images"
+        )
+    for name, values in given:
+        if len(values) != channels:
+            raise WorkloadError(
+                f"data.{name} must hold one number a channel, but holds {len(values)} for "
+                f"{channels} channel{'s' * (channels != 1)}; correct it"
+            )
+    unit = Normalization.unit(channels)
+    return Normalization(config.mean or unit.mean, config.std or unit.std)
+
+
+def _split(halves: TrainTest, config: DataConfig) -> Splits:
+    from_test = config.validation_from == "test"
+    source = halves.test if from_test else halves.train
+    default = min(MOST_VALIDATION_IMAGES, max(1, len(source) // (2 if from_test else 10)))
+    count = config.validation_images or default
+    if count >= len(source):
+        raise WorkloadError(
+            f"search-validation images must leave some of the {config.validation_from} half, but "
+            f"{count} of {len(source)} were asked for; lower data.search_validation.images or "
+            f"add images"
+        )
+    order = np.random.default_rng(config.seed).permutation(len(source))
+    validation = source.take(np.sort(order[:count]))
+    rest = source.take(np.sort(order[count:]))
+    train, test = (halves.train, rest) if from_test else (rest, halves.test)
+    return Splits(train, validation, test, halves.classes)
+
+
+def _report_overlap(splits: Splits) -> None:
+    """Log how many search-validation and test images stand in an earlier split too."""
+    named = (("validation", splits.validation), ("test", splits.test))
+    if sum(images.images.nbytes for _, images in (("", splits.train), *named)) > _OVERLAP_BYTES:
+        return
+    seen = set(_image_hashes(splits.train))
+    for name, images in named:
+        hashes = _image_hashes(images)
+        repeated = sum(one in seen for one in hashes)
+        if repeated:
+            level = logging.WARNING if repeated > _COMMON_OVERLAP * len(images) else logging.INFO
+            _logger.log(
+                level,
+                "%d of %d %s images also occur in an earlier split",
+                *(repeated, len(images), name),
+            )
+        seen.update(hashes)
+
+
+def _image_hashes(images: ImageSet) -> list[bytes]:
+    return [
+        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        for image in images.images
+    ]

@@ -1,0 +1,179 @@
+"""Data sets made by the user's own function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+
+from automl_compress.errors import WorkloadError
+from automl_compress.workload.cache import Row
+from automl_compress.workload.factory import resolve, user_code
+from automl_compress.workload.folder import Decoding
+from automl_compress.workload.images import ImageSet, Pixels
+from automl_compress.workload.sources import TrainTest
+
+_READ_TWICE: Final = 8
+
+
+@dataclass(frozen=True)
+class FactorySource:
+    """A function `package.module:function` that returns `(train, test)`.
+
+    Each is a sequence of `(image, label)`, as torch's map-style data sets are. An image is a
+    PIL image, a tensor or array (c, h, w) or (h, w) of uint8 (0..255) or floats (normalised), or
+    an array (h, w, c) with 1 or 3 channels. A `classes` attribute names the classes.
+
+    Attributes:
+        name: the function.
+    """
+
+    name: str
+
+    def load(self, seed: int) -> TrainTest:
+        """Both halves, in memory.
+
+        Raises:
+            WorkloadError: the function cannot be found, fails, or returns something else.
+        """
+        factory = resolve(self.name)
+        with user_code(f"data factory '{self.name}'"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            made = factory()
+        if not isinstance(made, tuple | list) or len(made) != 2:
+            raise WorkloadError(
+                f"data factory '{self.name}' must return (train, test), but returned "
+                f"{_kind(made)}; return two data sets"
+            )
+        train, test = (
+            self._read(dataset, half) for dataset, half in zip(made, ("train", "test"), strict=True)
+        )
+        if train.shape != test.shape or train.images.dtype != test.images.dtype:
+            raise WorkloadError(
+                f"train and test images of '{self.name}' must have one shape and type, but are "
+                f"{train.images.dtype.name} {train.shape} and {test.images.dtype.name} "
+                f"{test.shape}; transform both in the same way"
+            )
+        return TrainTest(train, test, self._classes(made, train, test))
+
+    def _read(self, dataset: Any, half: str) -> ImageSet:
+        what = f"the {half} set of '{self.name}'"
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise WorkloadError(
+                f"{what} must have a length and items, but is {_kind(dataset)}; return a map-style "
+                f"data set of (image, label)"
+            )
+        with user_code(what):
+            count = len(dataset)
+            if count == 0:
+                raise WorkloadError(f"{what} must hold images, but is empty; add images")
+            rows, labels = zip(*(self._item(dataset, i, what) for i in range(count)), strict=True)
+            self._check_repeatable(dataset, rows, what)
+        return ImageSet.of(_stacked(rows, what), labels)
+
+    def _item(self, dataset: Any, position: int, what: str) -> tuple[Pixels, int]:
+        item = dataset[position]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise WorkloadError(
+                f"items of {what} must be (image, label), but item {position} is {_kind(item)}; "
+                f"return pairs"
+            )
+        where = f"item {position} of {what}"
+        return _pixels(item[0], where), _label(item[1], where)
+
+    def _check_repeatable(self, dataset: Any, rows: Sequence[Pixels], what: str) -> None:
+        for position in range(min(_READ_TWICE, len(rows))):
+            again, _ = self._item(dataset, position, what)
+            if not np.array_equal(again, rows[position], equal_nan=True):
+                raise WorkloadError(
+                    f"{what} must give the same image each time, but item {position} changed "
+                    f"when it was read again; remove random augmentation from it"
+                )
+
+    def _classes(self, made: Sequence[Any], train: ImageSet, test: ImageSet) -> tuple[str, ...]:
+        largest = int(max(train.labels.max(), test.labels.max()))
+        classes = _class_names(made) or tuple(map(str, range(largest + 1)))
+        smallest = int(min(train.labels.min(), test.labels.min()))
+        if smallest < 0 or largest >= len(classes):
+            raise WorkloadError(
+                f"labels of '{self.name}' must be in 0..{len(classes) - 1}, but reach from "
+                f"{smallest} to {largest}; number the classes from 0"
+            )
+        if len(classes) < 2:
+            raise WorkloadError(
+                f"data must have at least two classes, but all labels of '{self.name}' are 0; "
+                f"return images of several classes"
+            )
+        return classes
+
+
+def _class_names(datasets: Sequence[Any]) -> tuple[str, ...]:
+    for dataset in datasets:
+        named = getattr(dataset, "classes", None)
+        if isinstance(named, tuple | list) and named:
+            return tuple(map(str, named))
+    return ()
+
+
+def _pixels(image: Any, where: str) -> Pixels:
+    if isinstance(image, Image.Image):
+        return Decoding(channels=1 if image.mode in ("1", "L", "LA") else 3).pixels(image)
+    values = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+    if not isinstance(values, np.ndarray) or values.ndim not in (2, 3):
+        raise WorkloadError(
+            f"an image must be a PIL image, or a tensor or array (c, h, w), but {where} is "
+            f"{_kind(image)}; convert it"
+        )
+    if values.dtype == np.uint8 or np.issubdtype(values.dtype, np.floating):
+        return _channels_first(values, isinstance(image, np.ndarray))
+    raise WorkloadError(
+        f"an image must be of uint8 (0..255) or floats, but {where} is of "
+        f"{values.dtype.name}; convert it"
+    )
+
+
+def _channels_first(values: Row | Pixels, is_array: bool) -> Pixels:
+    pixels = values if values.dtype == np.uint8 else values.astype(np.float32)
+    if pixels.ndim == 2:
+        return pixels[None]
+    if is_array and pixels.shape[0] not in (1, 3) and pixels.shape[2] in (1, 3):
+        return pixels.transpose(2, 0, 1)
+    return pixels
+
+
+def _label(label: Any, where: str) -> int:
+    if isinstance(label, torch.Tensor | np.ndarray) and tuple(label.shape) in ((), (1,)):
+        label = label.item()
+    if isinstance(label, int | np.integer) and not isinstance(label, bool):
+        return int(label)
+    raise WorkloadError(
+        f"a label must be a whole number, but {where} has {_kind(label)}; convert it"
+    )
+
+
+def _stacked(rows: Sequence[Pixels], what: str) -> Pixels:
+    for position, row in enumerate(rows):
+        if row.shape != rows[0].shape or row.dtype != rows[0].dtype:
+            raise WorkloadError(
+                f"images of {what} must have one shape and type, but item 0 is "
+                f"{rows[0].dtype.name} {rows[0].shape} and item {position} is "
+                f"{row.dtype.name} {row.shape}; bring them to one size"
+            )
+    stacked: Pixels = np.stack(list(rows))
+    if stacked.dtype != np.uint8 and not np.isfinite(stacked).all():
+        raise WorkloadError(
+            f"images of {what} must be finite, but hold NaN or infinity; repair them"
+        )
+    return stacked
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"of type {type(value).__name__}"

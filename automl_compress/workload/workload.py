@@ -1,0 +1,197 @@
+"""A workload: a trained network, its data and its task, checked to belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from automl_compress.errors import WorkloadError
+from automl_compress.settings import Section
+from automl_compress.workload.data import DataConfig, existing
+from automl_compress.workload.digits_training import DEFAULT_EPOCHS, train_digits
+from automl_compress.workload.factory import user_code
+from automl_compress.workload.images import Normalization
+from automl_compress.workload.models import MODELS, build_model, check_model_name, frozen
+from automl_compress.workload.splits import Splits, load_normalization, load_splits
+from automl_compress.workload.weights import load_weights
+
+
+@dataclass(frozen=True)
+class WorkloadConfig:
+    """What a sweep file says about its workload.
+
+    Attributes:
+        model: a key of `MODELS` or `package.module:factory`.
+        data: its images.
+        model_args: keyword arguments of the constructor or factory.
+        weights: file of trained weights; None for a factory that returns a trained network and
+            for a shipped network that is trained on the spot.
+        seed: decides initial weights and the training of a shipped network.
+        epochs: passes over the training images when it is trained on the spot.
+    """
+
+    model: str
+    data: DataConfig
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    seed: int = 0
+    epochs: int = DEFAULT_EPOCHS
+
+    @classmethod
+    def from_section(cls, section: Section, base: Path) -> WorkloadConfig:
+        """Read and close the mapping below `workload`.
+
+        Args:
+            section: the mapping.
+            base: folder of the sweep file; relative paths start there, or in the current folder
+                if they do not exist there.
+
+        Raises:
+            InputError: a key is unknown, missing or has a wrong value.
+        """
+        model: str = section.get("model", str)
+        try:
+            check_model_name(model)
+        except WorkloadError as error:
+            raise section.fail(str(error), "model") from error
+        weights: str | None = section.get("weights", str, None)
+        epochs = DEFAULT_EPOCHS
+        if model in MODELS and MODELS[model].trained_here:
+            training = section.section("train")
+            epochs = training.number("epochs", int, DEFAULT_EPOCHS, low=1)
+            training.close()
+        config = cls(
+            model,
+            _data(section, model, base),
+            section.section("model_args").plain(),
+            None if weights is None else existing(weights, base),
+            section.number("seed", int, 0, low=0),
+            epochs,
+        )
+        section.close()
+        return config
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """What is compressed.
+
+    Attributes:
+        name: the model's name as the user gave it.
+        model: trained, on the CPU, in evaluation mode, without gradients.
+        splits: images for calibration and training, for search-validation and for the final test.
+        normalization: turns their pixels into network input.
+        identity: SHA-256 (hex) over weights, model, splits and normalization.
+        task: what the network does with an image.
+    """
+
+    name: str
+    model: nn.Module
+    splits: Splits
+    normalization: Normalization
+    identity: str
+    task: str = "classification"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the network's outputs."""
+        return self.splits.classes
+
+    def example_input(self) -> torch.Tensor:
+        """The first training image as network input, (1, c, h, w) float32."""
+        return self.splits.train.tensor(self.normalization, 0, 1)
+
+
+def load_workload(config: WorkloadConfig) -> Workload:
+    """Build the network, load or train its weights, load its data, and check that they fit.
+
+    Raises:
+        WorkloadError: one of them cannot be had, they do not fit, or the network would be
+            untrained.
+    """
+    spec = MODELS.get(config.model)
+    if spec is not None and not spec.trained_here and config.weights is None:
+        raise WorkloadError(
+            f"an untrained network cannot be searched, but '{config.model}' has no weights; "
+            f"add workload.weights: FILE"
+        )
+    splits = load_splits(config.data)
+    normalization = load_normalization(config.data, splits.train)
+    args = dict(config.model_args)
+    if spec is not None:
+        args.setdefault("num_classes", len(splits.classes))
+    model = build_model(config.model, args, config.seed)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    example = splits.train.tensor(normalization, 0, 1)
+    _check_output(config.model, model, example, len(splits.classes))
+    if spec is not None and config.weights is None:
+        model.requires_grad_(True)
+        train_digits(model, splits.train, normalization, epochs=config.epochs, seed=config.seed)
+        frozen(model)
+    identity = _identity(config.model, args, model, splits, normalization)
+    return Workload(config.model, model, splits, normalization, identity)
+
+
+def _data(section: Section, model: str, base: Path) -> DataConfig:
+    default = MODELS[model].data if model in MODELS else ""
+    value = (
+        section.get("data", (str, dict), default) if default else section.get("data", (str, dict))
+    )
+    if isinstance(value, dict):
+        return DataConfig.from_section(section.section("data"), base)
+    try:
+        return DataConfig.from_name(value)
+    except WorkloadError as error:
+        raise section.fail(str(error), "data") from error
+
+
+def _check_output(name: str, model: nn.Module, example: torch.Tensor, classes: int) -> None:
+    with user_code(f"model '{name}' on an image {tuple(example.shape[1:])}"), torch.no_grad():
+        output = model(example)
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1:
+        shown = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise WorkloadError(
+            f"model '{name}' must return logits of shape (n, {classes}) for n images, but for one "
+            f"image returned {shown}; return the logits alone"
+        )
+    if output.shape[1] != classes:
+        raise WorkloadError(
+            f"model '{name}' must have one output a class, but has {output.shape[1]} outputs for "
+            f"{classes} classes; correct model_args or the data"
+        )
+    if not torch.isfinite(output).all():
+        raise WorkloadError(
+            f"model '{name}' must return finite logits, but returned NaN or infinity for a "
+            f"training image; check its weights and data.mean and data.std"
+        )
+
+
+def _identity(
+    name: str,
+    args: Mapping[str, Any],
+    model: nn.Module,
+    splits: Splits,
+    normalization: Normalization,
+) -> str:
+    description = {
+        "model": name,
+        "args": args,
+        "modules": [(path, type(module).__qualname__) for path, module in model.named_modules()],
+        "splits": [one.content_hash for one in (splits.train, splits.validation, splits.test)],
+        "classes": splits.classes,
+        "normalization": [normalization.mean, normalization.std],
+    }
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    for key, value in (model.state_dict() | dict(model.named_buffers())).items():
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,335 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from report_studies import (
+    CONTESTANTS,
+    TEST_IMAGES,
+    evaluation,
+    manifest,
+    only,
+    policy,
+    write_study,
+)
+
+from automl_compress.errors import StudyError
+from automl_compress.evaluate import Constraint, Evaluation
+from automl_compress.ledger import ContestantRecord, Manifest, StudyResult
+from automl_compress.report import write_report
+from automl_compress.report.content import build_document
+from automl_compress.report.formats import percent, points
+from automl_compress.report.html import to_html
+from automl_compress.report.markdown import to_markdown
+from automl_compress.report.statistics import Summary
+
+EVIL = '<script>alert("1")</script> & | `x`'
+VOID = {"meta", "br", "img", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and collects what a test asks about."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.targets, self.resources = [], [], [], []
+        self.tags, self.words = [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "data", "poster"):
+                (self.targets if value.startswith("#") else self.resources).append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+
+def pages(folder):
+    """Write the report and read it back: parsed HTML, raw HTML and raw Markdown."""
+    path = write_report(folder)
+    raw = path.read_text(encoding="utf-8")
+    return Page(raw), raw, (folder / "report.md").read_text(encoding="utf-8")
+
+
+def words(folder):
+    """The same without figures, which take most of the time: parsed HTML and raw Markdown."""
+    document = build_document(Summary(StudyResult(folder)), {})
+    return Page(to_html(document)), to_markdown(document)
+
+
+def contents(folder):
+    names = ("report.html", "report.md", "front.json", "evaluations.parquet")
+    files = [*(folder / name for name in names), *sorted((folder / "figures").iterdir())]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def outcomes(count):
+    """One evaluation for each of the seven contestants' turns, then none."""
+    return [[evaluation(policy(2 + i), 0.93, 1e6)] if i < count else [] for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished study with its report; tests must not change it."""
+    folder = write_study(tmp_path_factory.mktemp("studies") / "whole", 30, finalists=5)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+    return Path(shutil.copytree(study, tmp_path / "whole"))
+
+
+def change(folder, **changes):
+    replace(Manifest.read(folder), **changes).write(folder)
+
+
+def test_every_file_is_written(study):
+    assert sorted(contents(study)) == [
+        "evaluations.parquet",
+        "finalists.svg",
+        "front.json",
+        "front_macs.svg",
+        "front_size_bytes.svg",
+        "hypervolume_plain.svg",
+        "hypervolume_useful.svg",
+        "report.html",
+        "report.md",
+    ]
+    assert not list(study.rglob("*.part"))
+
+
+def test_a_second_report_in_another_process_is_the_same_without_torch_or_ray(copy):
+    before = contents(copy)
+    code = (
+        "import sys; from automl_compress.report import write_report; write_report(sys.argv[1]);"
+        "found = {'torch', 'ray', 'matplotlib.pyplot'} & set(sys.modules); assert not found, found"
+    )
+    root = Path(__file__).parents[2]
+    settings = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code, str(copy)], check=True, env=settings)
+    assert contents(copy) == before
+
+
+def test_the_page_is_well_formed_and_loads_nothing(study):
+    raw = (study / "report.html").read_text(encoding="utf-8")
+    page = Page(raw)
+    assert page.resources == []
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)", raw))
+    assert "@import" not in raw
+
+
+def test_ids_are_unique_and_every_link_has_its_target(study):
+    raw = (study / "report.html").read_text(encoding="utf-8")
+    page = Page(raw)
+    assert len(page.ids) == len(set(page.ids))
+    wanted = {target[1:] for target in page.targets} | set(re.findall(r"url\(#([^)]*)\)", raw))
+    assert wanted <= set(page.ids)
+
+
+def test_figures_are_small_named_and_well_formed(study):
+    raw = (study / "report.html").read_text(encoding="utf-8")
+    for file in (study / "figures").iterdir():
+        assert file.stat().st_size < 150_000
+        ElementTree.fromstring(file.read_bytes())
+        assert f'id="{file.stem}"' in raw
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]+"', raw)) == 5
+    text = (study / "report.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((figures/[^)]*)\)", text):
+        assert (study / link).is_file()
+
+
+def test_both_pages_carry_the_headline_numbers(study):
+    summary = Summary(StudyResult(study))
+    text = (study / "report.md").read_text(encoding="utf-8")
+    page = Page((study / "report.html").read_text(encoding="utf-8"))
+    numbers = ["93.37 %", "3,430.0 kB", "125.5 M", f"{TEST_IMAGES:,}"]
+    for finalist in summary.finalists:
+        numbers += [
+            percent(finalist.accuracy),
+            points(summary.lost(finalist)),
+            f"{finalist.estimate.metrics['size_bytes'] / 1e3:,.1f} kB",
+            percent(finalist.estimate.metrics["accuracy"]),
+            finalist.estimate.policy.key,
+        ]
+    for number in numbers:
+        assert number in text
+        assert number in page.text
+
+
+def test_both_pages_carry_the_same_table_cells(study):
+    raw = (study / "report.html").read_text(encoding="utf-8")
+    text = (study / "report.md").read_text(encoding="utf-8")
+    in_page = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", raw)
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "| ---" not in line]
+    in_text = [cell.strip().replace("\\", "") for row in rows for cell in row[1:-1].split("|")]
+    assert in_page == in_text
+
+
+def test_user_text_is_escaped_everywhere(tmp_path):
+    failed = Evaluation.failed(policy(3), manifest().estimator, EVIL)
+    made = [evaluation(policy(2), 0.93, 1e6), failed]
+    folder = write_study(
+        tmp_path,
+        [made],
+        finalists=0,
+        finalists_keys=[made[0].policy.key],
+        tests=[EVIL],
+        study=EVIL,
+        contestants=(ContestantRecord(EVIL, "$evil<_>_", 0),),
+        config={"estimate": {EVIL: EVIL}},
+        workload={"name": EVIL, "data": {EVIL: EVIL}, "splits": {EVIL: 3}},
+        coverage={"groups": EVIL, "skipped": [{"name": EVIL, "reason": EVIL}]},
+        environment={"versions": {EVIL: [EVIL]}},
+    )
+    page, raw, text = pages(folder)
+    assert "<script" not in raw
+    assert "script" not in page.tags
+    assert '<script>alert("1")</script>' in page.text
+    outside_code = re.sub(r"(`{3,})\n.*?\n\1", "", text, flags=re.DOTALL)
+    assert "<script" not in outside_code
+    for file in (folder / "figures").iterdir():
+        ElementTree.fromstring(file.read_bytes())
+
+
+def test_an_empty_study_still_has_a_report(tmp_path):
+    folder = write_study(tmp_path, outcomes(0), status="running")
+    page, _, text = pages(folder)
+    assert "still running: 0 of 900 evaluations" in text
+    assert "No evaluation is made yet" in page.text
+    assert list((folder / "figures").iterdir()) == []
+
+
+def test_one_evaluation_is_enough_for_figures(tmp_path):
+    folder = write_study(tmp_path, outcomes(1), finalists=0, status="interrupted")
+    page, _, text = pages(folder)
+    assert "was interrupted: 1 of 900 evaluations" in text
+    assert f"automl-compress resume {folder.name}" in page.text
+    assert "No finalist is chosen yet" in page.text
+    assert "nothing is ranked" in page.text
+    assert len(list((folder / "figures").iterdir())) == 4
+
+
+def test_a_study_whose_evaluations_all_failed_says_why(tmp_path):
+    failed = Evaluation.failed(policy(2), manifest().estimator, "out of memory")
+    folder = write_study(tmp_path, [[failed]], finalists=0, contestants=only("nsga2-0"))
+    page, _, text = pages(folder)
+    assert "No evaluation has succeeded" in page.text
+    assert "| nsga2 | 1 | out of memory |" in text
+    assert list((folder / "figures").iterdir()) == []
+
+
+def test_useless_networks_alone_can_be_drawn(tmp_path):
+    made = [evaluation(policy(2), 0.1, 1e5), evaluation(policy(3), 0.3, 2e5)]
+    folder = write_study(tmp_path, [made], finalists=0, contestants=only("nsga2-0"))
+    pages(folder)
+    assert "no network here yet" in (folder / "figures/front_size_bytes.svg").read_text()
+
+
+def test_constraints_are_stated_and_counted(copy):
+    change(copy, constraints=(Constraint("size_bytes", 3e5, text="size_bytes <= 300 kB"),))
+    page, text = words(copy)
+    assert "Constraints: size_bytes <= 300 kB." in page.text
+    frame = StudyResult(copy).to_dataframe()
+    over = frame[(frame["strategy"] == "ddpg") & (frame["size_bytes"] > 3e5)]
+    assert re.search(rf"\| ddpg \| 60 \| \d+ \| \d+ \| {len(over)} \|", text)
+
+
+def test_no_test_baseline_yet(copy):
+    change(copy, test_baseline={}, status="running")
+    page, _ = words(copy)
+    assert "not measured on the test images yet" in page.text
+    assert "Cheapest finalists" not in page.text
+
+
+def test_finalists_that_are_missing_or_failed_are_named(tmp_path):
+    made = [evaluation(policy(2, i + 2), 0.93 - i / 100, 1e6 - 1e5 * i) for i in range(3)]
+    folder = write_study(
+        tmp_path,
+        [made],
+        finalists=0,
+        finalists_keys=[e.policy.key for e in made],
+        tests=[0.92, "killed", None],
+        contestants=only("nsga2-0"),
+    )
+    page, _ = words(folder)
+    assert "measurement failed: killed" in page.text
+    assert "not measured yet" in page.text
+    assert "2 finalists have no test result" in page.text
+
+
+def test_dominated_finalists_and_lost_points_are_stated(tmp_path):
+    made = [
+        evaluation(policy(2, i + 2), a, s) for i, (a, s) in enumerate([(0.93, 2e5), (0.9, 1e5)])
+    ]
+    folder = write_study(
+        tmp_path,
+        [made],
+        finalists=0,
+        finalists_keys=[e.policy.key for e in made],
+        tests=[0.91, 0.92],
+        contestants=only("nsga2-0"),
+    )
+    page, text = words(folder)
+    assert page.text.count("dominated on the test images") == 1
+    assert "| at most 1 | no finalist reaches it | no finalist reaches it |" in text
+    assert "| at most 2 | 100.0 kB (2.9 %): finalist 1 | 1.0 M (0.8 %): finalist 1 |" in text
+
+
+def test_few_seeds_are_said_plainly(study, copy):
+    text = (study / "report.md").read_text(encoding="utf-8")
+    assert "Every strategy ran with 2 seeds" in text
+    assert "too few to call a difference significant" in text
+    change(copy, contestants=(CONTESTANTS[0], *CONTESTANTS[2:]))
+    assert "Every strategy ran with 1 to 2 seeds" in words(copy)[1]
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [("error", "params"), ("macs", "error", "size_bytes", "params", "bitops")],
+)
+def test_every_cost_objective_has_its_front(copy, objectives):
+    shutil.rmtree(copy / "figures")
+    change(copy, objectives=objectives)
+    pages(copy)
+    fronts = {file.stem for file in (copy / "figures").glob("front_*")}
+    assert fronts == {f"front_{name}" for name in objectives if name != "error"}
+
+
+def test_a_missing_manifest_is_one_line(tmp_path):
+    with pytest.raises(StudyError, match=r"must hold run\.json") as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_manifest_leaves_gaps_only(tmp_path):
+    bare = {"config": {}, "space": {}, "coverage": {}, "workload": {}, "environment": {}}
+    page, _ = words(write_study(tmp_path, outcomes(2), finalists=0, **bare))
+    assert "the manifest does not say" in page.text
+    assert "does not state the search space" in page.text

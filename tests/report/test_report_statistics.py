@@ -1,0 +1,221 @@
+import itertools
+
+import numpy as np
+import pytest
+from report_studies import evaluation, manifest, only, policy, write_study
+
+from automl_compress.evaluate import Constraint, Evaluation
+from automl_compress.ledger import StudyResult
+from automl_compress.report import contestant_scores
+from automl_compress.report.statistics import (
+    Spread,
+    Summary,
+    common_reasons,
+    cost_front,
+    dominated,
+    split_sizes,
+    wilson_interval,
+)
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory):
+    """A study of seven contestants with 15 evaluations each."""
+    return Summary(StudyResult(write_study(tmp_path_factory.mktemp("studies"), 15)))
+
+
+def share_2d(points, reference):
+    """Closed form: the staircase below the reference, as a share of the box."""
+    inside = sorted(p for p in points if p[0] < reference[0] and p[1] < reference[1])
+    area, roof = 0.0, reference[1]
+    for x, y in inside:
+        if y < roof:
+            area += (reference[0] - x) * (roof - y)
+            roof = y
+    return area / (reference[0] * reference[1])
+
+
+def share_by_sampling(values, reference, rng, samples=40_000):
+    """Monte Carlo: how many random points of the box are dominated."""
+    darts = rng.random((samples, len(reference))) * reference
+    return (values[None] <= darts[:, None]).all(axis=2).any(axis=1).mean()
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "low", "high"),
+    [  # Newcombe 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_agrees_with_newcombe(right, images, low, high):
+    assert wilson_interval(right / images, images) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_wilson_interval_solves_its_equation():
+    share, images, z = 0.934, 9488, 1.959963984540054
+    for bound in wilson_interval(share, images):
+        gap = z * np.sqrt(bound * (1 - bound) / images)
+        assert abs(share - bound) == pytest.approx(gap)
+    assert wilson_interval(1.0, 5)[1] == 1.0
+
+
+def test_dominated_agrees_with_a_loop_and_spares_equals():
+    values = np.random.default_rng(0).integers(0, 4, (40, 3)).astype(float)
+    slow = [any((other <= row).all() and (other < row).any() for other in values) for row in values]
+    assert dominated(values).tolist() == slow
+    assert not dominated(np.ones((2, 2))).any()
+    assert dominated(np.empty((0, 3))).shape == (0,)
+
+
+def test_cost_front_agrees_with_a_loop():
+    values = np.random.default_rng(1).random((60, 3))
+    values[7] = np.inf
+    best = [
+        (row[1], row[0])
+        for row in values
+        if np.isfinite(row).all()
+        and not any(
+            o[0] <= row[0] and o[1] <= row[1] and (o[0], o[1]) != (row[0], row[1]) for o in values
+        )
+    ]
+    assert cost_front(values, 0, 1).tolist() == [list(pair) for pair in sorted(best)]
+
+
+def test_hypervolume_curves_agree_with_the_closed_form(tmp_path):
+    folder = write_study(tmp_path, 12, finalists=0, objectives=("error", "size_bytes"))
+    result = StudyResult(folder)
+    baseline = result.manifest.baseline
+    error = 1 - baseline["accuracy"]
+    for scores in contestant_scores(result):
+        for end in range(1, len(scores) + 1):
+            points = [tuple(row) for row in scores.values[:end]]
+            plain = share_2d(points, (1.0, baseline["size_bytes"]))
+            useful = share_2d(points, (error + 0.1, baseline["size_bytes"]))
+            assert scores.plain[end - 1] == pytest.approx(plain)
+            assert scores.useful[end - 1] == pytest.approx(useful)
+
+
+def test_hypervolume_agrees_with_sampling_in_three_dimensions(summary):
+    baseline = summary.result.manifest.baseline
+    reference = np.array([1.0, baseline["size_bytes"], baseline["macs"]])
+    rng = np.random.default_rng(3)
+    for scores in contestant_scores(summary.result)[:2]:
+        sampled = share_by_sampling(scores.values, reference, rng)
+        assert scores.plain[-1] == pytest.approx(sampled, abs=0.01)
+
+
+def test_failures_and_broken_constraints_count_nothing(tmp_path):
+    small = evaluation(policy(2), 0.93, 5e5)
+    large = evaluation(policy(8), 0.934, 2e6)
+    failed = Evaluation.failed(policy(4), manifest().estimator, "out of memory")
+    folder = write_study(
+        tmp_path,
+        [[failed, large, small]],
+        finalists=0,
+        objectives=("error", "size_bytes"),
+        contestants=only("nsga2-0"),
+        constraints=(Constraint("size_bytes", 1e6, text="size_bytes <= 1 MB"),),
+    )
+    (scores,) = contestant_scores(StudyResult(folder))
+    assert scores.usable.tolist() == [False, False, True]
+    assert scores.useful[:2].tolist() == [0.0, 0.0]
+    expected = share_2d([(0.07, 5e5)], (0.166, 3_430_000.0))
+    assert scores.useful[2] == pytest.approx(expected)
+
+
+def test_strategies_are_grouped_and_the_reference_comes_last(summary):
+    assert [group.label for group in summary.strategies] == [
+        "nsga2",
+        "ddpg",
+        "scaled-random",
+        "uniform (reference)",
+    ]
+    assert summary.ranking[-1].label == "uniform (reference)"
+    ends = [group.last("useful").mean for group in summary.ranking[:-1]]
+    assert ends == sorted(ends, reverse=True)
+
+
+def test_scores_at_a_checkpoint_are_those_of_the_members(summary):
+    group = summary.strategies[0]
+    ends = [float(member.useful[6]) for member in group.members]
+    assert group.at("useful", 7) == Spread(sum(ends) / 2, min(ends), max(ends), 2)
+    assert group.at("useful", 16) is None
+    assert group.curves("plain").shape == (2, 15)
+
+
+def test_unequal_contestants_are_not_level(tmp_path):
+    one, two = evaluation(policy(2), 0.9, 1e6), evaluation(policy(3), 0.91, 2e6)
+    made = [[one, two], [one], []]
+    folder = write_study(
+        tmp_path, made, finalists=0, contestants=only("nsga2-0", "nsga2-1", "ddpg-0")
+    )
+    summary = Summary(StudyResult(folder))
+    assert not summary.level
+    assert summary.strategies[0].curves("useful").shape == (2, 1)
+    assert summary.strategies[0].at("useful", 2) is None
+    assert summary.strategies[1].last("useful") is None
+
+
+def finalists_of(folder, tests, **changes):
+    """A study of one contestant whose finalists have the given (size, test accuracy)."""
+    made = [evaluation(policy(2, i + 2), 0.93 - i / 100, size) for i, (size, _) in enumerate(tests)]
+    changes = {"objectives": ("error", "size_bytes"), "contestants": only("nsga2-0")} | changes
+    folder = write_study(
+        folder, [made], finalists=0, finalists_keys=[e.policy.key for e in made],
+        tests=[accuracy for _, accuracy in tests], **changes,
+    )  # fmt: skip
+    return Summary(StudyResult(folder))
+
+
+def test_finalists_are_sorted_by_size_and_dominance_is_by_test_error(tmp_path):
+    summary = finalists_of(tmp_path, [(3e5, 0.92), (1e5, 0.90), (2e5, 0.93)])
+    sizes = [finalist.estimate.metrics["size_bytes"] for finalist in summary.finalists]
+    assert sizes == [1e5, 2e5, 3e5]
+    assert [finalist.number for finalist in summary.finalists] == [1, 2, 3]
+    assert [finalist.dominated for finalist in summary.finalists] == [False, False, True]
+
+
+def test_the_cheapest_within_a_loss_includes_the_limit(tmp_path):
+    summary = finalists_of(
+        tmp_path,
+        [(1e5, 0.9187), (2e5, 0.9287), (3e5, 0.9337)],
+        test_baseline={**manifest().baseline, "accuracy": 0.9337},
+    )
+    assert summary.cheapest(0.005, "size_bytes").number == 2
+    assert summary.cheapest(0.02, "size_bytes").number == 1
+    assert summary.cheapest(0.0, "size_bytes").number == 3
+    assert summary.cheapest(-0.01, "size_bytes") is None
+
+
+def test_finalists_that_failed_or_wait_are_kept_apart(tmp_path):
+    summary = finalists_of(tmp_path, [(1e5, None), (2e5, 0.93), (3e5, "killed")])
+    assert [finalist.accuracy for finalist in summary.finalists] == [None, 0.93, None]
+    assert len(summary.measured) == 1
+    assert summary.finalists[2].test.reason == "killed"
+    assert summary.finalists[0].interval is None
+
+
+def test_a_constraint_on_accuracy_is_checked_again_on_the_test_images(tmp_path):
+    rule = Constraint.parse("accuracy >= 0.9")
+    summary = finalists_of(tmp_path, [(1e5, 0.89), (2e5, 0.93)], constraints=(rule,))
+    assert [f.broken for f in summary.finalists] == [("accuracy >= 0.9",), ()]
+
+
+def test_split_sizes_takes_numbers_and_mappings():
+    splits = {"search": 512, "test": {"images": 9488, "hash": "ab"}, "other": "none"}
+    assert split_sizes({"splits": splits}) == {"search": 512, "test": 9488}
+    assert split_sizes({}) == {}
+
+
+def test_common_reasons_are_counted(tmp_path):
+    reasons = ["b", "a", "a", "b", "c", "d"]
+    made = [
+        Evaluation.failed(policy(*bits), manifest().estimator, reason)
+        for reason, bits in zip(reasons, itertools.product((2, 3, 4), (5, 6)), strict=True)
+    ]
+    folder = write_study(tmp_path, [made], finalists=0, contestants=only("nsga2-0"))
+    frame = StudyResult(folder).to_dataframe()
+    assert common_reasons(frame) == [("a", 2), ("b", 2), ("c", 1)]
