@@ -1,1 +1,65 @@
-"""Search for the best smaller networks: pruning and quantization, evolution and RL side by side."""
+"""Search for the best smaller networks: pruning and quantization, evolution and RL side by side.
+
+Give it a trained PyTorch network, some data and a budget; it finds a front of smaller networks,
+measures them on images the search never saw, and leaves a report.
+
+Names are imported on first use, so that a process that needs no torch does not load it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from automl_compress.compress import Compressor, compress, cost
+    from automl_compress.engine import Study
+    from automl_compress.errors import CompressError, InputError
+    from automl_compress.ledger import StudyResult
+    from automl_compress.report import write_report
+    from automl_compress.space import Gene, Policy, SearchSpace, SpaceRules, load_rules
+    from automl_compress.workload import Workload, WorkloadConfig, load_workload
+
+_PLACES = {
+    "CompressError": "automl_compress.errors",
+    "Compressor": "automl_compress.compress",
+    "Gene": "automl_compress.space",
+    "InputError": "automl_compress.errors",
+    "Policy": "automl_compress.space",
+    "SearchSpace": "automl_compress.space",
+    "SpaceRules": "automl_compress.space",
+    "Study": "automl_compress.engine",
+    "StudyResult": "automl_compress.ledger",
+    "Workload": "automl_compress.workload",
+    "WorkloadConfig": "automl_compress.workload",
+    "compress": "automl_compress.compress",
+    "cost": "automl_compress.compress",
+    "load_rules": "automl_compress.space",
+    "load_workload": "automl_compress.workload",
+    "write_report": "automl_compress.report",
+}
+
+__all__ = [
+    "CompressError",
+    "Compressor",
+    "Gene",
+    "InputError",
+    "Policy",
+    "SearchSpace",
+    "SpaceRules",
+    "Study",
+    "StudyResult",
+    "Workload",
+    "WorkloadConfig",
+    "compress",
+    "cost",
+    "load_rules",
+    "load_workload",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

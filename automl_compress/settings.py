@@ -69,6 +69,10 @@ class Section:
         self._known.update(self._values)
         return dict(self._values)
 
+    def values(self) -> dict[str, Any]:
+        """The values as given; says nothing about which keys are known."""
+        return dict(self._values)
+
     def origin(self, *keys: str) -> Origin:
         """Origin of a key below this section, or of the nearest mapping around it."""
         path = self._path + keys

@@ -12,7 +12,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from automl_compress.compress import Compressor, CostModel, Repair, Structure
+from automl_compress.compress import Compressor, Repair
 from automl_compress.errors import EstimateError, WorkloadError
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import Evaluation
@@ -56,13 +56,19 @@ class NetworkEstimator(Estimator):
     Args:
         workload: the network and its data.
         settings: how to measure.
+        compressor: one made for the same workload and settings but for the images, to share.
 
     Raises:
         WorkloadError: a split holds fewer images than asked for.
         TraceError: the network cannot be followed.
     """
 
-    def __init__(self, workload: Workload, settings: EstimateSettings) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        settings: EstimateSettings,
+        compressor: Compressor | None = None,
+    ) -> None:
         self.settings = settings
         split = getattr(workload.splits, settings.split)
         count = len(split) if settings.images is None else settings.images
@@ -80,7 +86,7 @@ class NetworkEstimator(Estimator):
             asdict(settings),
         )
         self._identity = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-        self._compressor = Compressor(
+        self.compressor = compressor or Compressor(
             workload.model,
             workload.example_input(),
             calibration.tensor(workload.normalization),
@@ -93,28 +99,13 @@ class NetworkEstimator(Estimator):
         """Hash of network, images, settings and version."""
         return self._identity
 
-    @property
-    def structure(self) -> Structure:
-        """The traced network."""
-        return self._compressor.structure
-
-    @property
-    def traced_model(self) -> nn.Module:
-        """The traced copy of the original network."""
-        return self._compressor.model
-
-    @property
-    def cost(self) -> CostModel:
-        """The exact costs of any policy."""
-        return self._compressor.cost
-
     def estimate(self, policy: Policy) -> Evaluation:
         """Build, repair and measure a policy's network."""
         start = time.perf_counter()
         try:
             with torch.inference_mode():
-                costs = self.cost(policy)
-                network = self._compressor.build(policy)
+                costs = self.compressor.cost(policy)
+                network = self.compressor.build(policy)
                 accuracy = self._accuracy(network)
         except Exception as reason:
             message = f"{type(reason).__name__}: {reason}"

@@ -89,7 +89,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `run.json`, whole or not at all."""
-        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
+        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1, default=str) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -122,7 +122,8 @@ class DDPG(Strategy):
 
     def _draw_preferences(self, count: int) -> Array:
         """(count, n_objectives) weights that sum to 1, uniform over all of them."""
-        return self.rng.dirichlet(np.ones(len(self.problem.objectives)), size=count)
+        drawn: Array = self.rng.dirichlet(np.ones(len(self.problem.objectives)), size=count)
+        return drawn
 
     # Learning.
 

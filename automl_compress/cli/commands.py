@@ -1,0 +1,154 @@
+"""What each command does: build the objects, call them, print what they say."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from automl_compress.cli.progress import Progress
+from automl_compress.errors import InputError, StudyError
+from automl_compress.ledger import Manifest, StudyResult
+
+
+def version() -> str:
+    """Name and version of this package."""
+    return f"automl-compress {importlib.metadata.version('automl-compress')}"
+
+
+def search(
+    sweep: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    workers: int | None,
+    address: str | None,
+    *,
+    open_report: bool,
+) -> int:
+    """Run the study of a sweep file and write its report."""
+    from automl_compress.engine import Study
+
+    study = Study.from_file(sweep, overrides).with_engine(**_engine_changes(workers, address))
+    config = study.config
+    folder = out or Path("results") / config.name
+    print(f"study {config.name}: loading the network and its data ...", flush=True)
+    progress = Progress(config.evaluations, len(config.strategies) * len(config.seeds))
+    try:
+        result = study.run(folder, progress)
+    finally:
+        progress.close()
+    return _finish(result, open_report)
+
+
+def resume(folder: Path, workers: int | None, address: str | None, *, open_report: bool) -> int:
+    """Go on with a study and write its report."""
+    from automl_compress.engine import Study
+
+    manifest = Manifest.read(folder)
+    if manifest.status == "finished":
+        print(f"study {manifest.study} is finished; only its report is written again")
+        return report(folder, open_report=open_report)
+    print(f"study {manifest.study}: resuming ...", flush=True)
+    racing = sum(contestant.in_race for contestant in manifest.contestants)
+    progress = Progress(manifest.budget, racing)
+    try:
+        result = Study.resume(folder, progress, **_engine_changes(workers, address))
+    finally:
+        progress.close()
+    return _finish(result, open_report)
+
+
+def report(folder: Path, *, open_report: bool) -> int:
+    """Write the report of a study again."""
+    return _finish(StudyResult(folder), open_report)
+
+
+def _finish(result: StudyResult, open_report: bool) -> int:
+    from automl_compress.report import front_table, write_report
+
+    path = write_report(result.folder)
+    print(front_table(StudyResult(result.folder)))
+    print(f"\nreport: {path}")
+    if open_report and not webbrowser.open(path.resolve().as_uri()):
+        print("no browser could be opened; open the report by hand")
+    return 0
+
+
+def _engine_changes(workers: int | None, address: str | None) -> dict[str, Any]:
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be at least 1, but is {workers}; correct it")
+    changes = {"workers": workers, "address": address}
+    return {key: value for key, value in changes.items() if value is not None}
+
+
+def space(model: str, output: Path, input_shape: str | None, *, force: bool) -> int:
+    """Derive a search space from a network and write it for editing."""
+    from automl_compress.cli.space_file import write_space_file
+
+    if output.exists() and not force:
+        raise StudyError(f"-o must not exist yet, but '{output}' does; give --force to replace it")
+    coverage = write_space_file(model, output, _shape(input_shape))
+    print(
+        f"{output}: {coverage.groups} channel groups, {coverage.layers} layers, "
+        f"{coverage.parameters_share:.0%} of the weights, {coverage.macs_share:.0%} of the MACs"
+    )
+    for name, reason in coverage.skipped:
+        print(f"  skipped {name}: {reason}")
+    return 0
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--input-shape must be like 3,32,32, but is '{text}'; correct it")
+    return tuple(int(part) for part in parts)
+
+
+def doctor() -> int:
+    """Say what is installed and whether it works."""
+    import torch
+
+    from automl_compress.workload import cache_folder
+
+    print(version())
+    print(f"python {platform.python_version()} on {platform.machine()}")
+    problems = 0
+    for name in (
+        *("torch", "torchvision", "ray", "pymoo", "moocore", "torch-pruning", "numpy", "pandas"),
+        *("pyarrow", "matplotlib", "safetensors", "scikit-learn", "pillow", "pyyaml"),
+    ):
+        try:
+            print(f"  {name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"  {name} is missing; run: pip install {name}")
+            problems += 1
+    print(f"processors: {len(os.sched_getaffinity(0))}")
+    print(f"torch capability: {torch.backends.cpu.get_cpu_capability()}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    print(f"CUDA devices: {gpus}")
+    problems += _check_writable("image cache", cache_folder())
+    problems += _check_ray()
+    print("all is well" if not problems else f"{problems} problem(s)")
+    return 0 if not problems else 1
+
+
+def _check_writable(what: str, folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    writable = os.access(existing, os.W_OK)
+    print(f"{what}: {folder} ({'writable' if writable else 'not writable'})")
+    return 0 if writable else 1
+
+
+def _check_ray() -> int:
+    from automl_compress.engine.cluster import ray_works
+
+    reason = ray_works()
+    print(f"Ray: {reason or 'starts'}", file=sys.stdout)
+    return 1 if reason else 0

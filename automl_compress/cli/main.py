@@ -1,0 +1,146 @@
+"""Entry point: commands, their arguments, and what errors mean to a shell.
+
+Exit codes: 0 done; 1 the run failed; 2 the input is wrong, one line on stderr says what, where
+and the remedy; 130 interrupted with the state saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from automl_compress.cli import commands
+from automl_compress.errors import CompressError, InputError, InterruptedStudy
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave with 2."""
+        line = " ".join(message.split())
+        print(f"{self.prog}: {line}; see '{self.prog} --help'", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="automl-compress",
+        description="Search for the best smaller networks: strategies side by side, one ledger, "
+        "a Pareto report.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--version", action="version", version=commands.version())
+    subparsers = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    _add_search(subparsers)
+    _add_resume(subparsers)
+    _add_report(subparsers)
+    _add_space(subparsers)
+    doctor = subparsers.add_parser("doctor", help="check this installation and machine")
+    doctor.set_defaults(run=lambda _: commands.doctor())
+    for subparser in subparsers.choices.values():
+        subparser.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+        )
+    return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", help="evaluators to run")
+    parser.add_argument("--address", metavar="ADDRESS", help="a running Ray cluster")
+    parser.add_argument(
+        "--open", action="store_true", help="open the report in a browser when it is done"
+    )
+
+
+def _add_search(subparsers: Any) -> None:
+    parser = subparsers.add_parser("search", help="run the study of a sweep file")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/<study>")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key of the sweep file, such as budget.evaluations=50",
+    )
+    _add_engine_options(parser)
+    parser.set_defaults(
+        run=lambda a: commands.search(
+            a.sweep, a.out, a.overrides, a.workers, a.address, open_report=a.open
+        )
+    )
+
+
+def _add_resume(subparsers: Any) -> None:
+    parser = subparsers.add_parser("resume", help="go on with an interrupted study")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    _add_engine_options(parser)
+    parser.set_defaults(
+        run=lambda a: commands.resume(a.folder, a.workers, a.address, open_report=a.open)
+    )
+
+
+def _add_report(subparsers: Any) -> None:
+    parser = subparsers.add_parser("report", help="write the report of a study again")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--open", action="store_true", help="open it in a browser")
+    parser.set_defaults(run=lambda a: commands.report(a.folder, open_report=a.open))
+
+
+def _add_space(subparsers: Any) -> None:
+    parser = subparsers.add_parser("space", help="derive a search space from a network")
+    parser.add_argument("model", metavar="MODEL", help="a shipped name or package.module:factory")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--input-shape", metavar="C,H,W", help="needed for networks that are not shipped"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.set_defaults(
+        run=lambda a: commands.space(a.model, a.output, a.input_shape, force=a.force)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: words after the program's name; those of this process when not given.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        parsed = _parser().parse_args(arguments)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 2
+    try:
+        code: int = parsed.run(parsed)
+    except CompressError as error:
+        if parsed.debug:
+            traceback.print_exc()
+        print(f"automl-compress: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, InterruptedStudy):
+            return 130
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("automl-compress: stopped before anything was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if parsed.debug:
+            traceback.print_exc()
+        line = " ".join(str(error).split())
+        print(
+            f"automl-compress: unexpected {type(error).__name__}: {line}; "
+            "run again with --debug and report it",
+            file=sys.stderr,
+        )
+        return 1
+    return code

@@ -1,0 +1,85 @@
+"""Progress a person can read: on a terminal redrawn in place, elsewhere a block now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Final, TextIO
+
+from automl_compress.engine import Standing
+
+BLOCK_SECONDS: Final = 15.0
+"""Seconds between two blocks when the output is not a terminal."""
+REDRAW_SECONDS: Final = 0.5
+
+
+class Progress:
+    """Hears contestants' standings and shows them all.
+
+    Args:
+        budget: evaluations of each contestant.
+        racing: how many contestants race; the uniform reference line comes on top.
+        stream: where to write.
+    """
+
+    def __init__(self, budget: int, racing: int, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._budget = budget
+        self._total = budget * racing
+        self._standings: dict[str, Standing] = {}
+        self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._shown = self._start
+        self._lines = 0
+        self._terminal = self._stream.isatty()
+
+    def __call__(self, standing: Standing) -> None:
+        """Take a standing in, and show all when it is time."""
+        self._standings[standing.contestant] = standing
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, self._done)
+        if now - self._shown >= (REDRAW_SECONDS if self._terminal else BLOCK_SECONDS):
+            self._show(now)
+
+    def close(self) -> None:
+        """Show the last standings."""
+        if self._standings:
+            self._show(time.monotonic())
+
+    @property
+    def _done(self) -> int:
+        return sum(standing.done for standing in self._standings.values())
+
+    def _show(self, now: float) -> None:
+        lines = [self._summary(now), *map(self._line, sorted(self._standings))]
+        if self._terminal and self._lines:
+            self._stream.write(f"\x1b[{self._lines}F\x1b[J")
+        self._stream.write("\n".join(lines) + "\n")
+        self._stream.flush()
+        self._lines = len(lines)
+        self._shown = now
+
+    def _summary(self, now: float) -> str:
+        elapsed = now - self._start
+        text = f"[{_duration(elapsed)}] {self._done} of about {self._total} evaluations"
+        if self._first is None or self._done <= self._first[1]:
+            return text
+        rate = (self._done - self._first[1]) / max(1e-9, now - self._first[0])
+        left = max(0, self._total - self._done) / rate
+        return f"{text}, {rate:.1f} per second, about {_duration(left)} left"
+
+    def _line(self, name: str) -> str:
+        s = self._standings[name]
+        best = "-" if s.smallest_share is None else f"{s.smallest_share:.1%}"
+        failed = f", {s.failed} failed" if s.failed else ""
+        return (
+            f"  {name:<18} {s.done:>5}/{self._budget}  {s.hits:>4} hits  "
+            f"useful hypervolume {s.useful:.3f}  smallest within 1 point {best}{failed}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,217 @@
+"""A study's settings: typed, frozen, read once at the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from automl_compress.compress import CRITERIA, REPAIRS
+from automl_compress.engine.engine import ENGINES, EngineSettings
+from automl_compress.errors import StudyError
+from automl_compress.evaluate import Constraint, check_objectives
+from automl_compress.evaluate.network import EstimateSettings
+from automl_compress.search import check_strategy
+from automl_compress.settings import Origin, Section, read_settings
+from automl_compress.workload import Workload, WorkloadConfig
+
+DEFAULT_OBJECTIVES: Final = ("error", "size_bytes", "macs")
+DEFAULT_STRATEGIES: Final = ("ddpg", "nsga2", "scaled-random")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Everything a sweep file says.
+
+    Args:
+        name: the study's name, also of its folder.
+        workload: what is compressed: settings to load it from, or a loaded one.
+        space: a search-space file; None derives the space from the network.
+        objectives: minimised metrics.
+        constraints: limits, still relative to the baseline where written so.
+        estimate: how candidates are measured.
+        strategies: who competes.
+        seeds: one contestant per strategy and seed.
+        evaluations: budget of each contestant.
+        engine: where it runs.
+        finalists: how many of the front are measured on the final test images.
+        plain: the settings as given, for the manifest.
+        base: folder of the sweep file, which relative paths start from.
+    """
+
+    name: str
+    workload: WorkloadConfig | Workload
+    space: Path | None
+    objectives: tuple[str, ...]
+    constraints: tuple[Constraint, ...]
+    estimate: EstimateSettings
+    strategies: tuple[str, ...]
+    seeds: tuple[int, ...]
+    evaluations: int
+    engine: EngineSettings
+    finalists: int
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    base: Path = Path()
+
+
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
+    """Read a sweep file.
+
+    Args:
+        path: the YAML file; relative paths in it start in its folder, then in the current one.
+        overrides: `key.subkey=value` texts.
+
+    Raises:
+        InputError: the file is wrong; the message names file, key and line.
+    """
+    section = read_settings(Path(path), overrides, StudyError)
+    return config_of_section(section, Path(path).parent)
+
+
+def config_of_mapping(values: Mapping[str, Any], base: Path = Path()) -> StudyConfig:
+    """Settings given as a mapping with a sweep file's keys.
+
+    Args:
+        values: as in a sweep file; `workload` may be a loaded `Workload`.
+        base: folder that relative paths start from.
+
+    Raises:
+        InputError: a key or value is wrong.
+    """
+    return config_of_section(Section(values, {(): Origin("settings")}, (), StudyError), base)
+
+
+def config_of_section(section: Section, base: Path) -> StudyConfig:
+    """Read and close a sweep file's top-level mapping."""
+    config = StudyConfig(
+        name=_name(section),
+        workload=_workload(section, base),
+        space=_space_file(section, base),
+        objectives=_objectives(section),
+        constraints=_constraints(section),
+        estimate=_estimate(section.section("estimate")),
+        strategies=_strategies(section),
+        seeds=_seeds(section),
+        evaluations=_budget(section.section("budget"), section),
+        engine=_engine(section.section("engine")),
+        finalists=section.number("finalists", int, 16, low=1),
+        plain=section.values(),
+        base=base,
+    )
+    section.close()
+    return config
+
+
+def _name(section: Section) -> str:
+    name: str = section.get("study", str)
+    if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+        raise section.fail(
+            f"'study' must be letters, digits, '-', '_' and '.', but is '{name}'; rename it",
+            "study",
+        )
+    return name
+
+
+def _workload(section: Section, base: Path) -> WorkloadConfig | Workload:
+    given: Any = section.get("workload", (dict, Workload))
+    if isinstance(given, Workload):
+        return given
+    return WorkloadConfig.from_section(section.section("workload"), base)
+
+
+def _space_file(section: Section, base: Path) -> Path | None:
+    text: str = section.get("space", str, "auto")
+    if text == "auto":
+        return None
+    for path in (base / text, Path(text)):
+        if path.is_file():
+            return path
+    raise section.fail(
+        f"'space' must be 'auto' or a search-space file, but '{text}' is no file; correct it",
+        "space",
+    )
+
+
+def _objectives(section: Section) -> tuple[str, ...]:
+    try:
+        return check_objectives(section.items("objectives", str, DEFAULT_OBJECTIVES))
+    except StudyError as reason:
+        if "objectives" not in section:
+            raise
+        raise section.fail(str(reason), "objectives") from reason
+
+
+def _constraints(section: Section) -> tuple[Constraint, ...]:
+    try:
+        return tuple(Constraint.parse(text) for text in section.items("constraints", str, ()))
+    except StudyError as reason:
+        if "(" in str(reason):
+            raise
+        raise section.fail(str(reason), "constraints") from reason
+
+
+def _estimate(section: Section) -> EstimateSettings:
+    default = EstimateSettings()
+    settings = EstimateSettings(
+        images=section.number("images", int, default.images, low=1),
+        calibration_images=section.number(
+            "calibration_images", int, default.calibration_images, low=8
+        ),
+        repair=section.choice("repair", REPAIRS, default.repair),  # type: ignore[arg-type]
+        criterion=section.choice("criterion", CRITERIA, default.criterion),
+        seed=section.number("seed", int, default.seed, low=0),
+    )
+    section.close()
+    return settings
+
+
+def _strategies(section: Section) -> tuple[str, ...]:
+    names = section.items("strategies", str, DEFAULT_STRATEGIES)
+    try:
+        for name in names:
+            check_strategy(name)
+    except StudyError as reason:
+        raise section.fail(str(reason), "strategies") from reason
+    if not names or len(set(names)) != len(names):
+        raise section.fail(
+            f"'strategies' must name at least one strategy, each once, but is {list(names)}; "
+            "correct it",
+            "strategies",
+        )
+    return names
+
+
+def _seeds(section: Section) -> tuple[int, ...]:
+    given = section.get("seeds", (int, list), 2)
+    seeds = tuple(range(given)) if isinstance(given, int) else section.items("seeds", int)
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise section.fail(
+            f"'seeds' must be a count above 0 or a list of different seeds, but is {given}; "
+            "correct it",
+            "seeds",
+        )
+    return seeds
+
+
+def _budget(section: Section, outer: Section) -> int:
+    outer.get("budget", dict)
+    evaluations: int = section.number("evaluations", int, low=1)
+    section.close()
+    return evaluations
+
+
+def _engine(section: Section) -> EngineSettings:
+    given = section.get("workers", (int, str), "auto")
+    if given != "auto" and (isinstance(given, str) or given < 1):
+        raise section.fail(
+            f"'engine.workers' must be 'auto' or at least 1, but is {given}; correct it", "workers"
+        )
+    settings = EngineSettings(
+        kind=section.choice("kind", ENGINES, "cluster"),  # type: ignore[arg-type]
+        workers=None if given == "auto" else int(given),
+        threads=section.number("threads", int, 1, low=1),
+        address=section.get("address", str, None),
+    )
+    section.close()
+    return settings

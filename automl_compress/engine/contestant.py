@@ -1,0 +1,147 @@
+"""A contestant: one strategy with one seed, and its share of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from automl_compress.evaluate import Evaluation, objective_values, references
+from automl_compress.ledger import ContestantRecord, Place
+from automl_compress.search import Problem, State, build_strategy
+from automl_compress.space import Policy
+
+MILD_LOSS = 0.01
+"""Loss of accuracy up to which a network is worth showing while a search runs."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation a contestant asks for."""
+
+    place: Place
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a contestant does, for progress shown while a study runs.
+
+    Args:
+        contestant: its name.
+        done: evaluations charged.
+        hits: how many of them were made for someone else.
+        failed: how many failed.
+        useful: useful hypervolume, in [0, 1].
+        smallest_share: smallest size, as a share of the baseline's, of a network that loses at
+            most `MILD_LOSS`; None when there is none, or size is no objective.
+    """
+
+    contestant: str
+    done: int
+    hits: int
+    failed: int
+    useful: float
+    smallest_share: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Contestant:
+    """Works in rounds: asks a batch, waits for all of it, is told it in the order asked.
+
+    What it asks depends on the study and its seed only, never on who else runs or how fast.
+
+    Args:
+        record: name, strategy and seed.
+        problem: what is searched.
+        budget: evaluations it is charged.
+    """
+
+    def __init__(self, record: ContestantRecord, problem: Problem, budget: int) -> None:
+        self.record = record
+        self._problem = problem
+        self._budget = budget
+        self._strategy = build_strategy(record.strategy, problem, record.seed)
+        self._position = 0
+        self._round = 0
+        self._score = _Score(record.name, problem)
+
+    def next_round(self) -> list[Request]:
+        """The next batch; empty when the budget is spent or the space exhausted."""
+        wanted = min(self._strategy.batch, self._budget - self._position)
+        policies = self._strategy.ask(wanted) if wanted > 0 else []
+        return [
+            Request(Place(self.record.name, self._position + offset, self._round), policy)
+            for offset, policy in enumerate(policies)
+        ]
+
+    def finish_round(self, evaluations: Sequence[Evaluation], hits: int) -> Standing:
+        """Tell the strategy what it asked for.
+
+        Args:
+            evaluations: answers in the order asked.
+            hits: how many of them were made for someone else.
+        """
+        self._strategy.tell(evaluations)
+        self._position += len(evaluations)
+        self._round += 1
+        return self._score.add(evaluations, hits)
+
+    def state_dict(self) -> State:
+        """Everything needed to go on from the end of this round."""
+        return {
+            "position": self._position,
+            "round": self._round,
+            "strategy": self._strategy.state_dict(),
+            "score": self._score.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another instance was."""
+        self._position = state["position"]
+        self._round = state["round"]
+        self._strategy.load_state_dict(state["strategy"])
+        self._score.load_state_dict(state["score"])
+
+
+class _Score:
+    """Running standing of a contestant."""
+
+    def __init__(self, name: str, problem: Problem) -> None:
+        self._name = name
+        self._problem = problem
+        self._reference = references(problem.objectives, problem.baseline)[1]
+        self._values = np.empty((0, len(problem.objectives)))
+        self._counts = [0, 0, 0]  # done, hits, failed
+
+    def add(self, evaluations: Sequence[Evaluation], hits: int) -> Standing:
+        allowed = [e for e in evaluations if e.ok and not self._problem.violation(e)]
+        values = objective_values(allowed, self._problem.objectives)
+        self._values = np.vstack([self._values, values])
+        self._counts[0] += len(evaluations)
+        self._counts[1] += hits
+        self._counts[2] += sum(not e.ok for e in evaluations)
+        done, all_hits, failed = self._counts
+        useful = self._reference.share(self._values)
+        return Standing(self._name, done, all_hits, failed, useful, self._smallest())
+
+    def _smallest(self) -> float | None:
+        names = self._problem.objectives
+        if "size_bytes" not in names:
+            return None
+        limit = self._problem.baseline["error"] + MILD_LOSS
+        good = self._values[:, names.index("error")] <= limit
+        sizes = self._values[good, names.index("size_bytes")]
+        return float(sizes.min() / self._problem.baseline["size_bytes"]) if len(sizes) else None
+
+    def state_dict(self) -> State:
+        return {"values": self._values, "counts": list(self._counts)}
+
+    def load_state_dict(self, state: State) -> None:
+        self._values = state["values"]
+        self._counts = list(state["counts"])

@@ -1,0 +1,78 @@
+"""What every engine does, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from automl_compress.engine.contestant import Standing
+from automl_compress.evaluate.estimator import Estimator
+from automl_compress.ledger import ContestantRecord
+from automl_compress.search import Problem
+from automl_compress.space import Policy
+
+FINALISTS: Final = "finalists"
+"""Name under which finalists are asked for in the ledger."""
+
+EngineKind = Literal["cluster", "serial"]
+ENGINES: Final[tuple[EngineKind, ...]] = ("cluster", "serial")
+
+Listener = Callable[[Standing], None]
+"""Hears of every contestant's standing after each of its rounds."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Where a study runs. Nothing here changes what it finds.
+
+    Args:
+        kind: `cluster` runs contestants side by side on Ray, `serial` one after another in
+            this process.
+        workers: evaluators of a cluster; None takes one per processor.
+        threads: torch threads of each evaluator.
+        address: a running Ray cluster; None starts one on this machine.
+    """
+
+    kind: EngineKind = "cluster"
+    workers: int | None = None
+    threads: int = 1
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Race:
+    """What an engine runs.
+
+    Args:
+        problem: what is searched.
+        search: estimator that contestants are answered by.
+        test: estimator that finalists are measured by.
+        budget: evaluations each contestant is charged.
+        ledger: path of the ledger's file.
+    """
+
+    problem: Problem
+    search: Estimator
+    test: Estimator
+    budget: int
+    ledger: Path
+
+
+class Engine(Protocol):
+    """Runs contestants over evaluators. All engines give the same evaluations."""
+
+    def run(self, contestants: Sequence[ContestantRecord], listener: Listener) -> None:
+        """Run contestants until their budgets are spent.
+
+        Raises:
+            EngineError: a contestant could not finish.
+            InterruptedStudy: the user stopped it; finished evaluations are in the ledger.
+        """
+
+    def measure(self, policies: Sequence[Policy]) -> None:
+        """Measure policies by the test estimator, into the ledger."""
+
+    def close(self) -> None:
+        """Free everything the engine holds."""

@@ -1,0 +1,72 @@
+"""The serial engine: defines what every engine has to compute, one evaluation at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from automl_compress.engine.contestant import Contestant, Request
+from automl_compress.engine.engine import FINALISTS, Listener, Race
+from automl_compress.errors import InterruptedStudy
+from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate.estimator import Estimator
+from automl_compress.ledger import ContestantRecord, Ledger, Place
+from automl_compress.space import Policy
+
+
+class SerialEngine:
+    """Contestants take turns, a round each, in this process.
+
+    Args:
+        race: what to run.
+        threads: torch threads while it runs.
+    """
+
+    def __init__(self, race: Race, threads: int = 1) -> None:
+        self._race = race
+        self._ledger = Ledger(race.ledger)
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+
+    def run(self, contestants: Sequence[ContestantRecord], listener: Listener) -> None:
+        """Run rounds in turn until every contestant is done."""
+        running = [Contestant(c, self._race.problem, self._race.budget) for c in contestants]
+        try:
+            while running:
+                running = [
+                    contestant for contestant in running if self._round(contestant, listener)
+                ]
+        except KeyboardInterrupt as reason:
+            raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
+
+    def _round(self, contestant: Contestant, listener: Listener) -> bool:
+        """One round of one contestant; False when it is done."""
+        requests = contestant.next_round()
+        if not requests:
+            return False
+        known = self._ledger.find([r.policy.key for r in requests], self._race.search.identity)
+        evaluations = [self._answer(request, self._race.search) for request in requests]
+        self._ledger.charge([r.place for r in requests], evaluations)
+        listener(contestant.finish_round(evaluations, len(known)))
+        return True
+
+    def _answer(self, request: Request, estimator: Estimator) -> Evaluation:
+        """The ledger's answer, or a new one, committed before it is returned."""
+        key = request.policy.key
+        found = self._ledger.find([key], estimator.identity)
+        if key in found:
+            return found[key]
+        evaluation = estimator.estimate(request.policy)
+        self._ledger.add(evaluation, request.place)
+        return evaluation
+
+    def measure(self, policies: Sequence[Policy]) -> None:
+        """Measure policies by the test estimator, into the ledger."""
+        for position, policy in enumerate(policies):
+            self._answer(Request(Place(FINALISTS, position, 0), policy), self._race.test)
+
+    def close(self) -> None:
+        """Close the ledger and restore the thread count."""
+        torch.set_num_threads(self._threads_before)
+        self._ledger.close()

@@ -1,0 +1,413 @@
+"""Studies: prepare, race, measure the finalists, leave a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from automl_compress.compress import DerivedSpace, gene_features, space_of_structure
+from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
+from automl_compress.engine.engine import Engine, Listener, Race
+from automl_compress.engine.serial import SerialEngine
+from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
+from automl_compress.evaluate import Constraint, Evaluation, references
+from automl_compress.evaluate.network import NetworkEstimator
+from automl_compress.ledger import (
+    LEDGER,
+    MANIFEST,
+    ContestantRecord,
+    Ledger,
+    Manifest,
+    StudyResult,
+)
+from automl_compress.pareto import spread_subset
+from automl_compress.search import Problem
+from automl_compress.space import Policy, SpaceRules, load_rules
+from automl_compress.workload import Workload, load_workload
+
+REFERENCE: Final = "uniform"
+"""Strategy that every study runs, if only to draw its line."""
+
+
+def _hear_nothing(_: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A study whose parts are loaded, checked and measured for a baseline."""
+
+    manifest: Manifest
+    problem: Problem
+    search: NetworkEstimator
+    test: NetworkEstimator
+
+
+class Study:
+    """A search over one network, stated as a sweep file states it.
+
+    Args:
+        **settings: the keys of a sweep file; `study`, `workload` and `budget` must be given.
+            `workload` may be a loaded `Workload` in place of its settings.
+
+    Raises:
+        InputError: a key or value is wrong.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.config = config_of_mapping(settings)
+
+    @classmethod
+    def from_file(cls, path: str | Path, overrides: Iterable[str] = ()) -> Study:
+        """The study a sweep file states.
+
+        Args:
+            path: the YAML file.
+            overrides: `key.subkey=value` texts.
+
+        Raises:
+            InputError: the file is wrong; the message names file, key and line.
+        """
+        return cls._of(read_config(path, overrides))
+
+    @classmethod
+    def _of(cls, config: StudyConfig) -> Study:
+        study = object.__new__(cls)
+        study.config = config
+        return study
+
+    def with_engine(self, **changes: Any) -> Study:
+        """The same study with other engine settings: `kind`, `workers`, `threads`, `address`."""
+        engine = replace(self.config.engine, **changes)
+        return self._of(replace(self.config, engine=engine))
+
+    def run(self, out: str | Path | None = None, listener: Listener = _hear_nothing) -> StudyResult:
+        """Search, and measure the finalists on the final test images.
+
+        Args:
+            out: folder of the study, made when missing; a new temporary one when not given.
+            listener: hears every contestant's standing after each of its rounds.
+
+        Returns:
+            The study's folder, read back.
+
+        Raises:
+            InputError: a setting, the workload or the folder is wrong; nothing is written.
+            EngineError: the run failed; `resume` goes on from what is saved.
+            InterruptedStudy: the user stopped it; `resume` goes on.
+        """
+        folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="automl_compress_"))
+        _check_unused(folder, self.config.name)
+        prepared = self._prepare()
+        folder.mkdir(parents=True, exist_ok=True)
+        return self._run(prepared, folder, listener)
+
+    @classmethod
+    def resume(
+        cls, folder: str | Path, listener: Listener = _hear_nothing, **engine: Any
+    ) -> StudyResult:
+        """Go on with a study that was interrupted or killed.
+
+        Contestants walk through their rounds again; what the ledger holds answers at once, so no
+        finished evaluation is run twice and the front is that of an undisturbed run.
+
+        Args:
+            folder: the study's folder.
+            listener: hears every contestant's standing.
+            **engine: engine settings to change.
+
+        Raises:
+            StudyError: the folder holds no study, or its network, data or settings have changed.
+        """
+        manifest = Manifest.read(Path(folder))
+        if "workload" not in manifest.config:
+            raise StudyError(
+                "only a study whose workload is stated by settings can be resumed from its folder, "
+                f"but '{folder}' was given a loaded one; call run() again in a new folder"
+            )
+        base = Path(manifest.environment.get("base", "."))
+        study = cls._of(config_of_mapping(manifest.config, base))
+        study = study.with_engine(**engine) if engine else study
+        prepared = study._prepare()
+        if prepared.manifest.fingerprint != manifest.fingerprint:
+            raise StudyError(
+                f"a study must be resumed with the network, data and settings it began with, but "
+                f"those of '{folder}' have changed; restore them or start another study"
+            )
+        kept = replace(prepared.manifest, environment=manifest.environment)
+        return study._run(replace(prepared, manifest=kept), Path(folder), listener)
+
+    def _run(self, prepared: _Prepared, folder: Path, listener: Listener) -> StudyResult:
+        with _locked(folder):
+            manifest = replace(prepared.manifest, status="running")
+            manifest.write(folder)
+            race = Race(
+                prepared.problem,
+                prepared.search,
+                prepared.test,
+                self.config.evaluations,
+                folder / LEDGER,
+            )
+            unfinished = _unfinished(race, manifest.contestants)
+            try:
+                with _engine(race, self.config, folder) as engine:
+                    engine.run(unfinished, listener)
+                    finalists = _finalists(StudyResult(folder), self.config.finalists)
+                    engine.measure(finalists)
+            except InterruptedStudy:
+                replace(manifest, status="interrupted").write(folder)
+                raise
+            keys = tuple(policy.key for policy in finalists)
+            replace(manifest, status="finished", finalists=keys).write(folder)
+        result = StudyResult(folder)
+        result.save(folder)
+        return result
+
+    def _prepare(self) -> _Prepared:
+        """Load, trace and measure everything before anything is written."""
+        config = self.config
+        given = config.workload
+        workload = given if isinstance(given, Workload) else load_workload(given)
+        before = torch.get_num_threads()
+        torch.set_num_threads(config.engine.threads)
+        try:
+            search = NetworkEstimator(workload, config.estimate)
+            whole = replace(config.estimate, images=None, split="test")
+            test = NetworkEstimator(workload, whole, search.compressor)
+            baseline, test_baseline = (_baseline(e) for e in (search, test))
+        finally:
+            torch.set_num_threads(before)
+        rules = SpaceRules() if config.space is None else load_rules(config.space)
+        compressor = search.compressor
+        derived = space_of_structure(compressor.model, compressor.structure, rules)
+        minimised = {name: baseline.minimised(name) for name in ("error", *_costs(baseline))}
+        constraints = tuple(c.absolute(minimised) for c in config.constraints)
+        problem = Problem(
+            space=derived.space,
+            objectives=config.objectives,
+            baseline=minimised,
+            cost=compressor.cost,
+            constraints=constraints,
+            features=gene_features(derived.space, compressor.structure, compressor.cost),
+        )
+        manifest = _manifest(
+            config, workload, derived, constraints, (search, test), (baseline, test_baseline)
+        )
+        return _Prepared(manifest, problem, search, test)
+
+
+def _costs(evaluation: Evaluation) -> list[str]:
+    return [name for name in evaluation.metrics if name != "accuracy"]
+
+
+def _baseline(estimator: NetworkEstimator) -> Evaluation:
+    """The uncompressed network, as its estimator sees it.
+
+    Raises:
+        WorkloadError: it cannot be measured.
+    """
+    evaluation = estimator.estimate(Policy({}))
+    if not evaluation.ok:
+        raise WorkloadError(
+            f"the uncompressed network must be measurable, but is not: {evaluation.reason}; "
+            "check model and data"
+        )
+    return evaluation
+
+
+def _manifest(
+    config: StudyConfig,
+    workload: Workload,
+    derived: DerivedSpace,
+    constraints: tuple[Constraint, ...],
+    estimators: tuple[NetworkEstimator, NetworkEstimator],
+    baselines: tuple[Evaluation, Evaluation],
+) -> Manifest:
+    contestants = _contestants(config.strategies, config.seeds)
+    search, test = estimators
+    decisive = (
+        search.identity,
+        test.identity,
+        derived.space.to_dict(),
+        config.objectives,
+        [asdict(c) for c in constraints],
+        [asdict(c) for c in contestants],
+        config.evaluations,
+    )
+    splits = workload.splits
+    return Manifest(
+        study=config.name,
+        status="running",
+        config=config.plain,
+        fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32],
+        objectives=config.objectives,
+        constraints=constraints,
+        budget=config.evaluations,
+        estimator=search.identity,
+        test_estimator=test.identity,
+        baseline=dict(baselines[0].metrics),
+        test_baseline=dict(baselines[1].metrics),
+        contestants=contestants,
+        space=derived.space.to_dict(),
+        coverage=derived.coverage.to_dict(),
+        workload={
+            "name": workload.name,
+            "identity": workload.identity,
+            "classes": len(workload.classes),
+            "splits": {
+                name: {"images": len(part), "content_hash": part.content_hash}
+                for name, part in (
+                    ("train", splits.train),
+                    ("validation", splits.validation),
+                    ("test", splits.test),
+                )
+            },
+        },
+        environment=_environment(config),
+    )
+
+
+def _contestants(strategies: Sequence[str], seeds: Sequence[int]) -> tuple[ContestantRecord, ...]:
+    """Strategies by seeds; a strategy without chance runs once, and the uniform line always."""
+    racing = [
+        ContestantRecord(f"{strategy}-{seed}", strategy, seed)
+        for strategy in strategies
+        for seed in (seeds[:1] if strategy == REFERENCE else seeds)
+    ]
+    if REFERENCE not in strategies:
+        racing.append(ContestantRecord(f"{REFERENCE}-line", REFERENCE, 0, in_race=False))
+    return tuple(racing)
+
+
+def _environment(config: StudyConfig) -> dict[str, Any]:
+    packages = ("automl-compress", "torch", "torchvision", "ray", "pymoo", "numpy", "torch-pruning")
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {"python": platform.python_version(), **_versions(packages)},
+        "hardware": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "machine": platform.machine(),
+        },
+        "engine": {"kind": config.engine.kind, "threads": config.engine.threads},
+        "git_commit": _git_commit(),
+        "base": os.path.relpath(config.base),
+    }
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return names[0] if names else platform.processor()
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree this package runs from; None when it is installed without one."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _check_unused(folder: Path, name: str) -> None:
+    """Refuse a folder that holds a study already."""
+    if folder.exists() and not folder.is_dir():
+        raise StudyError(f"--out must be a folder, but '{folder}' is a file; choose another")
+    if (folder / MANIFEST).exists():
+        held = Manifest.read(folder)
+        remedy = "choose another --out"
+        if held.study == name:
+            remedy = (
+                f"read it with 'report {folder}' or {remedy}"
+                if held.status == "finished"
+                else f"go on with 'resume {folder}' or {remedy}"
+            )
+        raise StudyError(
+            f"--out must hold no study, but '{folder}' holds '{held.study}' ({held.status}); "
+            f"{remedy}"
+        )
+    if (folder / LEDGER).exists():
+        raise StudyError(f"--out must hold no ledger, but '{folder}' does; choose another --out")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a study's folder; the system frees the lock of a dead one."""
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as reason:
+            raise StudyError(
+                f"a study must run once at a time, but another process runs '{folder}'; "
+                "wait for it or stop it"
+            ) from reason
+        yield
+
+
+def _unfinished(race: Race, contestants: Sequence[ContestantRecord]) -> list[ContestantRecord]:
+    """Contestants that have budget left."""
+    with Ledger(race.ledger) as ledger:
+        return [c for c in contestants if len(ledger.charges(c.name)) < race.budget]
+
+
+@contextmanager
+def _engine(race: Race, config: StudyConfig, folder: Path) -> Iterator[Engine]:
+    engine: Engine
+    if config.engine.kind == "serial":
+        engine = SerialEngine(race, config.engine.threads)
+    else:
+        from automl_compress.engine.cluster import ClusterEngine  # needs ray, serial does not
+
+        engine = ClusterEngine(race, config.engine, folder)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _finalists(result: StudyResult, count: int) -> list[Policy]:
+    """Points of the merged front that together keep most of its useful hypervolume."""
+    front = result.front()
+    if not front:
+        return []
+    names = result.manifest.objectives
+    baseline = {**result.manifest.baseline, "error": 1 - result.manifest.baseline["accuracy"]}
+    values = np.array([[point.objectives[name] for name in names] for point in front])
+    chosen = spread_subset(values, references(names, baseline)[1], count)
+    return [front[int(place)].policy for place in chosen]

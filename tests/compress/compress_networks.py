@@ -1,0 +1,508 @@
+"""Small networks of many kinds, and counts that do not use the code under test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from automl_compress.compress import Structure
+from automl_compress.compress.channel_maps import ChannelMap
+from automl_compress.space import Policy
+from automl_compress.workload.resnet_cifar import CifarResNet
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def head(channels: int, classes: int = 5) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+class Vgg(nn.Module):
+    """Every channel of the last convolution owns 4x4 inputs of the first linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            conv_bn(3, 8), nn.MaxPool2d(2), conv_bn(8, 12), nn.MaxPool2d(2)
+        )
+        self.fc1 = nn.Linear(12 * 4 * 4, 10)
+        self.fc2 = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(self.features(x).flatten(1))))
+
+
+class Inverted(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expand = conv_bn(width, 2 * width, 1)
+        self.depthwise = conv_bn(2 * width, 2 * width, 3, 2 * width)
+        self.project = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(self.depthwise(self.expand(x)))
+
+
+class Dense(nn.Module):
+    """Every layer reads the concatenation of all before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.layers = nn.ModuleList(conv_bn(6 + 4 * step, 4) for step in range(3))
+        self.norm = nn.BatchNorm2d(18)
+        self.head = head(18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return self.head(F.relu(self.norm(x)))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.squeeze = nn.Conv2d(8, 4, 1)
+        self.excite = nn.Conv2d(4, 8, 1)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1))))
+        return self.head(x * torch.sigmoid(gate))
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.inner = nn.Sequential(conv_bn(8, 8, 1), conv_bn(8, 8, 3, 2), nn.Conv2d(8, 8, 1))
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.inner(x))
+
+
+class Shuffle(nn.Module):
+    """Half of the channels pass a block, then both halves are mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.branch = nn.Sequential(conv_bn(4, 4, 1), conv_bn(4, 4, 3, 4), conv_bn(4, 4, 1))
+        self.last = conv_bn(8, 6, 1)
+        self.head = head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.stem(x).chunk(2, 1)
+        x = torch.cat([one, self.branch(two)], 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(self.last(x))
+
+
+class Chunked(nn.Module):
+    """A gated unit: two halves of one layer are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.double = nn.Conv2d(8, 12, 1)
+        self.head = head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.double(self.stem(x)).chunk(2, 1)
+        return self.head(value * torch.sigmoid(gate))
+
+
+class Twice(nn.Module):
+    """A tensor is concatenated with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.last = conv_bn(12, 6, 1)
+        self.head = head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.last(torch.cat([x, x], 1)))
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def pad_zeros(x: Tensor) -> Tensor:
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+
+
+def cat_zeros(x: Tensor) -> Tensor:
+    x = x[:, :, ::2, ::2]
+    return torch.cat([x, torch.zeros(len(x), 4, *x.shape[2:])], 1)
+
+
+class Shortcut(nn.Module):
+    """Two stages joined by a parameter-free shortcut from 4 to 8 channels."""
+
+    def __init__(self, shortcut: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 4)
+        self.conv1 = nn.Conv2d(4, 8, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.shortcut = shortcut
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        inner += self.shortcut(x)
+        return self.head(F.relu(inner))
+
+
+class SharedConv(nn.Module):
+    """One convolution and one ReLU run three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+        self.widen = nn.Conv2d(6, 10, 1)
+        self.head = head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        for _ in range(3):
+            x = self.relu(self.shared(x))
+        return self.head(self.relu(self.widen(x)))
+
+
+class Aliased(nn.Module):
+    """Layers stand under two names, and run through a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 8, 3, padding=1)
+        self.same = self.second
+        self.head = head(8)
+        self.order = [self.first, F.relu, self.second, F.relu, self.head]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.order:
+            x = step(x)
+        return x
+
+
+class LayerScale(nn.Module):
+    """A residual branch behind a free parameter of tiny initial value, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.inner = nn.Sequential(conv_bn(8, 12), nn.Conv2d(12, 8, 1))
+        self.scale = nn.Parameter(torch.full((8, 1, 1), 1e-6))
+        self.register_buffer("offset", torch.rand(1, 8, 1, 1))
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.scale * self.inner(x) + self.offset)
+
+
+class PatchMixer(nn.Module):
+    """LayerNorm over channels around residual multi-layer perceptrons, and a position table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.table = nn.Parameter(torch.randn(1, 16, 12) * 0.1)
+        self.norms = nn.ModuleList(nn.LayerNorm(12) for _ in range(2))
+        self.wide = nn.ModuleList(nn.Linear(12, 20) for _ in range(2))
+        self.narrow = nn.ModuleList(nn.Linear(20, 12) for _ in range(2))
+        self.norm = nn.LayerNorm(12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2) + self.table
+        for norm, wide, narrow in zip(self.norms, self.wide, self.narrow, strict=True):
+            x = x + narrow(F.gelu(wide(norm(x))))
+        return self.head(self.norm(x).mean(1))
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.encoder = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Outputs(nn.Module):
+    """Two heads, returned in a dictionary with a tuple inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv_bn(3, 8), conv_bn(8, 8))
+        self.one = head(8, 5)
+        self.two = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        x = self.stem(x)
+        return {"logits": self.one(x), "maps": (self.two(x), x.mean())}
+
+
+class Normed(nn.Module):
+    """Normalizations and activations that are not BatchNorm and ReLU."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = norm(8)
+        self.last = nn.Conv2d(8, 6, 3, padding=1)
+        self.head = head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.last(self.norm(self.stem(x)))))
+
+
+class Attention(nn.Module):
+    """Spatial attention from the mean over channels, which a cut would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.gate = nn.Conv2d(1, 1, 3, padding=1)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x * torch.sigmoid(self.gate(x.mean(1, keepdim=True))))
+
+
+class Unused(nn.Module):
+    """A layer that never runs in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.auxiliary = head(8, 7)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        return (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+
+
+class Words(nn.Module):
+    """A network that reads integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 8)
+        self.fc1 = nn.Linear(8, 12)
+        self.fc2 = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(self.table(x).mean(1))))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(768, 16), nn.ReLU(inplace=True), nn.Linear(16, 12), nn.ReLU(),
+        nn.Linear(12, 5),
+    )  # fmt: skip
+
+
+def signal() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(2, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 6, 3, padding=1),
+        nn.PReLU(6), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+def decoder() -> nn.Module:
+    return nn.Sequential(
+        conv_bn(3, 8), conv_bn(8, 8), nn.ConvTranspose2d(8, 6, 2, 2), nn.BatchNorm2d(6),
+        nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1),
+    )  # fmt: skip
+
+
+def weight_normed() -> nn.Module:
+    network = nn.Sequential(conv_bn(3, 8), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), head(6))
+    nn.utils.parametrizations.weight_norm(network[1])
+    return network
+
+
+def mobile() -> nn.Module:
+    return nn.Sequential(conv_bn(3, 6), Inverted(6), Inverted(6), conv_bn(6, 10, 1), head(10))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet8": lambda: CifarResNet(1),
+    "vgg": Vgg,
+    "mobile": mobile,
+    "dense": Dense,
+    "squeeze-excite": SqueezeExcite,
+    "grouped": Grouped,
+    "shuffle": Shuffle,
+    "chunked": Chunked,
+    "twice": Twice,
+    "mlp": mlp,
+    "pad-module": lambda: Shortcut(Lambda(pad_zeros)),
+    "cat-module": lambda: Shortcut(Lambda(cat_zeros)),
+    "pad-function": lambda: Shortcut(pad_zeros),
+    "cat-function": lambda: Shortcut(cat_zeros),
+    "shared": SharedConv,
+    "aliased": Aliased,
+    "layer-scale": LayerScale,
+    "patch-mixer": PatchMixer,
+    "transformer": Transformer,
+    "outputs": Outputs,
+    "groupnorm": lambda: Normed(lambda n: nn.GroupNorm(2, n)),
+    "instancenorm": lambda: Normed(lambda n: nn.InstanceNorm2d(n, affine=True)),
+    "prelu": lambda: Normed(lambda n: nn.PReLU()),
+    "channel-prelu": lambda: Normed(nn.PReLU),
+    "plain-batchnorm": lambda: Normed(lambda n: nn.BatchNorm2d(n, affine=False)),
+    "attention": Attention,
+    "unused": Unused,
+    "words": Words,
+    "signal": signal,
+    "decoder": decoder,
+    "weight-norm": weight_normed,
+}  # fmt: skip
+
+EXAMPLES: dict[str, Tensor] = {
+    "signal": torch.zeros(1, 2, 16),
+    "words": torch.zeros(1, 7, dtype=torch.int64),
+}
+"""Example inputs other than (1, 3, 16, 16)."""
+
+
+def example(name: str, count: int = 1) -> Tensor:
+    """(count, ...) random inputs of a network, always the same ones."""
+    shape = EXAMPLES.get(name, torch.zeros(1, 3, 16, 16))
+    generator = torch.Generator().manual_seed(1)
+    if not shape.is_floating_point():
+        return torch.randint(0, 11, (count, *shape.shape[1:]), generator=generator)
+    return torch.randn(count, *shape.shape[1:], generator=generator)
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The network with random values wherever initial values are all alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point() and tensor.numel() > 1 and (tensor == tensor.view(-1)[0]).all():
+                spread = 0.5 + torch.rand(tensor.shape, generator=generator)
+                tensor.copy_(spread - 1 if name.endswith(("bias", "running_mean")) else spread)
+    return model
+
+
+def network(name: str, seed: int = 0) -> nn.Module:
+    """A network with lively weights, in evaluation mode, always the same one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return lively(NETWORKS[name]()).eval()
+
+
+def random_policy(structure: Structure, rng: np.random.Generator, activations: bool) -> Policy:
+    """Any policy the network allows; about half of the genes are left out."""
+    genes = {
+        f"channels:{group.name}": int(rng.integers(1, group.channels + 1))
+        for group in structure.groups
+        if not group.protected and rng.random() < 0.6
+    }
+    for layer in structure.layers:
+        if layer.kind in ("Conv2d", "Linear") and rng.random() < 0.6:
+            genes[f"weight_bits:{layer.name}"] = int(rng.integers(2, 9))
+        if activations and layer.kind in ("Conv2d", "Linear") and rng.random() < 0.4:
+            genes[f"activation_bits:{layer.name}"] = int(rng.integers(4, 9))
+    return Policy(genes)
+
+
+def flatten(output: Any) -> list[Tensor]:
+    """All tensors of an output."""
+    if isinstance(output, Tensor):
+        return [output]
+    items = output.values() if isinstance(output, dict) else output
+    return [tensor for item in items for tensor in flatten(item)]
+
+
+def counted_macs(built: nn.Module, inputs: Tensor) -> int:
+    """Half of the floating-point operations PyTorch counts for one image."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        built(inputs)
+    return counter.get_total_flops() // 2 // len(inputs)
+
+
+def _bits(module: nn.Module, key: str) -> int:
+    return (getattr(module, "weight_bits", None) or 32) if key == "weight" else 32
+
+
+def counted_bytes(built: nn.Module) -> int:
+    """Packed bytes of all tensors of a built network, each counted by itself."""
+    total = 0
+    for module in built.modules():
+        if isinstance(module, ChannelMap):
+            total += 2 * len(module.sources)
+            continue
+        tensors: Iterator[tuple[str, Tensor | None]] = iter(
+            [*module._parameters.items(), *module._buffers.items()]
+        )
+        for key, tensor in tensors:
+            if tensor is not None and key != "num_batches_tracked":
+                bits = sum(_bits(module, key) for _ in range(tensor.numel()))
+                total += (bits + 7) // 8
+    return total
+
+
+def counted_bitops(built: nn.Module, inputs: Tensor) -> int:
+    """Operations of every layer times its bits, by a loop over the calls of layers."""
+    macs: dict[nn.Module, int] = {}
+
+    def hook(module: Any, _: Any, output: Tensor) -> None:
+        values = output.numel() // len(inputs) if module.weight.dim() > 2 else output[0].numel()
+        macs[module] = macs.get(module, 0) + values * module.weight[0].numel()
+
+    layers = [m for m in built.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    with torch.no_grad():
+        built(inputs)
+    for handle in handles:
+        handle.remove()
+    other = counted_macs(built, inputs) - sum(macs.values())
+    total = 32 * 32 * other
+    for layer, count in macs.items():
+        quantizer = getattr(layer, "input_quantizer", None)
+        total += count * _bits(layer, "weight") * (32 if quantizer is None else quantizer.bits)
+    return total
