@@ -32,7 +32,6 @@ _PLACES = {
     "StudyResult": "automl_compress.ledger",
     "Workload": "automl_compress.workload",
     "WorkloadConfig": "automl_compress.workload",
-    "compress": "automl_compress.compress",
     "cost": "automl_compress.compress",
     "load_rules": "automl_compress.space",
     "load_workload": "automl_compress.workload",
@@ -60,6 +59,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "compress":
+        return importlib.import_module("automl_compress.compress")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)

@@ -19,6 +19,9 @@ from automl_compress.errors import InputError
 
 T = TypeVar("T")
 
+_PLAIN_TAGS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+_MERGE_TAG: Final = "tag:yaml.org,2002:merge"
+
 REQUIRED: Final[Any] = object()
 """Default of a key that must be given."""
 
@@ -248,6 +251,9 @@ def _construct(
     error: type[InputError],
 ) -> Any:
     """Plain values of a node; the origin of every key and list item is noted on the way."""
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+        origin = Origin(source, node.start_mark.line + 1)
+        raise error(f"values must be plain YAML, but hold '{node.tag}' ({origin}); remove the tag")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             origins[(*path, str(index))] = Origin(source, item.start_mark.line + 1)
@@ -257,16 +263,28 @@ def _construct(
         ]
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node, deep=True)
-    loader.flatten_mapping(node)
+    _check_repeats(loader, node, source, error)
+    loader.flatten_mapping(node)  # merged keys come first, and yield to the mapping's own
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = str(loader.construct_object(key_node, deep=True))
-        origin = Origin(source, key_node.start_mark.line + 1)
-        if key in result:
-            raise error(f"key '{key}' must be given once, but is repeated ({origin}); remove one")
-        origins[(*path, key)] = origin
+        origins[(*path, key)] = Origin(source, key_node.start_mark.line + 1)
         result[key] = _construct(loader, value_node, source, (*path, key), origins, error)
     return result
+
+
+def _check_repeats(
+    loader: yaml.SafeLoader, node: yaml.MappingNode, source: str, error: type[InputError]
+) -> None:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == _MERGE_TAG:
+            continue
+        key = str(loader.construct_object(key_node, deep=True))
+        if key in seen:
+            origin = Origin(source, key_node.start_mark.line + 1)
+            raise error(f"key '{key}' must be given once, but is repeated ({origin}); remove one")
+        seen.add(key)
 
 
 def _override(

@@ -1,16 +1,22 @@
 """Compression: from a network and a policy to a smaller network and what it costs.
 
-Names are imported on first use, so that a process that needs no torch does not load it.
+Names are imported on first use, so that a process that needs no torch does not load it. The
+package is callable, because `automl_compress.compress` is both this package and the function that
+users call: `import automl_compress as ac; ac.compress(model, policy, x)`.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from automl_compress.compress.compressor import Compressor, compress, cost
-    from automl_compress.compress.cost import CostModel, LayerCost
+    from automl_compress.compress.cost_model import CostModel, LayerCost
     from automl_compress.compress.derive import (
         Coverage,
         DerivedSpace,
@@ -21,16 +27,17 @@ if TYPE_CHECKING:
     from automl_compress.compress.importance import CRITERIA
     from automl_compress.compress.repair import REPAIRS, Repair
     from automl_compress.compress.structure import Structure
-    from automl_compress.compress.trace import trace
+    from automl_compress.compress.tracing import trace
+    from automl_compress.space import Policy
 
 _PLACES = {
     "CRITERIA": "automl_compress.compress.importance",
     "Compressor": "automl_compress.compress.compressor",
-    "CostModel": "automl_compress.compress.cost",
+    "CostModel": "automl_compress.compress.cost_model",
     "Coverage": "automl_compress.compress.derive",
     "DerivedSpace": "automl_compress.compress.derive",
     "FEATURES": "automl_compress.compress.features",
-    "LayerCost": "automl_compress.compress.cost",
+    "LayerCost": "automl_compress.compress.cost_model",
     "REPAIRS": "automl_compress.compress.repair",
     "Repair": "automl_compress.compress.repair",
     "Structure": "automl_compress.compress.structure",
@@ -39,7 +46,7 @@ _PLACES = {
     "derive_space": "automl_compress.compress.derive",
     "gene_features": "automl_compress.compress.features",
     "space_of_structure": "automl_compress.compress.derive",
-    "trace": "automl_compress.compress.trace",
+    "trace": "automl_compress.compress.tracing",
 }
 
 __all__ = [
@@ -66,3 +73,22 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+class _CallablePackage(ModuleType):
+    """This package, callable as the function `compressor.compress`."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        policy: Policy,
+        example_input: Tensor,
+        calibration: Tensor | None = None,
+    ) -> nn.Module:
+        """Build the smaller network a policy describes; see `compressor.compress`."""
+        from automl_compress.compress.compressor import compress
+
+        return compress(model, policy, example_input, calibration)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

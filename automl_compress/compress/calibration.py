@@ -31,7 +31,9 @@ def sample_inputs(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Tensor] = {}
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(_collector(name, found, generator))
+        model.get_submodule(name).register_forward_pre_hook(
+            _collector(name, found, generator), with_kwargs=True
+        )
         for name in layers
     ]
     try:
@@ -46,11 +48,12 @@ def sample_inputs(
 def _collector(
     name: str, found: dict[str, Tensor], generator: torch.Generator
 ) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x: Tensor = inputs[0] if inputs else named["input"]
         if isinstance(module, nn.Conv2d):
-            found[name] = _patches(module, inputs[0], generator)
+            found[name] = _patches(module, x, generator)
         else:
-            rows = inputs[0].flatten(0, -2)
+            rows = x.flatten(0, -2)
             chosen = torch.randint(len(rows), (min(SAMPLES, len(rows)),), generator=generator)
             found[name] = rows[chosen][None]
 

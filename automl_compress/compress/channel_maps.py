@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.modules import become
+
 ZERO = -1
 """Source of an output channel that is always zero."""
 
@@ -70,13 +72,13 @@ def replace_channel_maps(model: nn.Module, example_input: Tensor) -> None:
         model: changed in place.
         example_input: what the network takes.
     """
-    for name, (module, inputs) in _candidates(model, example_input).items():
+    for module, inputs in _candidates(model, example_input):
         channel_map = _recognise(module, inputs)
         if channel_map is not None:
-            model.set_submodule(name, channel_map)
+            become(module, channel_map.eval())
 
 
-def _candidates(model: nn.Module, example_input: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
+def _candidates(model: nn.Module, example_input: Tensor) -> list[tuple[nn.Module, Tensor]]:
     """Parameter-free modules that change the channels of a 4-D tensor, with one input each."""
     found: dict[str, tuple[nn.Module, Tensor]] = {}
     handles = []
@@ -101,7 +103,7 @@ def _candidates(model: nn.Module, example_input: Tensor) -> dict[str, tuple[nn.M
         for handle in handles:
             handle.remove()
     # Of nested modules only the outermost is replaced.
-    return {n: v for n, v in found.items() if not any(n.startswith(f"{o}.") for o in found)}
+    return [v for n, v in found.items() if not any(n.startswith(f"{o}.") for o in found)]
 
 
 def _recognise(module: nn.Module, inputs: Tensor) -> ChannelMap | None:

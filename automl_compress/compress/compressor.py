@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.compress.calibration import sample_inputs
-from automl_compress.compress.cost import CostModel
-from automl_compress.compress.importance import CRITERIA, channel_order
+from automl_compress.compress.cost_model import CostModel
+from automl_compress.compress.importance import CRITERIA, Criterion, channel_order
+from automl_compress.compress.modules import become, share_copy
 from automl_compress.compress.quantize import (
     InputQuantizer,
-    can_quantize,
     choose_input_quantizer,
     choose_scales,
     quantized_layer,
@@ -24,8 +24,8 @@ from automl_compress.compress.quantize import (
 from automl_compress.compress.repair import Repair, judge_targets, repair_batchnorm
 from automl_compress.compress.slicing import Places, cut_channels, kept_places
 from automl_compress.compress.structure import Structure
-from automl_compress.compress.trace import trace
-from automl_compress.errors import SpaceError
+from automl_compress.compress.tracing import trace
+from automl_compress.errors import InputError, SpaceError
 from automl_compress.space import Policy
 
 _CACHED_SCALES: Final = 20_000
@@ -44,6 +44,7 @@ class Compressor:
 
     Raises:
         TraceError: the network cannot be followed.
+        InputError: there is no such criterion.
     """
 
     def __init__(
@@ -56,14 +57,16 @@ class Compressor:
     ) -> None:
         self.model, self.structure = trace(model, example_input)
         self.cost = CostModel(self.structure)
-        self._order = channel_order(self.model, self.structure.groups, CRITERIA[criterion])
+        self._order = channel_order(self.model, self.structure.groups, _criterion(criterion))
         self._repair = repair
         self._calibration = calibration
         self._targets: Tensor | None = None
         self._inputs: dict[str, Tensor] = {}
         self._scales: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
+        self._input_grids: dict[tuple[str, int], InputQuantizer] = {}
         if calibration is not None and len(calibration):
-            self._inputs = sample_inputs(self.model, _quantizable(self), calibration)
+            layers = [layer.name for layer in self.structure.layers if layer.quantizable]
+            self._inputs = sample_inputs(self.model, layers, calibration)
             self._targets = judge_targets(self.model, calibration)
 
     def build(self, policy: Policy) -> nn.Module:
@@ -78,8 +81,8 @@ class Compressor:
         self.cost.check(policy)
         kept = self._kept(policy)
         with torch.no_grad():
-            network = cut_channels(self.model, self.structure.groups, kept)
             places = kept_places(self.model, self.structure.groups, kept)
+            network = cut_channels(self.model, places)
             self._quantize(network, policy, places)
             if len(policy) and self._calibration is not None:
                 repair_batchnorm(network, self._calibration, self._targets, self._repair)
@@ -98,11 +101,6 @@ class Compressor:
         activation_bits = policy.of_kind("activation_bits")
         for name in dict.fromkeys((*weight_bits, *activation_bits)):
             layer = network.get_submodule(name)
-            if not can_quantize(layer):
-                raise SpaceError(
-                    f"a layer with bits must be a Conv2d or Linear, but '{name}' is a "
-                    f"{type(layer).__name__}; remove its bits from the policy"
-                )
             stays = places.get(name, Places())
             bits = int(weight_bits[name]) if name in weight_bits else None
             quantizer = (
@@ -111,7 +109,7 @@ class Compressor:
                 else None
             )
             scales = None if bits is None else self._weight_scales(name, bits, stays)
-            network.set_submodule(name, quantized_layer(layer, bits, scales, quantizer))
+            become(layer, quantized_layer(layer, bits, scales, quantizer))
 
     def _weight_scales(self, name: str, bits: int, stays: Places) -> Tensor:
         """Scales of the kept outputs; those of all outputs are cached per kept inputs."""
@@ -137,16 +135,19 @@ class Compressor:
                 f"activation_bits need calibration images to find ranges, but '{name}' has none; "
                 "pass calibration"
             )
-        weight = self.model.get_submodule(name).get_parameter("weight")
-        return choose_input_quantizer(weight, bits, self._inputs[name])
+        if (name, bits) not in self._input_grids:
+            weight = self.model.get_submodule(name).get_parameter("weight")
+            grid = choose_input_quantizer(weight, bits, self._inputs[name])
+            self._input_grids[name, bits] = grid
+        return share_copy(self._input_grids[name, bits])
 
 
-def _quantizable(compressor: Compressor) -> list[str]:
-    return [
-        layer.name
-        for layer in compressor.structure.layers
-        if can_quantize(compressor.model.get_submodule(layer.name))
-    ]
+def _criterion(name: str) -> Criterion:
+    if name not in CRITERIA:
+        raise InputError(
+            f"criterion must be one of {', '.join(CRITERIA)}, but is '{name}'; correct it"
+        )
+    return CRITERIA[name]
 
 
 def _of_channels(sample: Tensor, channels: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.quantize import can_quantize
 from automl_compress.compress.structure import ChannelGroup, LayerShape, Structure
-from automl_compress.compress.trace import trace
+from automl_compress.compress.tracing import trace
 from automl_compress.errors import TraceError
 from automl_compress.space import Gene, SearchSpace, SpaceRules
 
@@ -22,9 +22,10 @@ class Coverage:
     Args:
         groups: channel groups that can be cut.
         layers: layers that can be quantized.
-        parameters_share: share of the layers' weights that a gene can change, in [0, 1].
-        macs_share: share of the layers' multiply-accumulates likewise.
-        skipped: name and reason of every group and layer without a gene.
+        parameters_share: share of all parameters that lie where a gene changes something, in
+            [0, 1].
+        macs_share: share of all multiply-accumulates likewise.
+        skipped: name and reason of every group, layer and other weight tensor without a gene.
     """
 
     groups: int
@@ -125,23 +126,33 @@ def _bit_genes(
 
 def _coverage(genes: list[Gene], structure: Structure, skipped: list[tuple[str, str]]) -> Coverage:
     cut = {gene.target for gene in genes if gene.kind == "channels"}
-    quantized = {gene.target for gene in genes if gene.kind == "weight_bits"}
+    quantized = {gene.target for gene in genes if gene.kind != "channels"}
     touched = quantized | {
         member.module for group in structure.groups if group.name in cut for member in group.members
     }
-
-    def share(weight_of: Any) -> float:
-        total = sum(weight_of(layer) for layer in structure.layers)
-        inside = sum(weight_of(layer) for layer in structure.layers if layer.name in touched)
-        return inside / total if total else 0.0
-
+    other = "neither a layer that runs nor a normalization"
+    parameters = {layer.name: _weights(layer) for layer in structure.layers}
+    macs = {layer.name: _weights(layer) * layer.positions for layer in structure.layers}
+    macs[""] = structure.other_macs
+    for layer in structure.layers:
+        parameters[layer.name] += layer.out_channels * layer.bias
+    for part in structure.stored:
+        own = part.channels * part.params_per_channel
+        parameters[part.name] = parameters.get(part.name, 0) + own
+        if part.params_per_channel > 1 and part.name not in touched:
+            skipped.append((part.name, other))
     return Coverage(
         groups=len(cut),
         layers=len(quantized),
-        parameters_share=share(_weights),
-        macs_share=share(lambda layer: _weights(layer) * layer.positions),
+        parameters_share=_share(parameters, touched),
+        macs_share=_share(macs, touched),
         skipped=tuple(skipped),
     )
+
+
+def _share(counts: dict[str, int], touched: set[str]) -> float:
+    total = sum(counts.values())
+    return sum(count for name, count in counts.items() if name in touched) / total if total else 0.0
 
 
 def _weights(layer: LayerShape) -> int:

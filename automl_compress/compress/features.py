@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.compress.cost import CostModel
+from automl_compress.compress.cost_model import CostModel
 from automl_compress.compress.structure import LayerShape, Structure
 from automl_compress.space import Policy, SearchSpace
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl_compress.compress.slicing import CONVOLUTIONS, find_part
+from automl_compress.compress.modules import find_part
+from automl_compress.compress.slicing import CONVOLUTIONS
 from automl_compress.compress.structure import ChannelGroup, GroupMember
 
 Criterion = Callable[[nn.Module, ChannelGroup], NDArray[np.float64]]

@@ -195,6 +195,8 @@ def quantized_layer(
         rounded = quantize_weight(weight, scales, weight_bits)
         result._parameters["weight"] = nn.Parameter(rounded, weight.requires_grad)
         result._buffers["weight_scale"] = scales.clone()
+    if input_quantizer is not None:
+        input_quantizer.train(layer.training)
     result._modules["input_quantizer"] = input_quantizer
     module: nn.Module = result
     return module

@@ -79,8 +79,11 @@ def judge_targets(model: nn.Module, images: Tensor) -> Tensor | None:
         model: the original network.
         images: the calibration images.
     """
+    held_out = len(images) // HELD_OUT
+    if not held_out:
+        return None
     with torch.no_grad():
-        output = model(images[len(images) - len(images) // HELD_OUT :])
+        output = model(images[len(images) - held_out :])
     return output if isinstance(output, Tensor) else None
 
 

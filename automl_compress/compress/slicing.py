@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
+from automl_compress.compress.modules import become, find_part, share_copy
 from automl_compress.compress.structure import Axis, ChannelGroup
 from automl_compress.errors import CompressError
 
@@ -34,27 +35,20 @@ class Places:
     inputs: Tensor | None = None
 
 
-def cut_channels(model: nn.Module, groups: tuple[ChannelGroup, ...], kept: Kept) -> nn.Module:
-    """A copy of a network that keeps only some channels of its groups.
+def cut_channels(model: nn.Module, places: Mapping[str, Places]) -> nn.Module:
+    """A copy of a network that keeps only some channels.
 
     Args:
         model: the original; not changed, its uncut tensors are shared with the result.
-        groups: all groups of the model.
-        kept: channels that stay; groups left out stay whole.
+        places: what stays of the modules that are cut, from `kept_places`.
 
     Raises:
         CompressError: a module cannot be cut.
     """
     result = share_copy(model)
-    for name, places in kept_places(model, groups, kept).items():
-        _replace(result, name, places)
+    for name, stays in places.items():
+        _cut_part(result, name, stays)
     return result
-
-
-def share_copy(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own that shares all parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def kept_places(
@@ -101,24 +95,15 @@ def parameter_axis(parameter: Tensor) -> int:
     return max((axis for axis, size in enumerate(parameter.shape) if size > 1), default=0)
 
 
-def find_part(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
-    """The module or free parameter of a name."""
-    parent, _, last = name.rpartition(".")
-    part: nn.Module | nn.Parameter = getattr(model.get_submodule(parent), last)
-    return part
-
-
-def _replace(model: nn.Module, name: str, places: Places) -> None:
+def _cut_part(model: nn.Module, name: str, places: Places) -> None:
     part = find_part(model, name)
-    parent_name, _, last = name.rpartition(".")
-    smaller: nn.Module | nn.Parameter
-    if isinstance(part, nn.Parameter):
-        assert places.out is not None
-        axis = parameter_axis(part)
-        smaller = nn.Parameter(part.detach().index_select(axis, places.out), part.requires_grad)
-    else:
-        smaller = cut_module(part, places.out, places.inputs)
-    setattr(model.get_submodule(parent_name), last, smaller)
+    if isinstance(part, nn.Module):
+        become(part, cut_module(part, places.out, places.inputs))
+        return
+    assert places.out is not None
+    smaller = part.detach().index_select(parameter_axis(part), places.out)
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, nn.Parameter(smaller, part.requires_grad))
 
 
 def cut_module(module: nn.Module, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
@@ -140,6 +125,8 @@ def cut_module(module: nn.Module, keep_out: Tensor | None, keep_in: Tensor | Non
 
 def can_cut(module: nn.Module | nn.Parameter) -> bool:
     """Whether channels can be cut out of a module or free parameter."""
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and "weight" not in module._parameters:
+        return False  # computed from other tensors, as old-style weight normalization does
     if isinstance(module, CONVOLUTIONS):
         return module.groups == 1 or module.groups == module.out_channels == module.in_channels
     others = (nn.Parameter, nn.Linear, nn.LayerNorm, nn.PReLU, ChannelMap)

@@ -68,6 +68,7 @@ class LayerShape:
         kernel: weights per pair of channels, such as 9 for 3x3.
         positions: output positions per image, summed over all uses of a shared layer.
         bias: whether it has one.
+        quantizable: whether it has a low-bit form.
     """
 
     name: str
@@ -78,6 +79,7 @@ class LayerShape:
     kernel: int
     positions: int
     bias: bool
+    quantizable: bool
 
     @property
     def depthwise(self) -> bool:

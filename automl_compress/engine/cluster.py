@@ -27,7 +27,7 @@ from automl_compress.engine.contestant import Contestant, Request, Standing
 from automl_compress.engine.engine import FINALISTS, EngineSettings, Listener, Race
 from automl_compress.errors import EngineError, InterruptedStudy
 from automl_compress.evaluate import Evaluation
-from automl_compress.evaluate.estimator import Estimator
+from automl_compress.evaluate.estimator import Estimator, answer
 from automl_compress.ledger import ContestantRecord, Ledger, Place
 from automl_compress.search import Problem
 from automl_compress.space import Policy
@@ -217,7 +217,7 @@ class _Evaluator:
 
     def estimate(self, policy: Policy, estimator: str) -> Evaluation:
         """Measure a policy."""
-        return self._estimators[estimator].estimate(policy)
+        return answer(self._estimators[estimator], policy)
 
 
 _RemoteEvaluator: Any = ray.remote(num_cpus=1)(_Evaluator)

@@ -10,7 +10,7 @@ from automl_compress.engine.contestant import Contestant, Request
 from automl_compress.engine.engine import FINALISTS, Listener, Race
 from automl_compress.errors import InterruptedStudy
 from automl_compress.evaluate import Evaluation
-from automl_compress.evaluate.estimator import Estimator
+from automl_compress.evaluate.estimator import Estimator, answer
 from automl_compress.ledger import ContestantRecord, Ledger, Place
 from automl_compress.space import Policy
 
@@ -57,7 +57,7 @@ class SerialEngine:
         found = self._ledger.find([key], estimator.identity)
         if key in found:
             return found[key]
-        evaluation = estimator.estimate(request.policy)
+        evaluation = answer(estimator, request.policy)
         self._ledger.add(evaluation, request.place)
         return evaluation
 

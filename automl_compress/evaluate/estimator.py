@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 
 from automl_compress.evaluate.evaluation import Evaluation
@@ -19,3 +21,21 @@ class Estimator(ABC):
     @abstractmethod
     def estimate(self, policy: Policy) -> Evaluation:
         """Measure a policy; whatever goes wrong becomes a failed evaluation."""
+
+
+def answer(estimator: Estimator, policy: Policy) -> Evaluation:
+    """Ask an estimator; an exception or a metric that is not finite becomes a failed evaluation.
+
+    Engines ask through this, so that no estimator, third parties' included, can crash a search.
+    """
+    start = time.perf_counter()
+    try:
+        evaluation = estimator.estimate(policy)
+    except Exception as reason:
+        message = f"{type(reason).__name__}: {reason}"
+        return Evaluation.failed(policy, estimator.identity, message, time.perf_counter() - start)
+    wrong = [name for name, value in evaluation.metrics.items() if not math.isfinite(value)]
+    if evaluation.status == "ok" and (wrong or "accuracy" not in evaluation.metrics):
+        message = f"{wrong[0]} is not finite" if wrong else "accuracy is missing"
+        return Evaluation.failed(policy, estimator.identity, message, evaluation.seconds)
+    return evaluation

@@ -49,8 +49,8 @@ class Evaluation:
 
     @property
     def ok(self) -> bool:
-        """Whether the metrics can be used."""
-        return self.status == "ok"
+        """Whether the metrics can be used: it did not fail, and all of them are finite."""
+        return self.status == "ok" and all(map(math.isfinite, self.metrics.values()))
 
     @classmethod
     def failed(

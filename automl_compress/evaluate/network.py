@@ -21,7 +21,7 @@ from automl_compress.workload import Workload
 
 VERSION: Final = 1
 """Raised whenever the same policy would get another answer than before."""
-_BATCH: Final = 256
+_BATCH: Final = 64
 
 Split = Literal["validation", "test"]
 
@@ -76,7 +76,7 @@ class NetworkEstimator(Estimator):
         _check_size("train", settings.calibration_images, len(workload.splits.train))
         chosen = split if count == len(split) else split.draw(count, settings.seed)
         calibration = workload.splits.train.draw(settings.calibration_images, settings.seed)
-        self._images: Tensor = chosen.tensor(workload.normalization)
+        self._images: Tensor = _channels_last(chosen.tensor(workload.normalization))
         self._labels: Tensor = torch.from_numpy(chosen.labels.copy())
         parts = (
             VERSION,
@@ -89,7 +89,7 @@ class NetworkEstimator(Estimator):
         self.compressor = compressor or Compressor(
             workload.model,
             workload.example_input(),
-            calibration.tensor(workload.normalization),
+            _channels_last(calibration.tensor(workload.normalization)),
             settings.criterion,
             settings.repair,
         )
@@ -125,16 +125,23 @@ class NetworkEstimator(Estimator):
             EstimateError: an output is not finite.
         """
         right = 0
-        network = network.to(memory_format=torch.channels_last)
         batches = zip(
             torch.split(self._images, _BATCH), torch.split(self._labels, _BATCH), strict=True
         )
         for images, labels in batches:
-            outputs = network(images.contiguous(memory_format=torch.channels_last))
+            outputs = network(images)
             if not math.isfinite(float(outputs.sum())):
                 raise EstimateError("the compressed network's outputs are not finite")
             right += int((outputs.argmax(dim=1) == labels).sum())
         return right / len(self._labels)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Images as convolutions on processors like them; a network's activations follow suit.
+
+    ResNet-56, one thread: 0.67 s in place of 0.84 s for 256 images.
+    """
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _check_size(split: str, asked: int, held: int) -> None:

@@ -75,6 +75,8 @@ class Constraint:
             return cls(metric, number, True, text)
         if unit not in _FACTORS or (metric in ("accuracy", "error") and unit):
             raise StudyError(f"the unit '{unit}' does not fit '{text}'; use x, kB, MB, k or M")
+        if metric in ("accuracy", "error") and number > 1:
+            raise StudyError(f"'{metric}' must be bounded by a share in [0, 1], but is '{text}'")
         if metric == "accuracy":
             return cls("error", 1.0 - number, False, text)
         return cls(metric, number * _FACTORS[unit], False, text)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from automl_compress.errors import EngineError, StudyError
 from automl_compress.evaluate import Evaluation, Status
@@ -93,32 +94,53 @@ class Ledger:
         self._path = str(path)
         try:
             self._db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-            if version > SCHEMA_VERSION:
-                raise StudyError(
-                    f"the ledger's version must be at most {SCHEMA_VERSION}, but '{path}' has "
-                    f"{version}; use a newer automl-compress"
-                )
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except sqlite3.Error as reason:
+            raise self._unusable(reason) from reason
+        try:
+            self._open()
+        except sqlite3.Error as reason:
+            self._db.close()
+            raise self._unusable(reason) from reason
+        except StudyError:
+            self._db.close()
+            raise
+
+    def _open(self) -> None:
+        """Check the file before anything is written to it."""
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        if version > SCHEMA_VERSION:
             raise StudyError(
-                f"a ledger must be an SQLite file that can be written, but '{path}' is not: "
-                f"{reason}; move it away or choose another folder"
-            ) from reason
+                f"the ledger's version must be at most {SCHEMA_VERSION}, but '{self._path}' has "
+                f"{version}; use a newer automl-compress"
+            )
+        tables = {name for (name,) in self._db.execute("SELECT tbl_name FROM sqlite_master")}
+        if tables - {"evaluations", "charges"}:
+            raise StudyError(
+                f"a ledger must hold evaluations and charges, but '{self._path}' is another "
+                "program's database; choose another file"
+            )
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        if version < SCHEMA_VERSION:
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT"
+            )
+
+    def _unusable(self, reason: sqlite3.Error) -> StudyError:
+        return StudyError(
+            f"a ledger must be an SQLite file that can be written, but '{self._path}' is not: "
+            f"{reason}; move it away or choose another folder"
+        )
 
     def find(self, keys: Iterable[str], estimator: str) -> dict[str, Evaluation]:
         """Evaluations of one estimator by policy key; keys without one are left out."""
         found = {}
         for key in keys:
-            row = self._db.execute(
+            for row in self._read(
                 "SELECT policy, status, reason, metrics, images, seconds FROM evaluations"
                 " WHERE policy_key = ? AND estimator = ?",
                 (key, estimator),
-            ).fetchone()
-            if row is not None:
+            ):
                 found[key] = _evaluation(estimator, *row)
         return found
 
@@ -164,18 +186,18 @@ class Ledger:
         """
         rows = []
         for place, evaluation in zip(places, evaluations, strict=True):
-            made_for = self._db.execute(
+            made_for = self._read(
                 "SELECT contestant, position FROM evaluations"
                 " WHERE policy_key = ? AND estimator = ?",
                 (evaluation.policy.key, evaluation.estimator),
-            ).fetchone()
-            hit = made_for != (place.contestant, place.position)
+            )
+            hit = made_for != [(place.contestant, place.position)]
             rows.append((*astuple(place), evaluation.policy.key, evaluation.estimator, int(hit)))
         self._write("INSERT OR IGNORE INTO charges VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def charges(self, contestant: str) -> list[Charge]:
         """What a contestant was told, in the order it asked."""
-        rows = self._db.execute(
+        rows = self._read(
             "SELECT c.position, c.round, c.hit, e.finished, e.estimator,"
             " e.policy, e.status, e.reason, e.metrics, e.images, e.seconds"
             " FROM charges c JOIN evaluations e USING (policy_key, estimator)"
@@ -189,7 +211,7 @@ class Ledger:
 
     def evaluations(self, estimator: str) -> Iterator[Evaluation]:
         """All evaluations of one estimator, in the order of their policy keys."""
-        rows = self._db.execute(
+        rows = self._read(
             "SELECT policy, status, reason, metrics, images, seconds FROM evaluations"
             " WHERE estimator = ? ORDER BY policy_key",
             (estimator,),
@@ -198,7 +220,7 @@ class Ledger:
             yield _evaluation(estimator, *row)
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT COUNT(*) FROM evaluations").fetchone()[0])
+        return int(self._read("SELECT COUNT(*) FROM evaluations")[0][0])
 
     def copy_to(self, path: Path) -> None:
         """Write a complete copy to another file, also while the ledger is in use."""
@@ -222,6 +244,15 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _read(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as reason:
+            raise EngineError(
+                f"the ledger '{self._path}' must be readable, but is not: {reason}; "
+                "restore it from a copy"
+            ) from reason
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         try:

@@ -1,30 +1,37 @@
 """DDPG (Lillicrap et al. 2016, Continuous control with deep reinforcement learning).
 
-The agent walks through the genes (`layer_mdp`), as AMC (He et al. 2018) walks through layers:
-one continuous action per gene, decoded to a choice. One agent covers the whole front: a
-preference over the objectives is part of what actor and critic see (Abels et al. 2019, dynamic
-weights), and every episode is asked for under a preference of its own.
+The agent walks through the genes (`layer_mdp`), as AMC (He et al. 2018) walks through layers: one
+continuous action per gene, decoded to a choice. One agent covers the whole front: what actor and
+critic see holds a preference, the costs the network shall have, and every episode is asked for
+under a preference of its own. The reward is the accuracy kept.
 
 Deviations from the papers:
 
-1. Replay holds episodes and their outcomes. The reward under any preference follows from the
-   outcome, so each sampled transition is scored under a freshly drawn preference: one evaluation
-   teaches the agent about all of them.
-2. The critic's target is half the episode's own return and half the bootstrapped value. With
+1. Costs are computed, not learnt: when a walk is done, all its actions are shifted by one amount,
+   as little as makes the network meet the preferred costs exactly as well as the choices allow.
+   AMC's clamps leave the last layers to pay for all others.
+2. In replay, the preference of an episode is the cost it really has (Andrychowicz et al. 2017,
+   hindsight experience replay). So any evaluated policy is a lesson, whoever asked for it, and
+   what an action does is judged among networks of equal cost.
+3. The critic's target is half the episode's own return and half the bootstrapped value. With
    a reward at the end of some hundred steps, bootstrapping alone needs more episodes than a
    search can pay for.
-3. The executed action is stored, not the wanted one: the centre of the chosen value's cell.
-4. Exploration is truncated normal noise around the actor, as in AMC, whose spread decays
-   slowly and not below a floor, so that it is alive at the end of a search.
-5. The first episodes are drawn by `priors.scaled_indices`, and a part of the later ones starts
-   from an evaluated policy near the front, whose actions the actor's are mixed with.
-6. Costs within the walk are first-order estimates; the reward uses the exact ones.
+4. The executed action is stored, not the wanted one: the centre of the chosen value's cell.
+5. Exploration is truncated normal noise around the actor, as in AMC, whose spread decays
+   slowly and not below a floor, nor below what can leave a choice's cell, so that it is alive at
+   the end of a search. The actor is held away from the flat ends of its sigmoid.
+6. The first episodes are drawn by `priors.scaled_indices`. Most later ones return to the policy
+   that has done best under the episode's preference and decide only some of its genes anew
+   (Ecoffet et al. 2021, first return, then explore): with a hundred genes, one noisy decision
+   in each ruins every network.
+7. Episodes that ended in a useful network are learnt from more often than ruined ones.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -33,8 +40,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.evaluate import Evaluation
+from automl_compress.pareto import front_mask
 from automl_compress.search.layer_mdp import LayerMDP
-from automl_compress.search.priors import draw_new, scaled_indices, stratified_mildness
+from automl_compress.search.priors import (
+    Draw,
+    draw_new,
+    mildest,
+    scaled_indices,
+    stratified_mildness,
+)
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
@@ -43,10 +57,18 @@ WARM_UP: Final = 30
 HIDDEN: Final = 128
 LEARNING_RATES: Final = (1e-3, 2e-3)  # actor, critic
 TARGET_STEP: Final = 0.01
-UPDATES_PER_EPISODE: Final = 12
+UPDATES_PER_EPISODE: Final = 10
 BATCH: Final = 256
 NOISE: Final = (0.30, 0.99, 0.08)  # first spread, decay per episode, floor
+CELLS: Final = 0.6  # least spread, in cells of the gene
 OWN_RETURN: Final = 0.5
+RETURNING: Final = 0.8  # share of episodes that return to an evaluated policy
+DECIDED_ANEW: Final = (0.03, 0.3)  # bounds of the share of its genes that they decide anew
+LARGEST_LOGIT: Final = 3.0
+LOGIT_PENALTY: Final = 0.1
+PREFERENCE_SPREAD: Final = 0.5  # of preferred costs around a front's, in doublings
+OVERRUN: Final = 2.0  # useful losses of accuracy that doubling a preferred cost is worth
+HALVINGS: Final = 12
 
 Array = NDArray[np.float64]
 
@@ -66,15 +88,19 @@ class DDPG(Strategy):
         self._mdp = LayerMDP(problem)
         self._replay = EpisodeReplay(self._mdp.steps, self._mdp.state_size)
         self._seen = Seen()
-        self._start = deque(float(m) for m in stratified_mildness(self.rng, WARM_UP))
+        self._mildest = mildest(problem)
+        self._start = deque(
+            self._mildest * float(m) for m in stratified_mildness(self.rng, WARM_UP)
+        )
         self._episodes = 0
-        seen_size = self._mdp.state_size + len(problem.objectives)
+        self._error = problem.objectives.index("error")
+        seen_size = self._mdp.state_size + len(problem.objectives) - 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(self.rng.integers(2**31)))
-            self._actor, self._target_actor = _twins(seen_size, last=nn.Sigmoid())
-            self._critic, self._target_critic = _twins(seen_size + 1, last=nn.Identity())
+            self._actor, self._target_actor = _twins(seen_size)
+            self._critic, self._target_critic = _twins(seen_size + 1)
         self._optimizers = [
-            torch.optim.Adam(network.parameters(), rate)
+            torch.optim.Adam(network.parameters(), rate, fused=True)
             for network, rate in zip((self._actor, self._critic), LEARNING_RATES, strict=True)
         ]
 
@@ -91,39 +117,82 @@ class DDPG(Strategy):
         return asked
 
     def _warm_up(self) -> Policy | None:
-        mildness = self._start.popleft() if self._start else float(self.rng.random())
-        if not len(self._seen):
-            return draw_new(self.problem, self._seen, lambda: self.problem.space.sizes - 1)
-        return draw_new(
-            self.problem,
-            self._seen,
-            lambda: scaled_indices(self.problem.space, self.rng, mildness),
+        space = self.problem.space
+        mildness = (
+            self._start.popleft() if self._start else self._mildest * float(self.rng.random())
         )
+        if not len(self._seen) and self._mildest == 1.0:
+            return self._new(lambda: space.sizes - 1)
+        return self._new(lambda: scaled_indices(space, self.rng, mildness))
 
     def _episode(self) -> Policy | None:
         """One walk under a preference of its own, until it is a policy nobody tried."""
         first, decay, floor = NOISE
         spread = max(floor, first * decay**self._episodes)
         self._episodes += 1
-        return draw_new(
-            self.problem, self._seen, lambda: self._walk(self._draw_preferences(1)[0], spread)
-        )
+        with _one_thread():
+            return self._new(lambda: self._walk(self._draw_preference(), spread))
+
+    def _new(self, draw: Draw) -> Policy | None:
+        return draw_new(self.problem, self._seen, draw, self.rng)
+
+    def _draw_preference(self) -> Array:
+        """(n_costs,) costs near those of an evaluated network on the useful front."""
+        values = self._replay.outcomes[:, :-1]
+        useful = values[:, self._error] <= 1.0
+        among = values[useful] if useful.any() else values
+        front = among[front_mask(among)]
+        chosen = self._costs(front[int(self.rng.integers(len(front)))])
+        preferred: Array = chosen + PREFERENCE_SPREAD * self.rng.standard_normal(len(chosen))
+        return preferred
+
+    def _costs(self, outcomes: Array) -> Array:
+        """(..., n_costs) the scaled costs of (..., n_objectives) or longer outcomes."""
+        count = len(self.problem.objectives)
+        return np.delete(outcomes[..., :count], self._error, axis=-1)
+
+    def _anchor(self, preference: Array) -> tuple[Array | None, float]:
+        """Actions to return to, and the share of them to decide anew; none for a free walk."""
+        if self.rng.random() >= RETURNING:
+            return None, 1.0
+        outcomes = self._replay.outcomes
+        overrun = np.maximum(0.0, self._costs(outcomes) - preference).sum(axis=1)
+        best = int(np.argmax(self._rewards(outcomes) - OVERRUN * overrun))
+        low, high = DECIDED_ANEW
+        share = low * (high / low) ** self.rng.random()
+        return self._replay.actions[best], float(share)
 
     @torch.no_grad()
     def _walk(self, preference: Array, spread: float) -> Indices:
-        actions = np.zeros(self._mdp.steps)
-        indices = np.zeros(self._mdp.steps, dtype=np.int64)
-        for step in range(self._mdp.steps):
-            state = self._mdp.state(step, actions[:step])
-            wanted = float(self._actor(_tensor(np.concatenate([state, preference]))))
-            noisy = _truncated_normal(self.rng, wanted, spread)
-            indices[step], actions[step] = self._mdp.execute(step, np.array(noisy))
-        return indices
+        """One episode, shifted to the preferred costs."""
+        anchor, share = self._anchor(preference)
+        cells = 1.0 / self.problem.space.sizes
+        wanted, executed = np.zeros(self._mdp.steps), np.zeros(self._mdp.steps)
+        for step, cell in enumerate(cells):
+            if anchor is not None and self.rng.random() >= share:
+                wanted[step] = anchor[step] + cell * (self.rng.random() - 0.5)
+            else:
+                state = np.concatenate([self._mdp.state(step, executed[:step]), preference])
+                mean = float(torch.sigmoid(self._actor(_tensor(state))))
+                wanted[step] = _truncated_normal(self.rng, mean, max(spread, CELLS * cell))
+            executed[step] = self._mdp.execute(step, wanted[step : step + 1])[1][0]
+        return self._shifted(wanted, preference)
 
-    def _draw_preferences(self, count: int) -> Array:
-        """(count, n_objectives) weights that sum to 1, uniform over all of them."""
-        drawn: Array = self.rng.dirichlet(np.ones(len(self.problem.objectives)), size=count)
-        return drawn
+    def _shifted(self, wanted: Array, preference: Array) -> Indices:
+        """The least compressed choices, all actions moved alike, within the preferred costs."""
+        space = self.problem.space
+        names = [name for name in self.problem.objectives if name != "error"]
+        limits = [2.0**p * self.problem.baseline[n] for p, n in zip(preference, names, strict=True)]
+
+        def fits(shift: float) -> bool:
+            costs = self.problem.cost(space.decode(space.from_unit(wanted + shift)))
+            return all(costs[name] <= limit for name, limit in zip(names, limits, strict=True))
+
+        low, high = -1.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return space.from_unit(wanted + low)
 
     # Learning.
 
@@ -135,38 +204,49 @@ class DDPG(Strategy):
             self._replay.add(self._mdp.states(actions), actions, self._outcome(evaluation))
         if self._start or len(self._replay) < 2:
             return
-        for _ in range(UPDATES_PER_EPISODE * len(evaluations)):
-            self._update()
+        with _one_thread():
+            for _ in range(UPDATES_PER_EPISODE * len(evaluations)):
+                self._update()
+
+    def _attention(self) -> Array:
+        """(episodes,) how often each is learnt from: useful networks more than ruined ones."""
+        lost = self._replay.outcomes[:, self._error]
+        attention: Array = 1.0 / (1.0 + np.maximum(lost, 0.0)) ** 2
+        return attention
 
     def _outcome(self, evaluation: Evaluation) -> Array:
         """(n_objectives + 1,) scaled objectives, the error's damped, and the violation."""
         scaled = self.problem.scaled(self.problem.values(evaluation))
-        place = self.problem.objectives.index("error")
-        scaled[place] = _damped(scaled[place])
+        scaled[self._error] = _damped(scaled[self._error])
         return np.append(scaled, min(10.0, self.problem.violation(evaluation)))
 
-    def _rewards(self, outcomes: Array, preferences: Array) -> Array:
-        """(n,) reward of an episode: weighted objectives and violations, all to be small."""
-        return -(outcomes[:, :-1] * preferences).sum(axis=1) - outcomes[:, -1]
+    def _rewards(self, outcomes: Array) -> Array:
+        """(episodes,) reward: useful losses of accuracy and violations, negated."""
+        return -outcomes[:, self._error] - outcomes[:, -1]
 
     def _update(self) -> None:
         """One step of critic, actor and targets (Lillicrap et al. 2016, algorithm 1)."""
-        batch = self._replay.sample(self.rng, BATCH)
-        weights = self._draw_preferences(BATCH)
-        preferences = _tensor(weights)
+        batch = self._replay.sample(self.rng, BATCH, self._attention())
+        preferences = _tensor(self._costs(batch.outcomes))
         states = torch.cat([_tensor(batch.states), preferences], dim=1)
         following = torch.cat([_tensor(batch.next_states), preferences], dim=1)
         actions = _tensor(batch.actions)[:, None]
-        returns = _tensor(self._rewards(batch.outcomes, weights))[:, None]
+        returns = _tensor(self._rewards(batch.outcomes))[:, None]
         last = torch.from_numpy(batch.last)[:, None]
         with torch.no_grad():
-            ahead = self._target_critic(torch.cat([following, self._target_actor(following)], 1))
+            next_actions = torch.sigmoid(self._target_actor(following))
+            ahead = self._target_critic(torch.cat([following, next_actions], 1))
             mixed = OWN_RETURN * returns + (1 - OWN_RETURN) * ahead
             targets = torch.where(last, returns, mixed)
         actor_step, critic_step = self._optimizers
         loss = nn.functional.mse_loss(self._critic(torch.cat([states, actions], 1)), targets)
         _step(critic_step, loss)
-        _step(actor_step, -self._critic(torch.cat([states, self._actor(states)], 1)).mean())
+        self._critic.requires_grad_(False)  # its gradients are not needed here
+        logits = self._actor(states)
+        value = self._critic(torch.cat([states, torch.sigmoid(logits)], 1)).mean()
+        beyond = nn.functional.relu(logits.abs() - LARGEST_LOGIT).pow(2).mean()
+        _step(actor_step, LOGIT_PENALTY * beyond - value)
+        self._critic.requires_grad_(True)
         _follow(self._target_critic, self._critic)
         _follow(self._target_actor, self._actor)
 
@@ -205,7 +285,7 @@ class DDPG(Strategy):
             optimizer.load_state_dict(_to_torch(saved))
 
 
-def _twins(inputs: int, last: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _twins(inputs: int) -> tuple[nn.Module, nn.Module]:
     """A network and its target, equal at the start."""
 
     def build() -> nn.Module:
@@ -215,7 +295,6 @@ def _twins(inputs: int, last: nn.Module) -> tuple[nn.Module, nn.Module]:
             nn.Linear(HIDDEN, HIDDEN),
             nn.ReLU(),
             nn.Linear(HIDDEN, 1),
-            last,
         )
 
     network, target = build(), build()
@@ -224,8 +303,8 @@ def _twins(inputs: int, last: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def _damped(steps_lost: float) -> float:
-    """Useful losses of accuracy as they are, ruinous ones logarithmically, so none drowns all."""
-    return steps_lost if steps_lost <= 1 else 1.0 + float(np.log(steps_lost))
+    """Useful losses of accuracy as they are, ruinous ones by their root, so none drowns all."""
+    return steps_lost if steps_lost <= 1 else 2.0 * float(np.sqrt(steps_lost)) - 1.0
 
 
 def _truncated_normal(rng: np.random.Generator, mean: float, spread: float) -> float:
@@ -237,6 +316,17 @@ def _truncated_normal(rng: np.random.Generator, mean: float, spread: float) -> f
     return min(1.0, max(0.0, mean))
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small only lose by threads, and sums must not depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -245,8 +335,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 def _follow(target: nn.Module, source: nn.Module) -> None:
     with torch.no_grad():
-        for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
-            slow.lerp_(fast, TARGET_STEP)
+        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), TARGET_STEP)
 
 
 def _tensor(array: Array) -> Tensor:

@@ -1,15 +1,17 @@
 """NSGA-II (Deb et al. 2002, A fast and elitist multiobjective genetic algorithm), on pymoo.
 
-Genes are integers: simulated binary crossover and polynomial mutation work on the indices and
-are rounded. Selection is by constraint domination, then rank and crowding.
+Genes are integers: uniform crossover and polynomial mutation work on the indices and are
+rounded. Selection is by constraint domination, then rank and crowding.
 
 Deviations from the paper:
 
 1. The first population is drawn by `priors.scaled_indices`, stratified over the aggressiveness,
    with the least compressed policy in it. A uniform one holds no useful network in a space of
    many genes.
-2. Generations overlap: children are made from whatever has been told so far, a few at a time.
-3. A child that was asked or told before is dropped and made again.
+2. Generations overlap: children are made from whatever has been told so far, a few at a time,
+   and the population is small. A search pays for some hundred evaluations, not for 25,000.
+3. A child that was asked or told before, or that breaks a constraint on costs, which are known
+   beforehand, is dropped and made again.
 4. Besides the study's constraints, a loss of accuracy beyond `USEFUL_LOSS` counts as a violation,
    so that ruined networks, which are never dominated because they are small, do not crowd out
    the useful ones. `keep_ruined=True` switches this off.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +32,17 @@ from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem as PymooProblem
 from pymoo.core.termination import NoTermination
-from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
 
 from automl_compress.evaluate import USEFUL_LOSS, Evaluation
-from automl_compress.search.priors import draw_new, scaled_indices, stratified_mildness
+from automl_compress.search.priors import draw_new, mildest, scaled_indices, stratified_mildness
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
+
+MUTATED_GENES: Final = 3
+"""Genes of a child that mutation changes, on average."""
 
 
 class NSGA2(Strategy):
@@ -57,8 +62,8 @@ class NSGA2(Strategy):
         self,
         problem: Problem,
         seed: int,
-        population: int = 30,
-        batch: int = 10,
+        population: int = 20,
+        batch: int = 5,
         crossover: Crossover | None = None,
         mutation: Mutation | None = None,
         keep_ruined: bool = False,
@@ -67,17 +72,28 @@ class NSGA2(Strategy):
         self.batch = batch
         self._keep_ruined = keep_ruined
         self._seen = Seen()
-        self._start = deque(float(m) for m in stratified_mildness(self.rng, population))
+        self._mildest = mildest(problem)
+        self._start = deque(
+            self._mildest * float(m) for m in stratified_mildness(self.rng, population)
+        )
         self._algorithm = PymooNSGA2(
             pop_size=population,
             n_offsprings=batch,
-            crossover=crossover or SBX(prob=0.9, eta=10, vtype=float, repair=RoundingRepair()),
-            mutation=mutation or PM(prob=1.0, eta=10, vtype=float, repair=RoundingRepair()),
+            crossover=crossover or UniformCrossover(prob=0.9),
+            mutation=mutation
+            or PM(
+                prob=1.0,
+                prob_var=min(0.5, MUTATED_GENES / len(problem.space)),
+                eta=10,
+                vtype=float,
+                repair=RoundingRepair(),
+            ),
             eliminate_duplicates=_Unseen(self),
             termination=NoTermination(),
         )
         self._algorithm.setup(_pymoo_problem(problem), seed=0)
         self._algorithm.random_state = self.rng
+        self._algorithm.mating.n_max_iterations = _MATINGS
 
     def ask(self, count: int) -> list[Policy]:
         """The first population, then children of the told; fewer when the space is exhausted."""
@@ -94,7 +110,7 @@ class NSGA2(Strategy):
     def _first(self) -> list[Policy]:
         """The next policy of the first population; the very first is the least compressed."""
         mildness = self._start.popleft()
-        if not len(self._seen):
+        if not len(self._seen) and self._mildest == 1.0:
             return self._new(lambda: self.problem.space.sizes - 1)
         return self._new(lambda: scaled_indices(self.problem.space, self.rng, mildness))
 
@@ -103,7 +119,8 @@ class NSGA2(Strategy):
             return []
         self._algorithm.n_offsprings = min(count, self.batch)
         children = self._algorithm.ask()
-        if children is None:
+        if children is None:  # nothing new was made; to pymoo that is the end, here it is not
+            self._algorithm.termination.force_termination = False
             return []
         policies = [self._policy(child.X) for child in children]
         for policy in policies:
@@ -112,11 +129,11 @@ class NSGA2(Strategy):
 
     def _drawn(self) -> list[Policy]:
         """A fresh draw, when nobody was told yet or no new child can be made."""
-        mildness = float(self.rng.random())
+        mildness = self._mildest * float(self.rng.random())
         return self._new(lambda: scaled_indices(self.problem.space, self.rng, mildness))
 
     def _new(self, draw: Any) -> list[Policy]:
-        policy = draw_new(self.problem, self._seen, draw)
+        policy = draw_new(self.problem, self._seen, draw, self.rng)
         return [] if policy is None else [policy]
 
     def _policy(self, row: Any) -> Policy:
@@ -151,7 +168,7 @@ class NSGA2(Strategy):
             "seen": self._seen.state_dict(),
             "start": list(self._start),
             "iteration": self._algorithm.n_iter,
-            "population": {name: np.array(population.get(name), dtype=float) for name in _CARRIED}
+            "population": {name: _column(population, name) for name in _CARRIED}
             if filled
             else None,
         }
@@ -171,10 +188,18 @@ class NSGA2(Strategy):
 
 
 _CARRIED = ("X", "F", "G", "rank", "crowding")
+_MATINGS = 20
+"""How often mating is tried for one ask before the prior is drawn from."""
+
+
+def _column(population: Population, name: str) -> NDArray[np.float64]:
+    """One attribute of all individuals; those that break constraints have no rank, so -1."""
+    values = np.array(population.get(name), dtype=np.float64)
+    return np.where(np.isnan(values), -1.0, values)
 
 
 class _Unseen(DuplicateElimination):  # type: ignore[misc]
-    """Drops children that were asked or told before, or that stand twice among themselves."""
+    """Drops children that were asked or told before, stand twice, or are known to cost too much."""
 
     def __init__(self, strategy: NSGA2) -> None:
         super().__init__()
@@ -193,9 +218,11 @@ class _Unseen(DuplicateElimination):  # type: ignore[misc]
         return pop[new]
 
     def _key(self, individual: Any) -> str | None:
-        """A key that is None for policies seen before, and tells all others apart."""
+        """A key that is None for policies not to be tried, and tells all others apart."""
         policy = self._strategy._policy(individual.X)
-        return None if policy in self._strategy._seen else policy.key
+        if policy in self._strategy._seen or self._strategy.problem.cost_violation(policy):
+            return None
+        return policy.key
 
 
 def _pymoo_problem(problem: Problem) -> PymooProblem:

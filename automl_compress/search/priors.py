@@ -15,7 +15,9 @@ from automl_compress.space import Indices, Policy, SearchSpace
 SPREAD: Final = 0.15
 """Standard deviation of genes around the drawn aggressiveness, in the unit cube."""
 _TRIES: Final = 100
+_TOO_COSTLY: Final = 10
 _LISTED: Final = 100_000
+_HALVINGS: Final = 10
 
 Draw = Callable[[], Indices]
 
@@ -42,20 +44,56 @@ def stratified_mildness(rng: np.random.Generator, count: int) -> NDArray[np.floa
     return rng.permutation((np.arange(count) + rng.random(count)) / count)
 
 
-def draw_new(problem: Problem, seen: Seen, draw: Draw) -> Policy | None:
+def mildest(problem: Problem) -> float:
+    """Largest mildness in [0, 1] at which cutting all genes alike meets the constraints on costs.
+
+    1 without such constraints.
+    """
+
+    def breaks(mildness: float) -> bool:
+        point = np.full(len(problem.space), mildness)
+        return problem.cost_violation(problem.space.decode(problem.space.from_unit(point))) > 0
+
+    if not breaks(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if breaks(middle) else (middle, high)
+    return high
+
+
+def draw_new(problem: Problem, seen: Seen, draw: Draw, rng: np.random.Generator) -> Policy | None:
     """A policy nobody asked for that meets the constraints on costs; None when there is none.
 
-    When drawing finds nothing new, small spaces are listed; when nothing drawn meets the
-    constraints, the policy that breaks them least is given.
+    When draws keep breaking the constraints, they are cut harder everywhere until they do not.
+    When drawing finds nothing new, small spaces are listed, and large ones drawn from uniformly.
+    When nothing meets the constraints, the policy found that breaks them least is given.
 
     Args:
         problem: space and constraints.
         seen: what was tried; the result is added.
         draw: draws indices.
+        rng: source of chance for the uniform draws.
     """
+    found = _drawn(problem, seen, draw)
+    if found is None and problem.space.cardinality > _LISTED:
+        found = _drawn(problem, seen, lambda: problem.space.sample(rng))
+    elif found is None:
+        found = _listed(problem, seen)
+    if found is not None:
+        seen.add(found)
+    return found
+
+
+def _drawn(problem: Problem, seen: Seen, draw: Draw) -> Policy | None:
     best: tuple[float, Policy] | None = None
+    too_costly = 0
     for _ in range(_TRIES):
-        policy = problem.space.decode(draw())
+        indices = draw()
+        if too_costly >= _TOO_COSTLY:
+            indices = _cut_to_fit(problem, indices)
+        policy = problem.space.decode(indices)
         if policy in seen:
             continue
         excess = problem.cost_violation(policy)
@@ -63,17 +101,32 @@ def draw_new(problem: Problem, seen: Seen, draw: Draw) -> Policy | None:
             best = (excess, policy)
         if excess == 0:
             break
-    found = best[1] if best is not None else _first_unseen(problem, seen)
-    if found is not None:
-        seen.add(found)
-    return found
+        too_costly += 1
+    return None if best is None else best[1]
 
 
-def _first_unseen(problem: Problem, seen: Seen) -> Policy | None:
-    if problem.space.cardinality > _LISTED:
-        return None
+def _cut_to_fit(problem: Problem, indices: Indices) -> Indices:
+    """Indices scaled down by one factor, as little as the constraints on costs ask for."""
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        cut = np.floor(indices * middle).astype(np.int64)
+        fits = problem.cost_violation(problem.space.decode(cut)) == 0
+        low, high = (middle, high) if fits else (low, middle)
+    fitting: Indices = np.floor(indices * low).astype(np.int64)
+    return fitting
+
+
+def _listed(problem: Problem, seen: Seen) -> Policy | None:
+    """The first unseen policy of a small space that breaks the constraints on costs least."""
+    best: tuple[float, Policy] | None = None
     for indices in itertools.product(*(range(size) for size in problem.space.sizes)):
         policy = problem.space.decode(np.array(indices))
-        if policy not in seen:
-            return policy
-    return None
+        if policy in seen:
+            continue
+        excess = problem.cost_violation(policy)
+        if best is None or excess < best[0]:
+            best = (excess, policy)
+        if excess == 0:
+            break
+    return None if best is None else best[1]

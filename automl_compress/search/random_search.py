@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from automl_compress.evaluate import Evaluation
-from automl_compress.search.priors import draw_new, scaled_indices
+from automl_compress.search.priors import draw_new, mildest, scaled_indices
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
@@ -28,17 +28,24 @@ class RandomSearch(Strategy):
     def __init__(self, problem: Problem, seed: int, scaled: bool = False) -> None:
         super().__init__(problem, seed)
         self._scaled = scaled
+        self._mildest = mildest(problem) if scaled else 1.0
         self._seen = Seen()
 
     def _draw(self) -> Indices:
         if self._scaled:
-            return scaled_indices(self.problem.space, self.rng, float(self.rng.random()))
+            mildness = self._mildest * float(self.rng.random())
+            return scaled_indices(self.problem.space, self.rng, mildness)
         return self.problem.space.sample(self.rng)
 
     def ask(self, count: int) -> list[Policy]:
         """New draws; fewer when the space is exhausted."""
-        drawn = (draw_new(self.problem, self._seen, self._draw) for _ in range(count))
-        return [policy for policy in drawn if policy is not None]
+        asked: list[Policy] = []
+        while len(asked) < count:
+            policy = draw_new(self.problem, self._seen, self._draw, self.rng)
+            if policy is None:
+                break
+            asked.append(policy)
+        return asked
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Remember what need not be drawn again."""

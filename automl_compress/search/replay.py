@@ -63,9 +63,15 @@ class EpisodeReplay:
         self._actions = np.concatenate([self._actions, actions[None]])[keep]
         self._outcomes = np.concatenate([self._outcomes, outcome[None]])[keep]
 
-    def sample(self, rng: np.random.Generator, count: int) -> Batch:
-        """Transitions drawn uniformly, with replacement."""
-        episodes = rng.integers(len(self), size=count)
+    def sample(self, rng: np.random.Generator, count: int, attention: Array) -> Batch:
+        """Transitions drawn with replacement, steps uniformly.
+
+        Args:
+            rng: source of chance.
+            count: n, how many.
+            attention: (episodes,) how often each is drawn, relative to the others.
+        """
+        episodes = rng.choice(len(self), size=count, p=attention / attention.sum())
         steps = rng.integers(self._steps, size=count)
         last = steps == self._steps - 1
         following = np.minimum(steps + 1, self._steps - 1)
@@ -76,6 +82,11 @@ class EpisodeReplay:
             last=last,
             outcomes=self._outcomes[episodes],
         )
+
+    @property
+    def actions(self) -> Array:
+        """(episodes, steps) executed actions, oldest first."""
+        return self._actions
 
     @property
     def outcomes(self) -> Array:

@@ -53,14 +53,16 @@ class Problem:
         return np.nan_to_num(np.array(found, dtype=np.float64), nan=1.0, posinf=1.0)
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(..., n_objectives) in units that compare: a useful loss of accuracy, a baseline's cost.
+        """(..., n_objectives) in units that compare: a useful loss of accuracy, a doubled cost.
 
-        Error counts from the baseline's error in steps of `USEFUL_LOSS`; costs are shares.
+        Error counts from the baseline's error in steps of `USEFUL_LOSS`; a cost is the binary
+        logarithm of its share of the baseline's, so that halving it is worth as much at every
+        size.
         """
         columns = [
             (values[..., i] - self.baseline["error"]) / USEFUL_LOSS
             if name == "error"
-            else values[..., i] / self.baseline[name]
+            else np.log2(np.maximum(values[..., i] / self.baseline[name], 1e-6))
             for i, name in enumerate(self.objectives)
         ]
         return np.stack(columns, axis=-1)

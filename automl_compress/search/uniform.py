@@ -25,13 +25,18 @@ def uniform_policies(space: SearchSpace) -> list[Policy]:
     for combination in itertools.product(*levels):
         chosen = dict(combination)
         policy = Policy({gene.name: _nearest(gene, chosen[gene.kind]) for gene in space})
-        found.setdefault(policy, tuple(level for _, level in combination))
+        found.setdefault(policy, tuple(_mildness(kind, level) for kind, level in combination))
     return list(_farthest_first(found))
 
 
 def _levels(space: SearchSpace, kind: Kind) -> list[float]:
     """Relative values that occur in the genes of a kind, largest last."""
     return sorted({value / _scale(g) for g in space if g.kind == kind for value in g.values})
+
+
+def _mildness(kind: Kind, level: float) -> float:
+    """A level as a number that grows as compression lessens."""
+    return -level if kind == "kernel_sparsity" else level
 
 
 def _scale(gene: Gene) -> float:

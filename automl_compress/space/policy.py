@@ -28,14 +28,14 @@ class Policy(Mapping[str, Value]):
 
     def __init__(self, genes: Mapping[str, Value]) -> None:
         for name, value in genes.items():
-            kind = str(name).partition(":")[0]
-            if kind not in KINDS:
+            kind, _, target = str(name).partition(":")
+            if kind not in KINDS or not target:
                 raise SpaceError(
                     f"a policy's gene must be named 'KIND:TARGET' with a kind of "
                     f"{', '.join(KINDS)}, but is '{name}'; rename it"
                 )
             check_value(kind, value, f"gene '{name}' of the policy")
-        self._genes = {name: genes[name] for name in sorted(genes)}
+        self._genes = {name: _canonical(name, genes[name]) for name in sorted(genes)}
         text = json.dumps(self._genes, separators=(",", ":"))
         self._key = hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -106,3 +106,8 @@ class Policy(Mapping[str, Value]):
 
     def __repr__(self) -> str:
         return f"Policy({self._genes!r})"
+
+
+def _canonical(name: str, value: Value) -> Value:
+    """Equal values as one text: 0, -0.0 and 0.0 are the same share."""
+    return float(value) + 0.0 if name.startswith("kernel_sparsity:") else value

@@ -55,8 +55,9 @@ class ChannelRule:
             granularity: the network's own multiple, for grouped convolutions.
         """
         step = math.lcm(self.round_to, granularity)
-        rounded = (max(step, round(ratio * channels / step) * step) for ratio in self.ratios)
-        return tuple(sorted({channels if r >= channels else r for r in rounded}))
+        cut = {max(step, round(r * channels / step) * step) for r in self.ratios if r < 1}
+        whole = {channels for r in self.ratios if r == 1}  # need not be a multiple
+        return tuple(sorted({min(count, channels) for count in cut} | whole))
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,8 @@ class SearchSpace:
         Args:
             points: (..., n_genes).
         """
-        scaled = np.floor(np.nan_to_num(np.asarray(points, dtype=np.float64)) * self.sizes)
-        return np.clip(scaled, 0, self.sizes - 1).astype(np.int64)
+        inside = np.clip(np.nan_to_num(np.asarray(points, dtype=np.float64)), 0.0, 1.0)
+        return np.minimum(np.floor(inside * self.sizes), self.sizes - 1).astype(np.int64)
 
     def repair(self, indices: ArrayLike) -> Indices:
         """Nearest allowed indices to any numbers: rounded, then clipped. Idempotent."""

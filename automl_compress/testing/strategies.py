@@ -35,7 +35,7 @@ Builder = Callable[[Problem, int], Strategy]
 Check = Callable[[Builder], None]
 
 _NETWORK: Final = ToyNetwork()
-_ROUNDS: Final = 9
+_ROUNDS: Final = 5
 
 
 def strategy_builder(name: str) -> Builder:
@@ -101,7 +101,7 @@ def check_tiny_space_ends(build: Builder) -> None:
 def check_cost_constraints(build: Builder) -> None:
     """Nothing is asked for that is known to break a constraint on costs.
 
-    Half of the toy's policies meet the first, few meet the last.
+    Some of the toy's policies meet the first, hardly any meet the last.
     """
     for text in ("size_bytes <= 0.1x", "macs <= 0.3x", "size_bytes <= 0.03x"):
         problem = _NETWORK.problem(constraints=[text])
@@ -140,7 +140,7 @@ def check_second_process(name: str, seed: int = 11) -> None:
 
 def check_seeds_differ(build: Builder) -> None:
     """Different seeds give different searches."""
-    _expect(trace(build, 1) != trace(build, 2), "seeds 1 and 2 give the same asks")
+    _expect(trace(build, 1, 1) != trace(build, 2, 1), "seeds 1 and 2 give the same asks")
 
 
 def check_global_generators(build: Builder) -> None:
@@ -207,7 +207,7 @@ def check_foreign_evaluations(build: Builder) -> None:
     rng = np.random.default_rng(0)
     strategy = build(problem, 8)
     asked: list[Policy] = []
-    for _ in range(5):
+    for _ in range(3):
         foreign = [problem.space.decode(problem.space.sample(rng)) for _ in range(6)]
         strategy.tell(_estimates(estimator, foreign))
         batch = strategy.ask(6)
@@ -235,7 +235,7 @@ def check_state_resumes(build: Builder) -> None:
     Saved before the first ask, after a few rounds, with policies out, and after many rounds.
     """
     problem, estimator = _NETWORK.problem(), ToyEstimator(_NETWORK, failing=0.1, nan=0.05)
-    for rounds, waiting in ((0, 0), (1, 0), (2, 5), (_ROUNDS, 0), (_ROUNDS, 3)):
+    for rounds, waiting in ((0, 0), (1, 5), (_ROUNDS, 3)):
         going = build(problem, 10)
         list(_rounds(going, estimator, rounds))
         out = going.ask(waiting) if waiting else []
@@ -246,11 +246,11 @@ def check_state_resumes(build: Builder) -> None:
         for strategy in (going, fresh):
             strategy.tell(_estimates(estimator, out))
         for number, (expected, found) in enumerate(
-            zip(_rounds(going, estimator, 4), _rounds(fresh, estimator, 4), strict=True)
+            zip(_rounds(going, estimator, 3), _rounds(fresh, estimator, 3), strict=True)
         ):
             _expect(
                 found == expected,
-                f"saved after {rounds} rounds with {waiting} out, ask {number} after loading differs",
+                f"after {rounds} rounds with {waiting} out, ask {number} after loading differs",
             )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from automl_compress.errors import WorkloadError
-from automl_compress.settings import Section
+from automl_compress.settings import Origin, Section
 from automl_compress.workload.data import DataConfig, existing
 from automl_compress.workload.digits_training import DEFAULT_EPOCHS, train_digits
 from automl_compress.workload.factory import user_code
@@ -43,6 +43,16 @@ class WorkloadConfig:
     weights: Path | None = None
     seed: int = 0
     epochs: int = DEFAULT_EPOCHS
+
+    @classmethod
+    def of(cls, **settings: Any) -> WorkloadConfig:
+        """The same settings given in Python, by the keys of a sweep file's `workload`.
+
+        Raises:
+            WorkloadError: a key is unknown, missing or has a wrong value.
+        """
+        section = Section(settings, {(): Origin("settings")}, (), WorkloadError)
+        return cls.from_section(section, Path())
 
     @classmethod
     def from_section(cls, section: Section, base: Path) -> WorkloadConfig:

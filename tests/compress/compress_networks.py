@@ -124,11 +124,11 @@ class Chunked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = conv_bn(3, 8)
-        self.double = nn.Conv2d(8, 12, 1)
+        self.pair = nn.Conv2d(8, 12, 1)
         self.head = head(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.double(self.stem(x)).chunk(2, 1)
+        value, gate = self.pair(self.stem(x)).chunk(2, 1)
         return self.head(value * torch.sigmoid(gate))
 
 
@@ -222,12 +222,12 @@ class Aliased(nn.Module):
 class LayerScale(nn.Module):
     """A residual branch behind a free parameter of tiny initial value, as in ConvNeXt."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: Tensor) -> None:
         super().__init__()
         self.stem = conv_bn(3, 8)
         self.inner = nn.Sequential(conv_bn(8, 12), nn.Conv2d(12, 8, 1))
         self.scale = nn.Parameter(torch.full((8, 1, 1), 1e-6))
-        self.register_buffer("offset", torch.rand(1, 8, 1, 1))
+        self.register_buffer("offset", offset)
         self.head = head(8)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -383,7 +383,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cat-function": lambda: Shortcut(cat_zeros),
     "shared": SharedConv,
     "aliased": Aliased,
-    "layer-scale": LayerScale,
+    "layer-scale": lambda: LayerScale(torch.tensor(0.5)),
+    "fixed-offset": lambda: LayerScale(torch.rand(1, 8, 1, 1)),
     "patch-mixer": PatchMixer,
     "transformer": Transformer,
     "outputs": Outputs,
@@ -421,7 +422,11 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if tensor.is_floating_point() and tensor.numel() > 1 and (tensor == tensor.view(-1)[0]).all():
+            if (
+                tensor.is_floating_point()
+                and tensor.numel() > 1
+                and (tensor == tensor.view(-1)[0]).all()
+            ):
                 spread = 0.5 + torch.rand(tensor.shape, generator=generator)
                 tensor.copy_(spread - 1 if name.endswith(("bias", "running_mean")) else spread)
     return model
@@ -460,8 +465,12 @@ def flatten(output: Any) -> list[Tensor]:
 def counted_macs(built: nn.Module, inputs: Tensor) -> int:
     """Half of the floating-point operations PyTorch counts for one image."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        built(inputs)
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused operation would not be counted
+    try:
+        with torch.no_grad(), counter:
+            built(inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
     return counter.get_total_flops() // 2 // len(inputs)
 
 

@@ -90,14 +90,7 @@ class CostModel:
             SpaceError: it names a group or layer the network lacks, cuts a protected group, or
                 keeps more channels than there are.
         """
-        layers = {layer.name for layer in self._layers}
-        for kind in ("weight_bits", "activation_bits"):
-            for name in policy.of_kind(kind):
-                if name not in layers:
-                    raise SpaceError(
-                        f"a policy must name layers of its network, but '{kind}:{name}' is none; "
-                        "use a policy made for this network"
-                    )
+        self._check_bits(policy)
         for name, kept in policy.of_kind("channels").items():
             group = self._groups.get(name)
             if group is None:
@@ -116,6 +109,21 @@ class CostModel:
                 )
         if policy.of_kind("kernel_sparsity"):
             raise SpaceError("kernel_sparsity genes cannot be applied yet; remove them")
+
+    def _check_bits(self, policy: Policy) -> None:
+        layers = {layer.name: layer for layer in self._layers}
+        for kind in ("weight_bits", "activation_bits"):
+            for name in policy.of_kind(kind):
+                if name not in layers:
+                    raise SpaceError(
+                        f"a policy must name layers of its network, but '{kind}:{name}' is none; "
+                        "use a policy made for this network"
+                    )
+                if not layers[name].quantizable:
+                    raise SpaceError(
+                        f"a layer with bits must be a Conv2d or Linear, but '{name}' is a "
+                        f"{layers[name].kind}; remove its bits from the policy"
+                    )
 
     def layers(self, policy: Policy) -> dict[str, LayerCost]:
         """Cost of every layer by name, in the network's order."""

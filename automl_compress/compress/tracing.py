@@ -1,0 +1,205 @@
+"""Following a network: what its layers and other tensors cost, and which channels can be cut."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
+from automl_compress.compress.coupling import coupled_groups, one_line, quiet
+from automl_compress.compress.quantize import can_quantize
+from automl_compress.compress.slicing import BATCH_NORMS, CONVOLUTIONS, parameter_axis
+from automl_compress.compress.structure import LayerShape, StoredPart, Structure
+from automl_compress.compress.trial import tried_groups
+from automl_compress.errors import TraceError
+
+FLOAT_BYTES = 4
+MAP_BYTES = 2
+
+
+def trace(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Structure]:
+    """Follow a network once.
+
+    Args:
+        model: any network; not changed.
+        example_input: (1, channels, height, width), or whatever the network takes.
+
+    Returns:
+        A frozen copy in evaluation mode, whose parameter-free channel shortcuts are replaced by
+        `ChannelMap` modules, and its structure.
+
+    Raises:
+        TraceError: the network cannot be copied, run or followed.
+    """
+    working = _working_copy(model)
+    example = example_input.detach()
+    try:
+        with quiet(), _layer_by_layer():
+            replace_channel_maps(working, example)
+            layers, other_macs = _measure_layers(working, example)
+    except Exception as reason:
+        raise TraceError(
+            f"the network must run on its example input of shape {tuple(example.shape)}, but "
+            f"failed with {type(reason).__name__}: {one_line(reason)}; check the model and the "
+            "input's shape"
+        ) from reason
+    groups = coupled_groups(working, example, layers)
+    tried = tuple(tried_groups(working, example, groups))
+    stored = tuple(_stored_parts(working, layers))
+    return working, Structure(tried, layers, stored, other_macs)
+
+
+def _working_copy(model: nn.Module) -> nn.Module:
+    try:
+        working = copy.deepcopy(model)
+    except Exception as reason:
+        raise TraceError(
+            f"a network must be copyable, but copying failed with {type(reason).__name__}: "
+            f"{one_line(reason)}; remove handles, locks and hooks that compute weights from it"
+        ) from reason
+    _check_modules(working)
+    working.eval().requires_grad_(False)
+    for module in working.modules():
+        _simplify(module)
+    return working
+
+
+def _check_modules(model: nn.Module) -> None:
+    """Check that layers have names, and tensors of their own.
+
+    Raises:
+        TraceError: the network is a single layer, or two modules share a parameter.
+    """
+    if isinstance(model, (*CONVOLUTIONS, nn.Linear)):
+        raise TraceError(
+            f"a network must hold its layers as submodules, but is itself a "
+            f"{type(model).__name__}; put it into an nn.Sequential"
+        )
+    owners: dict[int, str] = {}
+    for module_name, module in model.named_modules():
+        for last, parameter in module._parameters.items():
+            name = f"{module_name}.{last}".lstrip(".")
+            if parameter is not None and owners.setdefault(id(parameter), name) != name:
+                raise TraceError(
+                    f"parameters must belong to one module, but '{name}' is also "
+                    f"'{owners[id(parameter)]}'; give each module a copy"
+                )
+
+
+def _simplify(module: nn.Module) -> None:
+    """Undo, in place, what hides a module's work from those who follow it."""
+    if getattr(module, "inplace", None) is True:
+        module.inplace = False  # type: ignore[assignment]  # hides the graph
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0  # its fused path bypasses the layers' own forward
+    if parametrize.is_parametrized(module):
+        _fix_parametrized(module)
+
+
+def _fix_parametrized(module: nn.Module) -> None:
+    """Turn computed tensors into plain parameters.
+
+    `remove_parametrizations` would change the module's class, which the original shares.
+    """
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    tensors = {name: getattr(module, name).detach() for name in module.parametrizations}
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    module._parameters.update({n: nn.Parameter(t, False) for n, t in tensors.items()})
+
+
+@contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """Attention in single products, which can be counted, in place of a fused operation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[LayerShape, ...], int]:
+    """Shapes of all layers that run, and the multiply-accumulates of everything else."""
+    positions: dict[str, int] = defaultdict(int)
+    handles = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
+            channels = output.shape[1] if isinstance(module, CONVOLUTIONS) else output.shape[-1]
+            positions[name] += output.numel() // (channels * len(example_input))
+
+        return hook
+
+    named = {n: m for n, m in model.named_modules() if _is_layer(m)}
+    for name, module in named.items():
+        handles.append(module.register_forward_hook(watch(name)))
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model(example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = tuple(_layer_shape(n, m, positions[n]) for n, m in named.items() if n in positions)
+    inside = sum(
+        s.positions * s.kernel * s.out_channels * (s.in_channels // s.groups) for s in layers
+    )
+    total = counter.get_total_flops() // 2 // len(example_input)
+    return layers, max(0, total - inside)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer that holds its weights itself."""
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) and "weight" in module._parameters
+
+
+def _layer_shape(name: str, module: Any, positions: int) -> LayerShape:
+    linear = isinstance(module, nn.Linear)
+    return LayerShape(
+        name=name,
+        kind=type(module).__name__,
+        out_channels=module.out_features if linear else module.out_channels,
+        in_channels=module.in_features if linear else module.in_channels,
+        groups=1 if linear else module.groups,
+        kernel=1 if linear else int(np.prod(module.kernel_size)),
+        positions=positions,
+        bias=module.bias is not None,
+        quantizable=can_quantize(module),
+    )
+
+
+def _stored_parts(model: nn.Module, layers: tuple[LayerShape, ...]) -> Iterator[StoredPart]:
+    """Everything outside the layers that a file must hold; step counters of BatchNorm are not."""
+    layer_names = {layer.name for layer in layers}
+    for name, module in model.named_modules():
+        if name in layer_names:
+            continue
+        if isinstance(module, ChannelMap):
+            yield StoredPart(name, module.out_channels, 0, MAP_BYTES)
+            continue
+        normalizes = isinstance(module, (*BATCH_NORMS, nn.LayerNorm, nn.PReLU))
+        for last, tensor in (*module._parameters.items(), *module._buffers.items()):
+            counter = tensor is None or (tensor.dim() == 0 and not tensor.is_floating_point())
+            if counter or last in module._non_persistent_buffers_set:
+                continue
+            assert tensor is not None
+            own = name if normalizes else f"{name}.{last}".lstrip(".")
+            channels = max(1, tensor.shape[parameter_axis(tensor)] if tensor.dim() else 1)
+            values = tensor.numel() // channels
+            yield StoredPart(
+                own, channels, values * (last in module._parameters), values * _bytes(tensor)
+            )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return FLOAT_BYTES if tensor.is_floating_point() else tensor.element_size()

@@ -1,0 +1,339 @@
+"""Built networks: what they share, what they survive, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compress_networks import (
+    NETWORKS,
+    conv_bn,
+    example,
+    flatten,
+    head,
+    network,
+    random_policy,
+)
+from torch import Tensor, nn
+
+from automl_compress.compress import Compressor, compress, cost
+from automl_compress.errors import InputError, SpaceError, TraceError
+from automl_compress.space import Policy
+
+KINDS = ["resnet8", "vgg", "mobile", "dense", "patch-mixer", "weight-norm", "aliased"]
+
+
+def snapshot(model: nn.Module) -> list[Any]:
+    """Everything about a network that compression must not change, tensors by their bytes."""
+    state: list[Any] = []
+    for name, module in model.named_modules():
+        tensors = [*module._parameters.items(), *module._buffers.items()]
+        for key, tensor in tensors:
+            if tensor is not None:
+                bits = tensor.detach().reshape(-1).view(torch.uint8)
+                state.append((name, key, id(tensor), tensor.data_ptr(), tensor.stride()))
+                state.append((bits.numpy().tobytes(), tensor.requires_grad))
+        hooks = (len(module._forward_hooks), len(module._forward_pre_hooks))
+        state.append((name, id(module), type(module), module.training, hooks))
+        state.append(getattr(module, "inplace", None))
+    return state
+
+
+def storages(model: nn.Module) -> set[int]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+
+
+def some_policy(compressor: Compressor, seed: int = 0, activations: bool = True) -> Policy:
+    return random_policy(compressor.structure, np.random.default_rng(seed), activations)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_input_is_never_changed(name: str, training: bool) -> None:
+    model, images = network(name).train(training), example(name, 12)
+    next(model.parameters()).requires_grad_(False)
+    calls: list[int] = []
+    next(model.children()).register_forward_hook(lambda *_: calls.append(1))
+    before = snapshot(model)
+    compressor = Compressor(model, images[:1], images)
+    compressor.build(some_policy(compressor))
+    cost(model, Policy({}), images[:1])
+    assert snapshot(model) == before
+    count = len(calls)
+    model(images)
+    assert len(calls) == count + 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_network_in_training_compresses_as_one_in_evaluation(name: str) -> None:
+    images = example(name, 12)
+    built = []
+    for training in (False, True):
+        compressor = Compressor(network(name).train(training), images[:1], images)
+        built.append(compressor.build(some_policy(compressor)))
+    assert not any(module.training for network in built for module in network.modules())
+    assert torch.equal(built[0](images), built[1](images))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_networks_built_later_do_not_disturb_earlier_ones(name: str) -> None:
+    images = example(name, 12)
+    compressor = Compressor(network(name), images[:1], images, repair="recalibrate")
+    original = snapshot(compressor.model)
+    first = compressor.build(some_policy(compressor, 1))
+    before = snapshot(first)
+    outputs = first(images)
+    second = compressor.build(some_policy(compressor, 2))
+    again = compressor.build(some_policy(compressor, 1))
+    assert snapshot(first) == before
+    assert snapshot(compressor.model) == original
+    assert torch.equal(again(images), outputs)
+    assert not torch.equal(second(images), outputs)
+    assert not {id(m) for m in first.modules()} & {id(m) for m in again.modules()}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_compress_gives_a_network_of_its_own(name: str) -> None:
+    model, images = network(name), example(name, 12)
+    compressor = Compressor(model, images[:1], images)
+    policy = some_policy(compressor)
+    result = compress(model, policy, images[:1], images)
+    with torch.no_grad():
+        assert torch.equal(result(images), compressor.build(policy)(images))
+    assert not storages(result) & storages(model)
+    assert all(parameter.requires_grad for parameter in result.parameters())
+    result.train()(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in result.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobile", "patch-mixer"])
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        lambda m: torch.load(io.BytesIO(saved(m)), weights_only=False),
+    ],
+    ids=["deepcopy", "pickle", "torch"],
+)
+def test_built_networks_can_be_copied(name: str, copied: Callable[[Any], Any]) -> None:
+    images = example(name, 12)
+    compressor = Compressor(network(name), images[:1], images)
+    built = compressor.build(some_policy(compressor))
+    other = copied(built)
+    assert torch.equal(other(images), built(images))
+    assert repr(other) == repr(built)
+    assert not storages(other) & storages(built)
+
+
+def saved(model: nn.Module) -> bytes:
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobile", "patch-mixer"])
+def test_state_dicts_carry_everything(name: str) -> None:
+    images = example(name, 12)
+    one, two = (Compressor(network(name, seed), images[:1], images) for seed in (0, 1))
+    policy = some_policy(one)
+    built, other = one.build(policy), copy.deepcopy(two.build(policy))
+    assert not torch.equal(built(images), other(images))
+    other.load_state_dict(built.state_dict())
+    for a, b in zip(flatten(built(images)), flatten(other(images)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_building_after_measuring_gives_a_network_that_trains() -> None:
+    images = example("resnet8", 12)
+    compressor = Compressor(network("resnet8"), images[:1], images)
+    policy = some_policy(compressor)
+    with torch.inference_mode():
+        compressor.build(policy)
+    built = copy.deepcopy(compressor.build(policy)).requires_grad_(True)
+    built(images).sum().backward()
+    assert next(built.parameters()).grad is not None
+
+
+class Closed(nn.Module):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.lines: Iterator[int] = (line for line in range(3))
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "text"),
+    [
+        (nn.Conv2d(3, 4, 1), (1, 3, 4, 4), "submodules"),
+        (nn.Linear(4, 2), (1, 4), "submodules"),
+        (Closed(), (1, 4), "copy"),
+        (tied(), (1, 4), "'2.weight' is also '0.weight'"),
+        (nn.Sequential(nn.Linear(4, 2)), (1, 5), "example input"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1)), (1, 2, 4, 4), "(1, 2, 4, 4)"),
+    ],
+)
+def test_networks_that_cannot_be_traced_are_refused_in_one_line(
+    model: nn.Module, shape: tuple[int, ...], text: str
+) -> None:
+    with pytest.raises(TraceError, match=re.escape(text)) as caught:
+        Compressor(model, torch.zeros(shape))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("genes", "text"),
+    [
+        ({"channels:layer9": 3}, "'channels:layer9' is none"),
+        ({"channels:conv1": 17}, "at most 16, but is 17"),
+        ({"channels:linear": 9}, "cannot be cut"),
+        ({"weight_bits:nothing": 4}, "'weight_bits:nothing' is none"),
+        ({"activation_bits:bn1": 4}, "'activation_bits:bn1' is none"),
+        ({"kernel_sparsity:conv1": 0.5}, "cannot be applied"),
+    ],
+)
+def test_policies_that_do_not_fit_are_refused_in_one_line(genes: dict[str, Any], text: str) -> None:
+    compressor = Compressor(network("resnet8"), example("resnet8"), example("resnet8", 4))
+    for use in (compressor.build, compressor.cost):
+        with pytest.raises(SpaceError, match=re.escape(text)) as caught:
+            use(Policy(genes))
+        assert "\n" not in str(caught.value)
+    compressor.build(Policy({"channels:linear": 10}))
+
+
+def test_bits_need_a_layer_with_a_low_bit_form() -> None:
+    compressor = Compressor(network("signal"), example("signal"))
+    for use in (compressor.build, compressor.cost):
+        with pytest.raises(SpaceError, match="'0' is a Conv1d"):
+            use(Policy({"weight_bits:0": 4}))
+
+
+def test_activation_bits_need_calibration_images() -> None:
+    compressor = Compressor(network("vgg"), example("vgg"))
+    with pytest.raises(SpaceError, match="calibration"):
+        compressor.build(Policy({"activation_bits:fc1": 4}))
+
+
+def test_unknown_criteria_are_refused() -> None:
+    with pytest.raises(InputError, match="one of l1, but is 'l7'"):
+        Compressor(network("vgg"), example("vgg"), criterion="l7")
+
+
+def test_a_shared_layer_is_quantized_for_all_its_uses() -> None:
+    images = example("shared", 4)
+    compressor = Compressor(network("shared"), images[:1], images)
+    built: Any = compressor.build(Policy({"weight_bits:shared": 3}))
+    uses: list[int] = []
+    built.shared.register_forward_hook(lambda *_: uses.append(1))
+    built(images)
+    assert len(uses) == 3
+
+
+def test_old_weight_normalization_is_left_whole() -> None:
+    class Normalizing:
+        """Computes a weight before every call, as torch.nn.utils.weight_norm did."""
+
+        def __call__(self, module: Any, _: Any) -> None:
+            norm = module.weight_v.flatten(1).norm(dim=1)[:, None, None, None]
+            module.weight = module.weight_g * module.weight_v / norm
+
+    layer = nn.Conv2d(6, 8, 1)
+    weight = layer.weight.detach()
+    del layer._parameters["weight"]
+    layer.weight_g = nn.Parameter(torch.ones(8, 1, 1, 1))
+    layer.weight_v = nn.Parameter(weight)
+    layer.register_forward_pre_hook(Normalizing())
+    model = nn.Sequential(conv_bn(3, 6), layer, nn.ReLU(), head(8)).eval()
+    compressor = Compressor(model, example("vgg"))
+    names = [layer.name for layer in compressor.structure.layers]
+    assert names == ["0.0", "3.2"]
+    assert {g.name for g in compressor.structure.groups if not g.protected} == set()
+    with torch.no_grad():
+        assert torch.equal(compressor.build(Policy({}))(example("vgg")), model(example("vgg")))
+
+
+def test_what_torch_pruning_cannot_follow_is_protected(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch_pruning
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("integer division\nby zero")
+
+    monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", fail)
+    images = example("vgg", 8)
+    compressor = Compressor(network("vgg"), images[:1], images)
+    reason = "the network could not be followed (ZeroDivisionError: integer division by zero)"
+    assert [(g.name, g.protected) for g in compressor.structure.groups] == [
+        (layer.name, reason) for layer in compressor.structure.layers
+    ]
+    built: Any = compressor.build(Policy({"weight_bits:fc1": 4}))
+    assert built.fc1.weight_bits == 4
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg", "mobile", "dense"])
+@pytest.mark.parametrize("kinds", [(nn.Conv2d, nn.Linear), (nn.BatchNorm2d,)])
+def test_wrong_couplings_are_found_out(
+    name: str, kinds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shifting which channel one module's place belongs to must protect the group."""
+    from automl_compress.compress import tracing
+
+    real = tracing.coupled_groups
+
+    wrong: set[str] = set()
+
+    def shifted(model: nn.Module, *args: Any) -> Any:
+        for group in real(model, *args):
+            for member in group.members:
+                part = model.get_submodule(member.module)
+                if isinstance(part, kinds) and (member.axis == "in" or len(kinds) == 1):
+                    member.channels[:] = np.roll(member.channels, 1)
+                    wrong.add(group.name)
+                    break
+            yield group
+
+    monkeypatch.setattr(tracing, "coupled_groups", lambda *args: list(shifted(*args)))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = NETWORKS[name]().eval()  # initial weights: all BatchNorms alike
+    groups = Compressor(model, example(name)).structure.groups
+    assert wrong
+    assert all(group.protected for group in groups if group.name in wrong)
+
+
+def test_outputs_of_any_form_are_kept() -> None:
+    images = example("outputs", 8)
+    compressor = Compressor(network("outputs"), images[:1], images)
+    built = compressor.build(Policy({"channels:stem.0.0": 3, "weight_bits:two": 4}))
+    output: Any = built(images)
+    assert list(output) == ["logits", "maps"]
+    assert isinstance(output["maps"], tuple)
+
+
+def test_criteria_score_whole_groups() -> None:
+    model: Any = network("resnet8")
+    compressor = Compressor(model, example("resnet8"))
+    with torch.no_grad():
+        for name in ("conv1", "layer1.0.conv2"):
+            weight: Tensor = model.get_submodule(name).weight
+            weight[5] *= 100
+    strong = Compressor(model, example("resnet8"))
+    kept: Any = strong.build(Policy({"channels:conv1": 1})).conv1
+    assert torch.equal(kept.weight, model.conv1.weight[5:6])
+    other: Any = compressor.build(Policy({"channels:conv1": 1})).conv1
+    assert other.weight.shape == kept.weight.shape

@@ -1,0 +1,156 @@
+"""Costs said in advance against counts of the network that is then built."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from compress_networks import (
+    NETWORKS,
+    counted_bitops,
+    counted_bytes,
+    counted_macs,
+    example,
+    flatten,
+    network,
+    random_policy,
+)
+
+from automl_compress.compress import Compressor
+from automl_compress.space import Policy
+
+ARCHITECTURES = pytest.mark.parametrize("name", NETWORKS)
+
+# Groups that can be cut, and those that must not be.
+GROUPS = {
+    "resnet8": (6, {"linear"}),
+    "vgg": (3, {"fc2"}),
+    "mobile": (4, {"4.2"}),
+    "dense": (4, {"head.2"}),
+    "squeeze-excite": (2, {"head.2"}),
+    "grouped": (1, {"inner.0.0", "inner.1.0", "head.2"}),
+    "shuffle": (2, {"stem.0", "head.2"}),
+    "chunked": (1, {"pair", "head.2"}),
+    "twice": (2, {"head.2"}),
+    "mlp": (2, {"5"}),
+    "pad-module": (3, {"head.2"}),
+    "cat-module": (3, {"head.2"}),
+    "pad-function": (1, {"stem.0", "head.2"}),
+    "cat-function": (1, {"stem.0", "head.2"}),
+    "shared": (2, {"head.2"}),
+    "aliased": (2, {"head.2"}),
+    "layer-scale": (2, {"head.2"}),
+    "fixed-offset": (1, {"stem.0", "head.2"}),
+    "patch-mixer": (3, {"head"}),
+    "transformer": (1, {"patch", "head"}),
+    "outputs": (1, {"stem.1.0", "one.2", "two"}),
+    "groupnorm": (1, {"stem", "head.2"}),
+    "instancenorm": (1, {"stem", "head.2"}),
+    "prelu": (2, {"head.2"}),
+    "channel-prelu": (2, {"head.2"}),
+    "plain-batchnorm": (2, {"head.2"}),
+    "attention": (0, {"stem.0", "head.2"}),
+    "unused": (1, {"head.2"}),
+    "words": (1, {"fc2"}),
+    "signal": (2, {"7"}),
+    "decoder": (2, {"1.0", "7"}),
+    "weight-norm": (2, {"3.2"}),
+}
+
+
+@ARCHITECTURES
+def test_groups_are_cut_or_protected_with_a_reason(name: str) -> None:
+    structure = Compressor(network(name), example(name)).structure
+    protected = {group.name for group in structure.groups if group.protected}
+    assert (len(structure.groups) - len(protected), protected) == GROUPS[name]
+    names = [group.name for group in structure.groups]
+    assert len(set(names)) == len(names)
+    assert all("\n" not in group.protected for group in structure.groups)
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("seed", range(3))
+def test_costs_are_those_of_the_built_network(name: str, seed: int) -> None:
+    inputs = example(name)
+    compressor = Compressor(network(name), inputs, example(name, 8), repair="none")
+    policy = random_policy(
+        compressor.structure, np.random.default_rng(seed), activations=name != "words"
+    )
+    built = compressor.build(policy)
+    assert compressor.cost(policy) == {
+        "macs": counted_macs(built, inputs),
+        "params": sum(parameter.numel() for parameter in built.parameters()),
+        "size_bytes": counted_bytes(built),
+        "bitops": counted_bitops(built, inputs),
+    }
+
+
+@ARCHITECTURES
+def test_an_empty_policy_is_the_original_network(name: str) -> None:
+    original, inputs = network(name), example(name, 4)
+    compressor = Compressor(original, inputs[:1], inputs)
+    with torch.no_grad():
+        expected = flatten(original(inputs))
+        actual = flatten(compressor.build(Policy({}))(inputs))
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 if name == "transformer" else 0)
+    cost = compressor.cost(Policy({}))
+    if name != "weight-norm":  # its weights are computed from more values than they have
+        assert cost["params"] == sum(parameter.numel() for parameter in original.parameters())
+    assert cost["macs"] == counted_macs(original, inputs)
+
+
+@ARCHITECTURES
+def test_no_cost_rises_when_a_gene_shrinks(name: str) -> None:
+    compressor = Compressor(network(name), example(name))
+    rng = np.random.default_rng(0)
+    shrunk = 0
+    for _ in range(20):
+        policy = random_policy(compressor.structure, rng, activations=False)
+        before = compressor.cost(policy)
+        for gene, value in policy.items():
+            lowest = 1 if gene.startswith("channels:") else 2
+            if value > lowest:
+                smaller = Policy({**policy, gene: int(rng.integers(lowest, value))})
+                after = compressor.cost(smaller)
+                assert all(after[metric] <= before[metric] for metric in before), gene
+                if gene.startswith("channels:"):
+                    assert after["size_bytes"] < before["size_bytes"], gene
+                shrunk += 1
+    assert shrunk >= 10
+
+
+def test_attention_is_counted() -> None:
+    compressor = Compressor(network("transformer"), example("transformer"))
+    places, width = 16, 12
+    projections = places * width * 4 * width
+    products = 2 * places * places * width
+    assert compressor.structure.other_macs == projections + products
+
+
+def test_counts_do_not_depend_on_the_batch() -> None:
+    one = Compressor(network("decoder"), example("decoder"))
+    many = Compressor(network("decoder"), example("decoder", 3))
+    assert one.cost(Policy({})) == many.cost(Policy({}))
+
+
+def test_layer_costs_add_up() -> None:
+    compressor = Compressor(network("resnet8"), example("resnet8"))
+    policy = random_policy(compressor.structure, np.random.default_rng(1), activations=False)
+    layers = compressor.cost.layers(policy)
+    total = compressor.cost(policy)
+    assert sum(layer.macs for layer in layers.values()) == total["macs"]
+    assert sum(layer.bitops for layer in layers.values()) == total["bitops"]
+    assert list(layers) == [layer.name for layer in compressor.structure.layers]
+
+
+def test_a_file_holds_no_recomputed_buffers() -> None:
+    model = network("mlp")
+    before = Compressor(model, example("mlp")).cost(Policy({}))
+    model.register_buffer("table", torch.ones(7), persistent=False)
+    assert Compressor(model, example("mlp")).cost(Policy({})) == before
+    model.register_buffer("index", torch.ones(7, dtype=torch.int16))
+    after = Compressor(model, example("mlp")).cost(Policy({}))
+    assert after["size_bytes"] - before["size_bytes"] == 14
+    assert after["params"] == before["params"]

@@ -1,0 +1,262 @@
+"""The estimator that builds networks and counts their right answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from automl_compress.compress import Compressor, space_of_structure
+from automl_compress.errors import WorkloadError
+from automl_compress.evaluate.evaluation import COSTS
+from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
+from automl_compress.space import Policy, SearchSpace, SpaceRules
+from automl_compress.workload import Workload, WorkloadConfig, load_workload
+from automl_compress.workload.data import DataConfig
+from automl_compress.workload.models import MODELS
+
+NAME = next(name for name, spec in MODELS.items() if spec.trained_here)
+SETTINGS = EstimateSettings(images=200, calibration_images=64)
+
+
+def config() -> WorkloadConfig:
+    return WorkloadConfig(NAME, DataConfig.from_name(MODELS[NAME].data), epochs=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOML_COMPRESS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def workload(cache: Path) -> Workload:
+    return load_workload(config())
+
+
+@pytest.fixture(scope="module")
+def estimator(workload: Workload) -> NetworkEstimator:
+    return NetworkEstimator(workload, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def space(estimator: NetworkEstimator) -> SearchSpace:
+    compressor = estimator.compressor
+    rules = SpaceRules(activation_bits=(4, 6, 8))
+    return space_of_structure(compressor.model, compressor.structure, rules).space
+
+
+def policies(space: SearchSpace, count: int, seed: int = 0) -> list[Policy]:
+    rng = np.random.default_rng(seed)
+    return [space.decode(space.sample(rng)) for _ in range(count)]
+
+
+def slow_accuracy(network: nn.Module, workload: Workload, images: Any) -> float:
+    """One image at a time."""
+    right = 0
+    for place in range(len(images)):
+        x = images.tensor(workload.normalization, place, place + 1)
+        with torch.no_grad():
+            right += int(network(x)[0].argmax()) == int(images.labels[place])
+    return right / len(images)
+
+
+def test_the_baseline_is_the_plain_accuracy(
+    workload: Workload, estimator: NetworkEstimator
+) -> None:
+    for split in ("validation", "test"):
+        settings = replace(SETTINGS, images=None, split=split)
+        whole = NetworkEstimator(workload, settings, estimator.compressor)
+        evaluation = whole.estimate(Policy({}))
+        images = getattr(workload.splits, split)
+        assert evaluation.ok
+        assert evaluation.images == len(images)
+        expected = slow_accuracy(workload.model, workload, images)
+        assert evaluation.metrics["accuracy"] == pytest.approx(expected, abs=1e-12)
+        assert expected > 0.5
+
+
+def test_a_candidate_is_measured_on_the_drawn_images(
+    workload: Workload, estimator: NetworkEstimator, space: SearchSpace
+) -> None:
+    images = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
+    for policy in policies(space, 3):
+        evaluation = estimator.estimate(policy)
+        built = estimator.compressor.build(policy)
+        expected = slow_accuracy(built, workload, images)
+        # Batches are summed in another order; a tie may fall the other way.
+        assert evaluation.metrics["accuracy"] == pytest.approx(expected, abs=1.5 / len(images))
+        assert evaluation.images == len(images) == 200
+        assert evaluation.policy == policy
+        assert evaluation.estimator == estimator.identity
+        assert evaluation.seconds > 0
+        costs = estimator.compressor.cost(policy)
+        assert {name: evaluation.metrics[name] for name in COSTS} == costs
+
+
+def test_estimates_do_not_depend_on_what_was_measured_before(
+    workload: Workload, space: SearchSpace
+) -> None:
+    chosen = [*policies(space, 2), Policy({}), *policies(space, 2, seed=1)]
+    first = NetworkEstimator(workload, SETTINGS)
+    weights = {
+        name: (tensor.stride(), tensor.data_ptr(), tensor.clone())
+        for name, tensor in first.compressor.model.state_dict().items()
+    }
+    forward = [first.estimate(policy).metrics for policy in chosen]
+    for name, tensor in first.compressor.model.state_dict().items():
+        stride, pointer, value = weights[name]
+        assert (tensor.stride(), tensor.data_ptr()) == (stride, pointer), name
+        assert torch.equal(tensor, value), name
+    second = NetworkEstimator(workload, SETTINGS)
+    backward = [second.estimate(policy).metrics for policy in reversed(chosen)]
+    assert forward == backward[::-1]
+    assert [first.estimate(policy).metrics for policy in chosen] == forward
+    outputs = [one.compressor.build(chosen[0])(workload.example_input()) for one in (first, second)]
+    assert torch.equal(*outputs)
+
+
+SCRIPT = """
+import json, sys, torch
+torch.set_num_threads(1)
+sys.path[:0] = json.loads(sys.argv[1])
+from test_evaluate_network import SETTINGS, config
+from automl_compress.evaluate.network import NetworkEstimator
+from automl_compress.space import Policy
+from automl_compress.workload import load_workload
+estimator = NetworkEstimator(load_workload(config()), SETTINGS)
+policies = [Policy.from_dict(one) for one in json.loads(sys.argv[2])]
+found = [dict(estimator.estimate(policy).metrics) for policy in policies]
+print(json.dumps([estimator.identity, found]))
+"""
+
+
+def test_another_process_gives_the_same_answers(
+    estimator: NetworkEstimator, space: SearchSpace, cache: Path
+) -> None:
+    chosen = policies(space, 3, seed=5)
+    here = Path(__file__)
+    paths = json.dumps([str(here.parents[2]), str(here.parent)])
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, paths, json.dumps([p.to_dict() for p in chosen])],
+        env={**os.environ, "AUTOML_COMPRESS_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    identity, found = json.loads(result.stdout.splitlines()[-1])
+    assert identity == estimator.identity
+    assert found == [dict(estimator.estimate(policy).metrics) for policy in chosen]
+
+
+def test_the_identity_names_everything_that_changes_an_answer(
+    workload: Workload, estimator: NetworkEstimator
+) -> None:
+    def identity(one: Workload = workload, **changes: Any) -> str:
+        settings = replace(SETTINGS, **changes)
+        return NetworkEstimator(one, settings, estimator.compressor).identity
+
+    assert identity() == estimator.identity
+    assert identity(replace(workload, name="other")) == estimator.identity
+    different = [
+        identity(images=100),
+        identity(images=None),
+        identity(calibration_images=32),
+        identity(repair="none"),
+        identity(repair="recalibrate"),
+        identity(criterion="other"),
+        identity(split="test"),
+        identity(seed=1),
+        identity(replace(workload, identity="other weights")),
+    ]
+    assert len({estimator.identity, *different}) == len(different) + 1
+
+
+def test_a_network_that_gives_no_finite_answers_is_a_failed_evaluation(
+    workload: Workload,
+) -> None:
+    own = NetworkEstimator(workload, SETTINGS)
+    weight = next(own.compressor.model.parameters())
+    weight[0] = float("nan")
+    evaluation = own.estimate(Policy({}))
+    assert not evaluation.ok
+    assert evaluation.reason == "EstimateError: the compressed network's outputs are not finite"
+    assert evaluation.metrics == {}
+    assert evaluation.minimised("error") == float("inf")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError, KeyError])
+def test_a_network_that_raises_is_a_failed_evaluation(
+    workload: Workload,
+    estimator: NetworkEstimator,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    def fail(policy: Policy) -> nn.Module:
+        raise error("no room\nfor it")
+
+    monkeypatch.setattr(estimator.compressor, "build", fail)
+    evaluation = estimator.estimate(Policy({}))
+    assert evaluation.status == "failed"
+    assert evaluation.reason.startswith(error.__name__)
+    assert "\n" not in evaluation.reason
+    assert evaluation.seconds >= 0
+
+
+def test_an_interrupt_is_no_failed_evaluation(
+    estimator: NetworkEstimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(policy: Policy) -> nn.Module:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimator.compressor, "build", stop)
+    with pytest.raises(KeyboardInterrupt):
+        estimator.estimate(Policy({}))
+
+
+def test_a_policy_of_another_network_is_a_failed_evaluation(estimator: NetworkEstimator) -> None:
+    evaluation = estimator.estimate(Policy({"channels:layer7": 3}))
+    assert evaluation.reason.startswith("SpaceError: a policy must name channel groups")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"images": 10**6}, {"images": 0}, {"calibration_images": 10**6}]
+)
+def test_more_images_than_there_are_cannot_be_asked_for(
+    workload: Workload, changes: dict[str, int]
+) -> None:
+    with pytest.raises(WorkloadError, match="split must hold the images") as caught:
+        NetworkEstimator(workload, replace(SETTINGS, **changes))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_search_never_sees_the_test_images(workload: Workload) -> None:
+    """Images of the test split cannot change what a search reads."""
+    before = NetworkEstimator(workload, SETTINGS)
+    blank = workload.splits.test
+    splits = replace(workload.splits, test=blank.take(np.arange(1)))
+    after = NetworkEstimator(replace(workload, splits=splits), SETTINGS)
+    assert before.identity == after.identity
+    assert before.estimate(Policy({})).metrics == after.estimate(Policy({})).metrics
+
+
+def test_a_compressor_made_elsewhere_is_used(
+    workload: Workload, estimator: NetworkEstimator
+) -> None:
+    shared = NetworkEstimator(workload, SETTINGS, estimator.compressor)
+    assert isinstance(shared.compressor, Compressor)
+    assert shared.compressor is estimator.compressor
+    assert shared.estimate(Policy({})).metrics == estimator.estimate(Policy({})).metrics

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from automl_compress.errors import StudyError
+from automl_compress.evaluate import (
+    Constraint,
+    Evaluation,
+    check_objectives,
+    objective_values,
+    references,
+    violations,
+)
+from automl_compress.space import Policy
+
+POLICY = Policy({"weight_bits:a": 4})
+BASELINE = {"error": 0.06, "size_bytes": 1000.0, "macs": 200.0}
+
+
+def _measured(accuracy: float, size: float = 100.0) -> Evaluation:
+    return Evaluation(POLICY, "e", {"accuracy": accuracy, "size_bytes": size})
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "limit", "relative"),
+    [
+        ("size_bytes <= 200 kB", "size_bytes", 200_000, False),
+        ("size_bytes<=200kB", "size_bytes", 200_000, False),
+        ("size_bytes <= 1.5 MB", "size_bytes", 1_500_000, False),
+        ("size_bytes <= 2 GB", "size_bytes", 2e9, False),
+        ("size_bytes <= 17 B", "size_bytes", 17, False),
+        ("size_bytes <= 17", "size_bytes", 17, False),
+        ("  macs <= 0.5x  ", "macs", 0.5, True),
+        ("macs <= 3 M", "macs", 3e6, False),
+        ("bitops <= 1.2e+9", "bitops", 1.2e9, False),
+        ("params <= 5e3k", "params", 5e6, False),
+        ("error <= 0.2", "error", 0.2, False),
+        ("accuracy >= 0.9", "error", 0.1, False),
+        ("accuracy >= 1", "error", 0.0, False),
+    ],
+)
+def test_constraints_are_read(text: str, metric: str, limit: float, relative: bool) -> None:
+    found = Constraint.parse(text)
+    assert (found.metric, found.relative, found.text) == (metric, relative, text)
+    assert found.limit == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "size_bytes", "size_bytes < 5", "size_bytes == 5", "size_bytes >= 5", "5 >= size_bytes",
+        "accuracy <= 0.9", "accuracy >= 90", "accuracy >= 90%", "accuracy >= 0.9x", "error <= 5",
+        "error <= 0.1x", "size <= 5", "latency_ms <= 5", "size_bytes <= -5", "size_bytes <= nan",
+        "size_bytes <= 1.2.3", "size_bytes <= .", "size_bytes <= 5 TB", "size_bytes <= 5 mb",
+        "size_bytes <= 5 kB MB", "size_bytes <= 1e999", "__import__('os')",
+    ],
+)  # fmt: skip
+def test_wrong_constraints_are_refused_with_their_text(text: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        Constraint.parse(text)
+    assert f"'{text}'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_relative_limits_become_absolute_once() -> None:
+    relative = Constraint.parse("size_bytes <= 0.25x")
+    absolute = relative.absolute(BASELINE)
+    assert (absolute.limit, absolute.relative, absolute.text) == (250, False, relative.text)
+    assert absolute.absolute({}) is absolute
+
+
+def test_violations_are_shares_of_the_limit() -> None:
+    limits = [Constraint.parse("size_bytes <= 80"), Constraint.parse("accuracy >= 0.9")]
+    evaluations = [_measured(0.9, 80), _measured(0.85, 100), Evaluation.failed(POLICY, "e", "x")]
+    expected = [[0, 0], [0.25, 0.5], [math.inf, math.inf]]
+    np.testing.assert_allclose(violations(evaluations, limits), expected, atol=1e-12)
+    assert violations(evaluations, []).shape == (3, 0)
+    assert violations([], limits).shape == (0, 2)
+
+
+def test_values_that_are_not_finite_count_as_failed() -> None:
+    for broken in (_measured(math.nan), _measured(math.inf), _measured(0.9, math.nan)):
+        assert not broken.ok
+        assert np.isinf(objective_values([broken], ["error", "size_bytes"])).all()
+        assert np.isinf(violations([broken], [Constraint.parse("accuracy >= 0.5")])).all()
+
+
+def test_objective_values_are_minimised() -> None:
+    evaluations = [_measured(0.75, 10), Evaluation.failed(POLICY, "e", "out\nof  memory")]
+    values = objective_values(evaluations, ["size_bytes", "error"])
+    assert values.tolist() == [[10, 0.25], [math.inf, math.inf]]
+    assert objective_values([], ["error", "macs"]).shape == (0, 2)
+    assert evaluations[1].reason == "out of memory"
+    assert Evaluation.failed(POLICY, "e", " ").reason
+
+
+def test_references() -> None:
+    plain, useful = references(["error", "size_bytes"], BASELINE)
+    np.testing.assert_allclose(plain.point, [1, 1000])
+    np.testing.assert_allclose(useful.point, [0.16, 1000])
+    _, useful = references(["macs", "error"], {**BASELINE, "error": 0.95})
+    np.testing.assert_allclose(useful.point, [200, 1])
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["accuracy", "macs"], "1 - accuracy"),
+        (["error"], "a cost"),
+        (["macs", "size_bytes"], "'error'"),
+        (["error", "macs", "error"], "must differ"),
+        (["error", "flops"], "'flops'"),
+        ([], "none"),
+    ],
+)
+def test_wrong_objectives(names: list[str], part: str) -> None:
+    with pytest.raises(StudyError, match=part):
+        check_objectives(names)
+
+
+def test_objectives_keep_their_order() -> None:
+    assert check_objectives(iter(["macs", "error"])) == ("macs", "error")

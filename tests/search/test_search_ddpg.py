@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from automl_compress.evaluate import Evaluation, objective_values, references
+from automl_compress.search import Problem
+from automl_compress.search.ddpg import DDPG, NOISE, WARM_UP
+from automl_compress.search.layer_mdp import LayerMDP
+from automl_compress.search.replay import EpisodeReplay
+from automl_compress.testing import ToyEstimator, ToyNetwork
+
+NETWORK = ToyNetwork(layers=4)
+
+
+def _with_features(problem: Problem) -> Problem:
+    rng = np.random.default_rng(0)
+    return Problem(
+        problem.space, problem.objectives, problem.baseline, problem.cost,
+        features=rng.random((len(problem.space), 5)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", [NETWORK.problem(), _with_features(NETWORK.problem())])
+def test_states_of_an_episode_are_the_states_of_its_steps(problem: Problem) -> None:
+    mdp = LayerMDP(problem)
+    actions = np.random.default_rng(1).random(mdp.steps)
+    rows = mdp.states(actions)
+    assert rows.shape == (mdp.steps, mdp.state_size)
+    for step in range(mdp.steps):
+        np.testing.assert_allclose(mdp.state(step, actions[:step]), rows[step], atol=1e-12)
+
+
+def test_states_of_many_episodes_at_once_are_those_of_each() -> None:
+    mdp = LayerMDP(NETWORK.problem())
+    actions = np.random.default_rng(2).random((3, mdp.steps))
+    for step in (0, 1, mdp.steps - 1):
+        together = mdp.state(step, actions[:, :step])
+        for row, one in zip(together, actions, strict=True):
+            np.testing.assert_allclose(row, mdp.state(step, one[:step]), atol=1e-12)
+
+
+def test_a_state_by_hand() -> None:
+    problem = NETWORK.problem()
+    features = np.zeros((8, 3))
+    features[:, 1] = [4, 0, 0, 0, 1, 0, 0, 0]  # share of bytes
+    features[:, 2] = 1.0  # share of multiply-accumulates
+    mdp = LayerMDP(
+        Problem(problem.space, problem.objectives, problem.baseline, problem.cost, (), features)
+    )
+    state = mdp.state(2, np.array([0.25, 0.5]))
+    saved = [0.75 * 0.8, 0.75 / 8 + 0.5 / 8]
+    left = [0.2, 6 / 8]
+    np.testing.assert_allclose(state, [0, 0, 1, 2 / 7, *saved, *left, 0.5])
+
+
+@pytest.mark.parametrize(("wanted", "index"), [(0.0, 0), (0.24, 0), (0.26, 1), (0.99, 3), (1.0, 3)])
+def test_the_executed_action_is_the_centre_of_the_chosen_cell(wanted: float, index: int) -> None:
+    mdp = LayerMDP(NETWORK.problem())  # gene 0 has four channel counts
+    chosen, executed = mdp.execute(0, np.array(wanted))
+    assert (int(chosen), float(executed)) == (index, (index + 0.5) / 4)
+
+
+def _told(
+    count: int, problem: Problem | None = None, seed: int = 0
+) -> tuple[DDPG, list[Evaluation]]:
+    strategy = DDPG(problem or NETWORK.problem(), seed)
+    estimator = ToyEstimator(NETWORK)
+    told: list[Evaluation] = []
+    while len(told) < count:
+        evaluations = [estimator.estimate(p) for p in strategy.ask(5)]
+        strategy.tell(evaluations)
+        told += evaluations
+    return strategy, told
+
+
+def test_replay_holds_the_episodes_that_were_told() -> None:
+    strategy, told = _told(15)
+    space, mdp = strategy.problem.space, LayerMDP(strategy.problem)
+    replay = strategy.state_dict()["replay"]
+    assert len(replay["actions"]) == len(told)
+    for evaluation, states, actions in zip(told, replay["states"], replay["actions"], strict=True):
+        assert np.array_equal(actions, space.to_unit(space.encode(evaluation.policy)))
+        assert np.array_equal(states, mdp.states(actions))
+
+
+def _episodes(count: int = 6, steps: int = 4) -> tuple[EpisodeReplay, NDArray[np.float64]]:
+    """Episodes whose states say which episode and step they are."""
+    replay = EpisodeReplay(steps, 2)
+    states = np.array([[(e, s) for s in range(steps)] for e in range(count)], dtype=float)
+    for episode in range(count):
+        replay.add(states[episode], states[episode, :, 1] / 10, np.array([float(episode)]))
+    return replay, states
+
+
+def test_replay_gives_only_transitions_that_were_taken() -> None:
+    replay, _ = _episodes()
+    batch = replay.sample(np.random.default_rng(0), 500, np.ones(len(replay)))
+    episodes, steps = batch.states.T
+    assert {(e, s) for e, s in batch.states} == {(e, s) for e in range(6) for s in range(4)}
+    assert np.array_equal(batch.actions, steps / 10)
+    assert np.array_equal(batch.outcomes[:, 0], episodes)
+    assert np.array_equal(batch.last, steps == 3)
+    going = ~batch.last
+    assert np.array_equal(batch.next_states[going], batch.states[going] + [0, 1])
+    assert (batch.next_states[batch.last] == 0).all()
+
+
+def test_replay_drops_the_oldest() -> None:
+    replay = EpisodeReplay(1, 1, capacity=3)
+    for number in range(5):
+        replay.add(np.full((1, 1), number), np.zeros(1), np.array([float(number)]))
+    assert replay.outcomes[:, 0].tolist() == [2, 3, 4]
+    assert len(replay) == 3
+
+
+def test_reward_under_a_preference_by_hand() -> None:
+    problem = NETWORK.problem(("error", "size_bytes", "macs"), ["accuracy >= 0.92"])
+    strategy = DDPG(problem, 0)
+    policy = problem.space.decode(problem.space.sizes // 2)
+    costs = NETWORK.costs(policy)
+    strategy.tell([Evaluation(policy, "e", {"accuracy": 0.90, **costs})])
+    outcomes = strategy.state_dict()["replay"]["outcomes"]
+    lost = (0.10 - 0.06) / 0.10  # of a useful loss
+    size, macs = (costs[n] / NETWORK.baseline[n] for n in ("size_bytes", "macs"))
+    excess = (0.10 - 0.08) / 0.08
+    np.testing.assert_allclose(outcomes, [[lost, size, macs, excess]])
+    reward = strategy._rewards(outcomes, np.array([[0.5, 0.3, 0.2]]))
+    np.testing.assert_allclose(reward, [-(0.5 * lost + 0.3 * size + 0.2 * macs) - excess])
+
+
+def test_ruin_and_failure_count_as_a_loss_damped_to_its_logarithm() -> None:
+    strategy = DDPG(NETWORK.problem(), 0)
+    first, second = NETWORK.space.largest, NETWORK.space.smallest
+    strategy.tell([
+        Evaluation.failed(first, "e", "no memory"),
+        Evaluation(second, "e", {"accuracy": math.nan, **NETWORK.costs(second)}),
+    ])  # fmt: skip
+    outcomes = strategy.state_dict()["replay"]["outcomes"]
+    assert outcomes[:, 0] == pytest.approx(1 + math.log(9.4))
+    assert outcomes[1, 1] == pytest.approx(
+        NETWORK.costs(second)["size_bytes"] / NETWORK.baseline["size_bytes"]
+    )
+
+
+def test_exploration_is_alive_halfway_through_a_search() -> None:
+    strategy, _ = _told(75)
+    first, decay, floor = NOISE
+    spread = max(floor, first * decay ** strategy.state_dict()["episodes"])
+    assert spread >= 0.15
+    space = strategy.problem.space
+    places = np.array([space.to_unit(space.encode(p)) for p in strategy.ask(20)])
+    assert places.std(axis=0).min() > 0.05
+
+
+def test_the_search_is_better_than_its_warm_up() -> None:
+    problem = NETWORK.problem(("error", "size_bytes"))
+    _, useful = references(problem.objectives, problem.baseline)
+    _, told = _told(90, problem)
+    values = objective_values(told, problem.objectives)
+    assert useful.share(values[-WARM_UP:]) > useful.share(values[:WARM_UP])
+    rewards = -problem.scaled(values).clip(max=3).mean(axis=1)
+    assert rewards[-WARM_UP:].mean() > rewards[:WARM_UP].mean()
+
+
+def test_the_number_of_threads_is_left_alone_and_changes_nothing() -> None:
+    before = torch.get_num_threads()
+    try:
+        asked = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            strategy, _ = _told(35)
+            asked.append(strategy.ask(3))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert asked[0] == asked[1]

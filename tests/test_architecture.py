@@ -1,0 +1,164 @@
+"""The table of who may import whom, held against the imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "automl_compress"
+
+# Part of the package: parts it may import besides itself, errors and settings.
+MAY_IMPORT = {
+    "errors": set(),
+    "settings": set(),
+    "pareto": set(),
+    "space": set(),
+    "workload": set(),
+    "compress": {"space"},
+    "evaluate": {"space", "workload", "compress", "pareto"},
+    "ledger": {"space", "evaluate", "pareto"},
+    "search": {"space", "evaluate", "pareto"},
+    "engine": {"space", "workload", "compress", "evaluate", "ledger", "search", "pareto"},
+    "report": {"space", "evaluate", "ledger", "pareto"},
+    "testing": {"space", "evaluate", "search", "ledger", "engine", "workload", "pareto"},
+    "cli": {"space", "workload", "compress", "ledger", "engine", "report", "evaluate", "search"},
+    "__init__": {"space", "workload", "compress", "ledger", "engine", "report"},
+    "__main__": {"cli"},
+}
+
+# Imports that go against the table, each with its reason.
+EXCEPTIONS = {
+    # The public one-liner SearchSpace.from_model; imported when it is called.
+    ("space/search_space.py", "compress"),
+}
+
+# Which files may use which heavy library.
+ONLY_IN = {
+    "ray": {"engine/cluster.py"},
+    "pymoo": {"search/nsga2.py"},
+    "torch_pruning": {"compress"},
+    "matplotlib": {"report"},
+    "sklearn": {"workload"},
+    "torchvision": {"workload"},
+    "yaml": {"settings.py"},
+    "sqlite3": {"ledger"},
+}
+
+NEVER = {
+    "report": {"torch", "ray"},
+    "ledger": {"torch", "ray"},
+    "space": {"torch", "ray"},
+    "workload": {"ray", "pymoo", "optuna"},
+    "compress": {"ray", "pymoo", "optuna"},
+    "evaluate": {"ray", "pymoo", "optuna"},
+}
+
+# torch is loaded by learners only; the other strategies run where it is slow to load.
+TORCH_IN_SEARCH = {"search/ddpg.py"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules a file imports at run time, wherever the import stands."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and _is_module_name(node.value):
+            found.add(node.value)
+    return found
+
+
+def _is_module_name(value: object) -> bool:
+    """Whether a text names a module: names that are imported on first use stand as texts."""
+    return isinstance(value, str) and value.startswith("automl_compress.") and " " not in value
+
+
+def _part(relative: Path) -> str:
+    return relative.parts[0].removesuffix(".py")
+
+
+def test_the_table_names_every_part() -> None:
+    parts = {_part(path.relative_to(PACKAGE)) for path in FILES}
+    assert parts <= set(MAY_IMPORT), parts - set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_table(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    part = _part(relative)
+    for name in _imports(path):
+        pieces = name.split(".")
+        if pieces[0] != "automl_compress" or len(pieces) < 2:
+            continue
+        other = pieces[1]
+        if not (PACKAGE / other).is_dir() and not (PACKAGE / f"{other}.py").is_file():
+            continue
+        allowed = MAY_IMPORT[part] | {part, "errors", "settings"}
+        if (relative.as_posix(), other) in EXCEPTIONS:
+            continue
+        assert other in allowed, f"{relative} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_in_their_place(path: Path) -> None:
+    relative = path.relative_to(PACKAGE).as_posix()
+    libraries = {name.split(".")[0] for name in _imports(path)}
+    for library, places in ONLY_IN.items():
+        if library in libraries:
+            assert any(relative == p or relative.startswith(f"{p}/") for p in places), (
+                f"{relative} must not import {library}"
+            )
+    for part, forbidden in NEVER.items():
+        if relative.startswith(f"{part}/"):
+            assert not libraries & forbidden, f"{relative} imports {libraries & forbidden}"
+    if relative.startswith("search/") and "torch" in libraries:
+        assert relative in TORCH_IN_SEARCH
+
+
+def test_every_exception_is_still_needed() -> None:
+    for relative, other in EXCEPTIONS:
+        names = _imports(PACKAGE / relative)
+        assert any(name.startswith(f"automl_compress.{other}") for name in names)
+
+
+def test_there_are_no_import_cycles() -> None:
+    graph = {part: set(others) for part, others in MAY_IMPORT.items()}
+    done: list[str] = []
+    while graph:
+        free = [part for part, others in graph.items() if others <= set(done)]
+        assert free, f"a cycle among {sorted(graph)}"
+        done += free
+        for part in free:
+            del graph[part]
+
+
+def test_the_top_level_holds_only_what_belongs_there() -> None:
+    allowed = {
+        *("automl_compress", "search_spaces", "sweeps", "results", "tests", "pyproject.toml"),
+        *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
+    }
+    present = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert present - {"dist", "build", "automl_compress.egg-info"} <= allowed
+
+
+def test_nothing_is_called_utils() -> None:
+    assert not [path for path in FILES if path.stem in {"utils", "helpers", "misc"}]
