@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import Evaluation, objective_values, references
+from automl_compress.evaluate import USEFUL_LOSS, Evaluation, objective_values, references
 from automl_compress.search import Problem
 from automl_compress.search.ddpg import DDPG, NOISE, WARM_UP
 from automl_compress.search.layer_mdp import LayerMDP
@@ -118,7 +118,7 @@ def test_replay_drops_the_oldest() -> None:
     assert len(replay) == 3
 
 
-def test_reward_under_a_preference_by_hand() -> None:
+def test_outcome_and_reward_by_hand() -> None:
     problem = NETWORK.problem(("error", "size_bytes", "macs"), ["accuracy >= 0.92"])
     strategy = DDPG(problem, 0)
     policy = problem.space.decode(problem.space.sizes // 2)
@@ -126,14 +126,14 @@ def test_reward_under_a_preference_by_hand() -> None:
     strategy.tell([Evaluation(policy, "e", {"accuracy": 0.90, **costs})])
     outcomes = strategy.state_dict()["replay"]["outcomes"]
     lost = (0.10 - 0.06) / 0.10  # of a useful loss
-    size, macs = (costs[n] / NETWORK.baseline[n] for n in ("size_bytes", "macs"))
+    halvings = [math.log2(costs[n] / NETWORK.baseline[n]) for n in ("size_bytes", "macs")]
     excess = (0.10 - 0.08) / 0.08
-    np.testing.assert_allclose(outcomes, [[lost, size, macs, excess]])
-    reward = strategy._rewards(outcomes, np.array([[0.5, 0.3, 0.2]]))
-    np.testing.assert_allclose(reward, [-(0.5 * lost + 0.3 * size + 0.2 * macs) - excess])
+    np.testing.assert_allclose(outcomes, [[lost, *halvings, excess]])
+    np.testing.assert_allclose(strategy._rewards(outcomes), [-lost - excess])
+    np.testing.assert_allclose(strategy._costs(outcomes), [halvings])
 
 
-def test_ruin_and_failure_count_as_a_loss_damped_to_its_logarithm() -> None:
+def test_ruin_and_failure_count_as_a_damped_loss() -> None:
     strategy = DDPG(NETWORK.problem(), 0)
     first, second = NETWORK.space.largest, NETWORK.space.smallest
     strategy.tell([
@@ -141,10 +141,42 @@ def test_ruin_and_failure_count_as_a_loss_damped_to_its_logarithm() -> None:
         Evaluation(second, "e", {"accuracy": math.nan, **NETWORK.costs(second)}),
     ])  # fmt: skip
     outcomes = strategy.state_dict()["replay"]["outcomes"]
-    assert outcomes[:, 0] == pytest.approx(1 + math.log(9.4))
+    assert outcomes[:, 0] == pytest.approx(2 * math.sqrt(9.4) - 1)
     assert outcomes[1, 1] == pytest.approx(
-        NETWORK.costs(second)["size_bytes"] / NETWORK.baseline["size_bytes"]
+        math.log2(NETWORK.costs(second)["size_bytes"] / NETWORK.baseline["size_bytes"])
     )
+
+
+def test_a_walk_keeps_within_the_preferred_costs_and_comes_near() -> None:
+    strategy, _ = _told(60)
+    problem = strategy.problem
+    wanted = np.full(len(problem.space), 0.9)
+    for share in (0.1, 0.15):
+        preference = np.log2([share, 1.0])
+        policy = problem.space.decode(strategy._shifted(wanted, preference))
+        size = problem.cost(policy)["size_bytes"] / problem.baseline["size_bytes"]
+        assert size <= share
+        milder = problem.space.decode(strategy._shifted(wanted, preference + [0.5, 0.0]))
+        assert problem.cost(milder)["size_bytes"] > problem.cost(policy)["size_bytes"]
+
+
+def test_preferences_spread_over_the_useful_front() -> None:
+    strategy, told = _told(75)
+    problem = strategy.problem
+    drawn = np.array([strategy._draw_preference() for _ in range(200)])
+    sizes = [np.log2(e.minimised("size_bytes") / problem.baseline["size_bytes"]) for e in told]
+    assert drawn[:, 0].std() > 0.2
+    assert min(sizes) - 2 < drawn[:, 0].min() < drawn[:, 0].max() < max(sizes) + 2
+
+
+def test_asks_stay_different_in_a_space_of_many_genes() -> None:
+    network = ToyNetwork(layers=43)
+    problem = network.problem()
+    strategy, estimator = DDPG(problem, 0), ToyEstimator(network)
+    for _ in range(24):
+        strategy.tell([estimator.estimate(policy) for policy in strategy.ask(5)])
+    places = [problem.space.to_unit(problem.space.encode(p)) for p in strategy.ask(10)]
+    assert np.array(places).std(axis=0).mean() > 0.03
 
 
 def test_exploration_is_alive_halfway_through_a_search() -> None:
@@ -163,8 +195,8 @@ def test_the_search_is_better_than_its_warm_up() -> None:
     _, told = _told(90, problem)
     values = objective_values(told, problem.objectives)
     assert useful.share(values[-WARM_UP:]) > useful.share(values[:WARM_UP])
-    rewards = -problem.scaled(values).clip(max=3).mean(axis=1)
-    assert rewards[-WARM_UP:].mean() > rewards[:WARM_UP].mean()
+    useful_networks = values[:, 0] <= problem.baseline["error"] + USEFUL_LOSS
+    assert useful_networks[-WARM_UP:].sum() > useful_networks[:WARM_UP].sum()
 
 
 def test_the_number_of_threads_is_left_alone_and_changes_nothing() -> None:

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from automl_compress.engine.contestant import Standing
+from automl_compress.engine.engine import EngineSettings
+from automl_compress.engine.serial import SerialEngine
+from automl_compress.ledger import Ledger
+
+from engine_races import CONTESTANTS, NETWORK, frame, ledger_size, race
+
+pytestmark = [
+    pytest.mark.cluster,
+    # Ray leaves sockets and processes to the operating system; none of them is ours to close.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def _ray() -> Iterator[None]:
+    """One Ray for all tests here; engines use it and leave it running."""
+    import ray
+
+    from automl_compress.engine.cluster import _start_ray
+
+    here = str(Path(__file__).parent)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, before)))
+    _start_ray(EngineSettings(workers=2))
+    yield
+    ray.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def _run(folder: Path, workers: int, **estimator: object) -> list[Standing]:
+    from automl_compress.engine.cluster import ClusterEngine
+
+    heard: list[Standing] = []
+    engine = ClusterEngine(race(folder, **estimator), EngineSettings(workers=workers), folder)
+    try:
+        engine.run(CONTESTANTS, heard.append)
+        engine.measure([NETWORK.space.largest])
+    finally:
+        engine.close()
+    return heard
+
+
+def _serial(folder: Path) -> pd.DataFrame:
+    folder.mkdir()
+    engine = SerialEngine(race(folder))
+    engine.run(CONTESTANTS, lambda _: None)
+    engine.close()
+    return frame(folder)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_one_and_two_workers_and_serial_give_the_same_table(tmp_path: Path) -> None:
+    expected = _serial(tmp_path / "serial")
+    for workers in (1, 2):
+        folder = tmp_path / f"workers{workers}"
+        folder.mkdir()
+        heard = _run(folder, workers)
+        pd.testing.assert_frame_equal(frame(folder), expected)
+        made = race(folder).search.made()
+        assert len(made) == len(set(made)) == expected["policy_key"].nunique()
+        last = {standing.contestant: standing.done for standing in heard}
+        assert last == expected.groupby("contestant").size().to_dict()
+        with Ledger(folder / "ledger.sqlite") as ledger:
+            assert ledger.find([NETWORK.space.largest.key], race(folder).test.identity)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_dying_evaluator_is_replaced_and_its_policy_tried_again(tmp_path: Path) -> None:
+    expected = _serial(tmp_path / "serial")
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    _run(folder, 2, deadly="4")
+    assert list(folder.glob("*.died"))
+    pd.testing.assert_frame_equal(frame(folder), expected)
+    assert ledger_size(folder) == expected["policy_key"].nunique() + 1
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_failing_contestant_restarts_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from automl_compress.engine import cluster
+
+    expected = _serial(tmp_path / "serial")
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    monkeypatch.setattr(cluster, "_run_contestant", FailingOnce(folder))
+    _run(folder, 2)
+    assert (folder / "failed").exists()
+    assert (folder / "restored").exists()
+    pd.testing.assert_frame_equal(frame(folder), expected)
+
+
+class FailingOnce:
+    """A trial that dies once in its third round, with a checkpoint after every round."""
+
+    __name__ = "failing_once"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, config: dict[str, object], **parameters: object) -> None:
+        from ray import tune
+
+        from automl_compress.engine import cluster
+        from automl_compress.engine.contestant import Contestant
+
+        folder = self._folder
+        if tune.get_checkpoint() is not None:
+            (folder / "restored").touch()
+        finish = Contestant.finish_round
+
+        def fail(self: Contestant, *arguments: object) -> object:
+            if self.record.name == "nsga2-0" and self._round == 2 and not (folder / "failed").exists():
+                (folder / "failed").touch()
+                raise RuntimeError("the contestant's node went away")
+            return finish(self, *arguments)  # type: ignore[arg-type]
+
+        cluster.CHECKPOINT_SECONDS = 0.0  # type: ignore[misc]
+        Contestant.finish_round = fail  # type: ignore[method-assign, assignment]
+        try:
+            cluster._run_contestant(config, **parameters)  # type: ignore[arg-type]
+        finally:
+            Contestant.finish_round = finish  # type: ignore[method-assign]

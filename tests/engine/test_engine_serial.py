@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from automl_compress.engine.contestant import Contestant, Standing
+from automl_compress.engine.serial import SerialEngine
+from automl_compress.errors import InterruptedStudy
+from automl_compress.ledger import Ledger
+
+from engine_races import BUDGET, CONTESTANTS, NETWORK, frame, race
+
+
+def _run(folder: Path, **estimator: object) -> list[Standing]:
+    heard: list[Standing] = []
+    engine = SerialEngine(race(folder, **estimator))
+    try:
+        engine.run(CONTESTANTS, heard.append)
+    finally:
+        engine.close()
+    return heard
+
+
+def test_every_contestant_spends_its_budget_or_its_space(tmp_path: Path) -> None:
+    heard = _run(tmp_path)
+    done = {standing.contestant: standing.done for standing in heard}
+    assert [done[c.name] for c in CONTESTANTS[:3]] == [BUDGET] * 3
+    assert 0 < done["uniform-line"] <= BUDGET
+    table = frame(tmp_path)
+    assert table.groupby("contestant").size().to_dict() == done
+
+
+def test_nothing_is_estimated_twice(tmp_path: Path) -> None:
+    _run(tmp_path)
+    made = race(tmp_path).search.made()
+    assert len(made) == len(set(made)) == frame(tmp_path)["policy_key"].nunique()
+
+
+def test_shared_counts_each_policy_once_in_serial_order(tmp_path: Path) -> None:
+    _run(tmp_path)
+    table = frame(tmp_path)
+    assert (~table["shared"]).sum() == table["policy_key"].nunique()
+
+
+def test_a_second_run_over_the_same_ledger_estimates_nothing(tmp_path: Path) -> None:
+    _run(tmp_path)
+    before, made = frame(tmp_path), race(tmp_path).search.made()
+    _run(tmp_path)
+    assert race(tmp_path).search.made() == made
+    pd.testing.assert_frame_equal(frame(tmp_path), before)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_table(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    _run(whole)
+    engine = SerialEngine(race(parts))
+    rounds = iter(range(7))
+
+    def interrupt(_: Standing) -> None:
+        if next(rounds, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedStudy):
+        engine.run(CONTESTANTS, interrupt)
+    engine.close()
+    half = race(parts).search.made()
+    _run(parts)
+    made = race(parts).search.made()
+    assert 0 < len(half) < len(made) == len(set(made))
+    pd.testing.assert_frame_equal(frame(parts), frame(whole))
+
+
+def test_an_estimator_that_raises_fails_the_evaluation_only(tmp_path: Path) -> None:
+    _run(tmp_path, broken="4")
+    table = frame(tmp_path)
+    broken = table["policy_key"].str.startswith("4")
+    assert broken.any()
+    assert (table.loc[broken, "status"] == "failed").all()
+    assert (table.loc[broken, "reason"] == "ValueError: this policy is broken").all()
+    assert (table.loc[~broken, "status"] == "ok").all()
+
+
+def test_the_thread_count_comes_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    engine = SerialEngine(race(tmp_path), threads=1)
+    assert torch.get_num_threads() == 1
+    engine.close()
+    assert torch.get_num_threads() == before
+
+
+def test_finalists_are_measured_by_the_test_estimator(tmp_path: Path) -> None:
+    what = race(tmp_path)
+    engine = SerialEngine(what)
+    policies = [NETWORK.space.largest, NETWORK.space.smallest]
+    engine.measure(policies)
+    engine.close()
+    with Ledger(what.ledger) as ledger:
+        assert set(ledger.find([p.key for p in policies], what.test.identity)) == {
+            policy.key for policy in policies
+        }
+
+
+def test_a_contestant_goes_on_from_its_state(tmp_path: Path) -> None:
+    what = race(tmp_path)
+
+    def play(contestant: Contestant, rounds: int) -> list[Standing]:
+        standings = []
+        for _ in range(rounds):
+            requests = contestant.next_round()
+            answers = [what.search.estimate(request.policy) for request in requests]
+            standings.append(contestant.finish_round(answers, 0))
+        return standings
+
+    first = Contestant(CONTESTANTS[0], what.problem, BUDGET)
+    play(first, 2)
+    second = Contestant(CONTESTANTS[0], what.problem, BUDGET)
+    second.load_state_dict(first.state_dict())
+    assert play(second, 2) == play(first, 2)
