@@ -11,7 +11,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -267,6 +267,7 @@ def _manifest(
         coverage=derived.coverage.to_dict(),
         workload={
             "name": workload.name,
+            "data": _data_name(config),
             "identity": workload.identity,
             "classes": len(workload.classes),
             "splits": {
@@ -280,6 +281,17 @@ def _manifest(
         },
         environment=_environment(config),
     )
+
+
+def _data_name(config: StudyConfig) -> str:
+    """The data as the user named them."""
+    stated = config.plain.get("workload")
+    data = stated.get("data") if isinstance(stated, Mapping) else None
+    if isinstance(data, Mapping):
+        data = data.get("torchvision") or data.get("factory") or data.get("root")
+    if data is None:
+        return "given in memory" if stated is None else "the network's own"
+    return str(data)
 
 
 def _contestants(strategies: Sequence[str], seeds: Sequence[int]) -> tuple[ContestantRecord, ...]:

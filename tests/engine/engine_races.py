@@ -77,9 +77,7 @@ class TestEstimator(ToyEstimator):
 
 def race(folder: Path, **estimator: object) -> Race:
     search = CountingEstimator(folder / "made.log", **estimator)  # type: ignore[arg-type]
-    return Race(
-        NETWORK.problem(), search, TestEstimator(NETWORK), BUDGET, folder / "ledger.sqlite"
-    )
+    return Race(NETWORK.problem(), search, TestEstimator(NETWORK), BUDGET, folder / "ledger.sqlite")
 
 
 def frame(folder: Path) -> pd.DataFrame:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from engine_races import CONTESTANTS, NETWORK, frame, ledger_size, race
 
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.ledger import Ledger
-
-from engine_races import CONTESTANTS, NETWORK, frame, ledger_size, race
 
 pytestmark = [
     pytest.mark.cluster,
@@ -128,7 +127,11 @@ class FailingOnce:
         finish = Contestant.finish_round
 
         def fail(self: Contestant, *arguments: object) -> object:
-            if self.record.name == "nsga2-0" and self._round == 2 and not (folder / "failed").exists():
+            if (
+                self.record.name == "nsga2-0"
+                and self._round == 2
+                and not (folder / "failed").exists()
+            ):
                 (folder / "failed").touch()
                 raise RuntimeError("the contestant's node went away")
             return finish(self, *arguments)  # type: ignore[arg-type]

@@ -5,13 +5,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from engine_races import BUDGET, CONTESTANTS, NETWORK, frame, race
 
 from automl_compress.engine.contestant import Contestant, Standing
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import InterruptedStudy
 from automl_compress.ledger import Ledger
-
-from engine_races import BUDGET, CONTESTANTS, NETWORK, frame, race
 
 
 def _run(folder: Path, **estimator: object) -> list[Standing]:

@@ -156,7 +156,8 @@ def test_a_walk_keeps_within_the_preferred_costs_and_comes_near() -> None:
         policy = problem.space.decode(strategy._shifted(wanted, preference))
         size = problem.cost(policy)["size_bytes"] / problem.baseline["size_bytes"]
         assert size <= share
-        milder = problem.space.decode(strategy._shifted(wanted, preference + [0.5, 0.0]))
+        relaxed = preference + np.array([0.5, 0.0])
+        milder = problem.space.decode(strategy._shifted(wanted, relaxed))
         assert problem.cost(milder)["size_bytes"] > problem.cost(policy)["size_bytes"]
 
 

@@ -1,0 +1,235 @@
+"""Bad input: one line with rule, value and remedy, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from automl_compress.cli import main
+from automl_compress.workload import build_model
+
+GOOD = """
+study: tiny
+workload: {model: digits_cnn, train: {epochs: 1}}
+estimate: {images: 50, calibration_images: 16}
+strategies: [scaled-random]
+seeds: 1
+budget: {evaluations: 2}
+engine: {kind: serial}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    before = set(Path().rglob("*"))
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    after = {path for path in Path().rglob("*") if "__pycache__" not in path.parts}
+    assert after == before
+    return captured.err
+
+
+def _sweep(text: str) -> str:
+    Path("sweep.yaml").write_text(text)
+    return "sweep.yaml"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("stratgies: [random]", "did you mean 'strategies'"),
+        ("strategies: [randm]", "did you mean 'random'"),
+        ("strategies: []", "at least one strategy"),
+        ("strategies: random", "must be a list"),
+        ("seeds: 0", "count above 0"),
+        ("seeds: [1, 1]", "different seeds"),
+        ("budget: {evaluations: 0}", "at least 1"),
+        ("budget: {evaluations: 1.5}", "an integer"),
+        ("budget: {}", "must be given"),
+        ("objectives: [accuracy, macs]", "error"),
+        ("objectives: [error]", "a cost"),
+        ("objectives: [error, speed]", "must be among"),
+        ("constraints: ['size_bytes >= 3']", "bounded by <="),
+        ("constraints: ['size_bytes < 3']", "a constraint must be like"),
+        ("constraints: ['weight <= 3']", "must bound one of"),
+        ("estimate: {images: 0}", "at least 1"),
+        ("estimate: {images: 100000}", "lower estimate.images"),
+        ("estimate: {repair: maybe}", "must be one of"),
+        ("space: nowhere.yaml", "no file"),
+        ("study: ../up", "letters, digits"),
+        ("engine: {kind: cloud}", "must be one of"),
+        ("engine: {workers: none}", "auto"),
+        ("workload: {model: resnet57}", "resnet56"),
+        ("workload: {model: resnet20, data: digits}", "weights"),
+        ("workload: {model: digits_cnn, data: {root: nowhere}}", "nowhere"),
+        ("workload: {model: 'no_such_package:build', data: digits}", "no_such_package"),
+        ("workload: {model: digits_cnn, weights: missing.safetensors}", "missing.safetensors"),
+    ],
+)
+def test_a_wrong_sweep(
+    change: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = change.partition(":")[0]
+    kept = "".join(line for line in GOOD.splitlines(True) if not line.startswith(f"{key}:"))
+    assert said in _refused(capsys, "search", _sweep(f"{kept}{change}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "mapping"),
+        ("- a\n- b\n", "mapping"),
+        ("study: [", "invalid YAML"),
+        ("study: !!python/object/apply:os.getcwd []\n", "YAML"),
+        (GOOD + "study: twice\n", "repeated"),
+    ],
+)
+def test_a_file_that_is_no_sweep(
+    text: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in _refused(capsys, "search", _sweep(text))
+
+
+def test_a_missing_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "missing.yaml" in _refused(capsys, "search", "missing.yaml")
+
+
+@pytest.mark.parametrize("override", ["budget", "budget.evaluations=many", "=3", "study.x=1"])
+def test_a_wrong_override(override: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--set" in _refused(capsys, "search", _sweep(GOOD), "--set", override)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("weight_bits: [2, 16]\n", "space.yaml, line 1"),
+        ("channels: {ratios: [0.5, 1.5]}\n", "(0, 1]"),
+        ("protect: [nothing]\n", "matches none"),
+        ("chanels: {}\n", "did you mean 'channels'"),
+        ("protect: ['*']\n", "something to compress"),
+    ],
+)
+def test_a_wrong_space(
+    text: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("space.yaml").write_text(text)
+    assert said in _refused(capsys, "search", _sweep(f"{GOOD}space: space.yaml\n"))
+
+
+def _images(*classes: str) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            place = Path("images", split, name)
+            place.mkdir(parents=True)
+            for number in range(3):
+                pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+FOLDER = GOOD.replace(
+    "{model: digits_cnn, train: {epochs: 1}}", "{model: 'own:net', data: {root: images}}"
+)
+
+
+def test_an_image_folder_with_one_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _images("a")
+    Path("own.py").write_text("from torch import nn\ndef net(): return nn.Flatten()\n")
+    assert "class" in _refused(capsys, "search", _sweep(FOLDER))
+
+
+def test_a_broken_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _images("a", "b")
+    Path("own.py").write_text("from torch import nn\ndef net(): return nn.Flatten()\n")
+    Path("images/train/a/1.png").write_bytes(b"not an image")
+    assert "1.png" in _refused(capsys, "search", _sweep(FOLDER))
+
+
+def test_a_factory_that_raises(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("raising.py").write_text("def net(): raise RuntimeError('no memory\\nleft')\n")
+    text = GOOD.replace(
+        "{model: digits_cnn, train: {epochs: 1}}", "{model: 'raising:net', data: digits}"
+    )
+    assert "no memory left" in _refused(capsys, "search", _sweep(text))
+
+
+def test_weights_that_do_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build_model("resnet20", {}).state_dict(), "weights.pt")
+    text = GOOD.replace(
+        "{model: digits_cnn, train: {epochs: 1}}", "{model: digits_cnn, weights: weights.pt}"
+    )
+    assert "weights.pt" in _refused(capsys, "search", _sweep(text))
+
+
+def test_weights_that_would_run_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"weight": os.getcwd}, "weights.pt")
+    text = GOOD.replace(
+        "{model: digits_cnn, train: {epochs: 1}}", "{model: digits_cnn, weights: weights.pt}"
+    )
+    assert "weights.pt" in _refused(capsys, "search", _sweep(text))
+
+
+def test_out_that_holds_another_study(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", _sweep(GOOD), "--out", "taken"]) == 0
+    capsys.readouterr()
+    assert "report taken" in _refused(capsys, "search", "sweep.yaml", "--out", "taken")
+    other = _sweep(GOOD.replace("study: tiny", "study: other"))
+    assert "holds 'tiny'" in _refused(capsys, "search", other, "--out", "taken")
+    assert "is a file" in _refused(capsys, "search", other, "--out", "sweep.yaml")
+
+
+@pytest.mark.parametrize("command", ["resume", "report"])
+def test_a_folder_without_a_study(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "run.json" in _refused(capsys, command, "nowhere")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["serch"], ["search"], ["search", "x.yaml", "--wokers", "2"], ["space", "resnet20"]],
+)
+def test_wrong_arguments(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--help" in _refused(capsys, *arguments)
+
+
+def test_workers_below_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--workers" in _refused(capsys, "search", _sweep(GOOD), "--workers", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resnet57", "-o", "s.yaml"], "resnet56"),
+        (["resnet20", "-o", "s.yaml", "--input-shape", "3,x"], "--input-shape"),
+        (["torch.nn:Identity", "-o", "s.yaml"], "--input-shape"),
+        (["torch.nn:Identity", "-o", "s.yaml", "--input-shape", "3,8,8"], "compress"),
+    ],
+)
+def test_wrong_arguments_of_space(
+    arguments: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in _refused(capsys, "space", *arguments)
+
+
+def test_space_does_not_replace_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("kept.yaml").write_text("mine\n")
+    assert "--force" in _refused(capsys, "space", "resnet20", "-o", "kept.yaml")
+    assert Path("kept.yaml").read_text() == "mine\n"

@@ -1,0 +1,178 @@
+"""Whole runs of the command line on the digits network."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from automl_compress.cli import main
+from automl_compress.cli.progress import Progress
+from automl_compress.engine import Standing
+from automl_compress.ledger import StudyResult
+from automl_compress.space import load_rules
+
+SWEEP = """
+study: tiny
+workload: {model: digits_cnn, train: {epochs: 4}}
+estimate: {images: 150, calibration_images: 32}
+strategies: [nsga2, ddpg]
+seeds: 1
+budget: {evaluations: 36}
+finalists: 3
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+def _table(folder: Path) -> pd.DataFrame:
+    table = pd.read_parquet(folder / "evaluations.parquet")
+    return table.drop(columns=["hit", "seconds", "finished"])
+
+
+def _finished(folder: Path) -> dict[str, float]:
+    """When each evaluation of the search was made, by policy."""
+    with sqlite3.connect(folder / "ledger.sqlite") as ledger:
+        rows = ledger.execute("SELECT policy_key || estimator, finished FROM evaluations")
+        return dict(rows.fetchall())
+
+
+def _run(kind: str, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "automl_compress", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _kill_in_mid_search(
+    process: subprocess.Popen[bytes], folder: Path, how: signal.Signals
+) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if (folder / "ledger.sqlite").exists() and len(_finished(folder)) >= 20:
+            break
+        time.sleep(0.02)
+    process.send_signal(how)
+
+
+@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
+def test_kill_9_and_resume_end_like_an_undisturbed_run(kind: str, sweep: Path) -> None:
+    engine = ("--set", f"engine.kind={kind}")
+    assert main(["search", str(sweep), "--out", "whole", "--set", "engine.kind=serial"]) == 0
+    process = _run(kind, "search", str(sweep), "--out", "killed", *engine)
+    _kill_in_mid_search(process, Path("killed"), signal.SIGKILL)
+    process.communicate()
+    time.sleep(1.0 if kind == "cluster" else 0.0)  # what Ray left behind dies by itself
+    before = _finished(Path("killed"))
+    assert json.loads(Path("killed/run.json").read_text())["status"] == "running"
+    again = _run(kind, "resume", "killed")
+    output, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors.decode()
+    assert b"report: killed/report.html" in output
+    after = _finished(Path("killed"))
+    assert 0 < len(before) < len(after)
+    assert {key: after[key] for key in before} == before
+    pd.testing.assert_frame_equal(_table(Path("killed")), _table(Path("whole")))
+    fronts = [json.loads(Path(name, "front.json").read_text()) for name in ("killed", "whole")]
+    assert fronts[0] == fronts[1]
+
+
+@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
+def test_ctrl_c_leaves_a_state_that_resume_continues(kind: str, sweep: Path) -> None:
+    process = _run(kind, "search", str(sweep), "--out", "out", "--set", f"engine.kind={kind}")
+    _kill_in_mid_search(process, Path("out"), signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors.decode()
+    assert json.loads(Path("out/run.json").read_text())["status"] == "interrupted"
+    assert main(["resume", "out"]) == 0
+    assert StudyResult("out").manifest.status == "finished"
+
+
+def test_a_search_leaves_all_its_files(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", str(sweep), "--set", "engine.kind=serial"]) == 0
+    printed = capsys.readouterr().out
+    folder = Path("results/tiny")
+    assert f"report: {folder / 'report.html'}" in printed
+    for name in ("run.json", "ledger.sqlite", "evaluations.parquet", "front.json", "report.md"):
+        assert (folder / name).stat().st_size > 0
+    assert list(folder.glob("figures/*.svg"))
+    result = StudyResult(folder)
+    assert 0 < len(result.manifest.finalists) <= 3
+    measured = [point for point in result.front() if point.test_accuracy is not None]
+    assert len(measured) == len(result.manifest.finalists)
+    document = json.loads((folder / "front.json").read_text())
+    assert document["version"] == 1
+    assert len(document["points"]) == len(result.front())
+    assert main(["resume", str(folder)]) == 0
+    assert main(["report", str(folder)]) == 0
+
+
+def test_resume_refuses_changed_settings(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("space.yaml").write_text("weight_bits: [2, 4]\n")
+    arguments = ("--set", "engine.kind=serial", "--set", "space=space.yaml")
+    assert main(["search", str(sweep), "--out", "out", *arguments]) == 0
+    manifest = Path("out/run.json")
+    manifest.write_text(manifest.read_text().replace('"finished"', '"interrupted"'))
+    Path("space.yaml").write_text("weight_bits: [2, 8]\n")
+    capsys.readouterr()
+    assert main(["resume", "out"]) == 2
+    assert "have changed" in capsys.readouterr().err
+
+
+def test_space_writes_a_file_that_loads(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["space", "digits_cnn", "-o", "derived/space.yaml"]) == 0
+    assert "channel groups" in capsys.readouterr().out
+    assert load_rules("derived/space.yaml").weight_bits == (2, 3, 4, 5, 6, 8)
+    out = ("--set", "space=derived/space.yaml", "--set", "engine.kind=serial")
+    assert main(["search", str(sweep), *out, "--set", "budget.evaluations=2"]) == 0
+
+
+def test_space_of_a_users_own_network(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mynet.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))\n"
+    )
+    assert main(["space", "mynet:build", "-o", "own.yaml", "--input-shape", "3,8,8"]) == 0
+    assert "1 channel groups, 2 layers" in capsys.readouterr().out
+
+
+@pytest.mark.cluster
+def test_doctor_is_content(capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "automl_compress", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all is well" in done.stdout
+
+
+def test_progress_is_readable_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 20.0, 21.0, 40.0])
+    monkeypatch.setattr("automl_compress.cli.progress.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    progress = Progress(100, 2, stream)
+    for done in (5, 10, 15):
+        progress(Standing("nsga2-0", done, 2, 1, 0.25, 0.125))
+    progress.close()
+    blocks = stream.getvalue().split("[")[1:]
+    assert len(blocks) == 2
+    assert "0:20] 10 of about 200 evaluations, 0.3 per second, about 12:" in blocks[0]
+    assert "nsga2-0" in blocks[0]
+    assert "2 hits" in blocks[0]
+    assert "12.5%" in blocks[0]
+    assert "1 failed" in blocks[0]
+    assert "\x1b" not in stream.getvalue()

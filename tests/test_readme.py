@@ -1,0 +1,69 @@
+"""The README says what is true: its example runs, and nothing that exists goes unnamed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from automl_compress.cli.main import _parser
+from automl_compress.engine import read_config
+from automl_compress.search import strategy_names
+from automl_compress.space import load_rules
+from automl_compress.workload import MODELS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = _blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "genes" in printed
+    assert "tensor(" in printed
+
+
+def test_the_example_of_a_sweep_file_is_complete(tmp_path: Path) -> None:
+    (example,) = _blocks("yaml")
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(example)
+    config = read_config(sweep)
+    assert config.name == "mine"
+    assert config.constraints[0].metric == "size_bytes"
+
+
+def test_every_command_is_named() -> None:
+    commands = next(a.choices for a in _parser()._actions if a.dest == "command")
+    assert commands is not None
+    for command in commands:
+        assert f"automl-compress {command}" in README
+
+
+@pytest.mark.parametrize("name", [*strategy_names(), *MODELS])
+def test_every_strategy_and_network_is_named(name: str) -> None:
+    assert f"`{name}`" in README
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("sweeps/*.yaml")), ids=lambda p: p.name)
+def test_every_sweep_is_named_and_loads(path: Path) -> None:
+    assert f"`sweeps/{path.name}`" in README
+    config = read_config(path)
+    assert config.space is not None
+    assert config.name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("search_spaces/*.yaml")), ids=lambda p: p.name)
+def test_every_space_is_named_and_loads(path: Path) -> None:
+    assert f"`search_spaces/{path.name}`" in README
+    assert load_rules(path).weight_bits
+
+
+def test_the_continuous_integration_runs_the_test_command() -> None:
+    marked = README.partition("<!-- the continuous integration runs exactly this -->")[2]
+    assert "pytest" in marked.partition("```sh")[2].partition("```")[0]
