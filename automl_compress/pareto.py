@@ -1,10 +1,13 @@
-"""Dominance, fronts and hypervolume, thin over moocore. Everything is minimised."""
+"""Dominance, fronts and hypervolume, thin over moocore. Everything is minimised.
+
+moocore is imported on use: networks can be measured where only PyTorch is installed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
-import moocore
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,8 +22,20 @@ def front_mask(values: Values) -> NDArray[np.bool_]:
     """
     mask = np.asarray(np.isfinite(values).all(axis=1))
     if mask.any():
-        mask[mask] = moocore.is_nondominated(values[mask], keep_weakly=False)
+        mask[mask] = _moocore().is_nondominated(values[mask], keep_weakly=False)
     return mask
+
+
+def _moocore() -> ModuleType:
+    import moocore
+
+    module: ModuleType = moocore
+    return module
+
+
+def _hypervolume(scaled: Values) -> float:
+    """Hypervolume of points of the unit box against the corner of ones."""
+    return float(_moocore().hypervolume(scaled, ref=np.ones(scaled.shape[1])))
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class Reference:
         inside = self._scaled(values)
         if not len(inside):
             return 0.0
-        return float(moocore.hypervolume(inside, ref=np.ones(len(self.point))))
+        return _hypervolume(inside)
 
     def progress(self, values: Values) -> NDArray[np.float64]:
         """(n_points,) share after each point, in order."""
@@ -50,22 +65,9 @@ class Reference:
             scaled = self._scaled(row[None])
             if len(scaled) and not (front <= scaled).all(axis=1).any():
                 front = np.vstack([front[~(scaled <= front).all(axis=1)], scaled])
-                best = float(moocore.hypervolume(front, ref=np.ones(len(self.point))))
+                best = _hypervolume(front)
             shares[position] = best
         return shares
-
-    def contributions(self, values: Values) -> NDArray[np.float64]:
-        """(n_points,) share each point alone adds to a front; 0 for points outside the box.
-
-        Args:
-            values: mutually non-dominated points.
-        """
-        result = np.zeros(len(values))
-        inside = self._inside(values)
-        if inside.any():
-            ones = np.ones(len(self.point))
-            result[inside] = moocore.hv_contributions(values[inside] / self.point, ref=ones)
-        return result
 
     def _inside(self, values: Values) -> NDArray[np.bool_]:
         good = np.isfinite(values) & (values < self.point)

@@ -88,17 +88,6 @@ def test_progress_is_the_share_of_every_beginning(values: np.ndarray) -> None:
     np.testing.assert_allclose(reference.progress(values), expected, atol=1e-12)
 
 
-@given(POINTS)
-def test_contributions_are_what_is_lost_without_a_point(values: np.ndarray) -> None:
-    front = values[front_mask(values)]
-    reference = Reference(np.full(values.shape[1], 1.2))
-    expected = [
-        reference.share(front) - reference.share(np.delete(front, i, axis=0))
-        for i in range(len(front))
-    ]
-    np.testing.assert_allclose(reference.contributions(front), expected, atol=1e-12)
-
-
 def test_points_on_the_border_count_nothing() -> None:
     reference = Reference(np.array([1.0, 2.0]))
     assert reference.share(np.array([[1.0, 0.0], [0.0, 2.0], [np.nan, 0.0]])) == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from automl_compress.errors import InputError, SpaceError
-from automl_compress.settings import read_settings
+from automl_compress.settings_file import read_settings
 from automl_compress.space import SpaceRules, load_rules
 
 

@@ -13,7 +13,8 @@ from automl_compress.errors import StudyError
 from automl_compress.evaluate import Constraint, check_objectives
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
-from automl_compress.settings import Origin, Section, read_settings
+from automl_compress.settings import Origin, Section
+from automl_compress.settings_file import read_settings
 from automl_compress.workload import Workload, WorkloadConfig
 
 DEFAULT_OBJECTIVES: Final = ("error", "size_bytes", "macs")

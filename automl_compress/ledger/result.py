@@ -23,7 +23,7 @@ from automl_compress.space import Policy
 MANIFEST_VERSION: Final = 1
 MANIFEST: Final = "run.json"
 LEDGER: Final = "ledger.sqlite"
-TIMING_COLUMNS: Final = ("hit", "seconds", "finished")
+TIMING_COLUMNS: Final = ("seconds", "finished")
 """Columns of the table of evaluations that may differ between two runs of one study."""
 
 
@@ -312,7 +312,6 @@ def _row(record: ContestantRecord, charge: Charge, shared: bool) -> dict[str, An
         **{name: evaluation.metrics.get(name, np.nan) for name in _METRICS},
         "images": evaluation.images,
         "shared": shared,
-        "hit": charge.hit,
         "seconds": evaluation.seconds,
         "finished": charge.finished,
     }

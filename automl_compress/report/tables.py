@@ -264,10 +264,10 @@ def timing_table(summary: Summary) -> Table:
     """Times and hits by strategy. They differ between two runs of one study."""
     rows = []
     for group in summary.ranking:
-        frame = _rows_of(summary.frame, group)
-        made = frame[~frame["hit"].astype(bool)]
-        charged, spent = float(frame["seconds"].sum()), float(made["seconds"].sum())
-        hits = f"{len(frame) - len(made):,}"
+        charges = [charge for name in group.names for charge in summary.result.charges(name)]
+        charged = sum(charge.evaluation.seconds for charge in charges)
+        spent = sum(charge.evaluation.seconds for charge in charges if not charge.hit)
+        hits = f"{sum(charge.hit for charge in charges):,}"
         rows.append((group.label, formats.duration(charged), formats.duration(spent), hits))
     return Table(
         "Timing by strategy, all seeds together; differs from run to run",

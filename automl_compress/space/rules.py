@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from automl_compress.errors import SpaceError
-from automl_compress.settings import Origin, Section, read_settings
+from automl_compress.settings import Origin, Section
 from automl_compress.space.genes import check_value
 
 BitKind = Literal["weight_bits", "activation_bits"]
@@ -152,6 +152,8 @@ def load_rules(path: str | Path) -> SpaceRules:
     Raises:
         SpaceError: the file is wrong; the message names file, key and line.
     """
+    from automl_compress.settings_file import read_settings  # needs PyYAML, the rest does not
+
     return rules_from_section(read_settings(Path(path), error=SpaceError))
 
 

@@ -42,7 +42,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _table(folder: Path) -> pd.DataFrame:
     table = pd.read_parquet(folder / "evaluations.parquet")
-    return table.drop(columns=["hit", "seconds", "finished"])
+    return table.drop(columns=["seconds", "finished"])
 
 
 def _finished(folder: Path) -> dict[str, float]:

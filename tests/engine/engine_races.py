@@ -97,7 +97,7 @@ def frame(folder: Path) -> pd.DataFrame:
         test_baseline={},
         contestants=CONTESTANTS,
     ).write(folder)
-    return StudyResult(folder).to_dataframe().drop(columns=["hit", "seconds", "finished"])
+    return StudyResult(folder).to_dataframe().drop(columns=["seconds", "finished"])
 
 
 def ledger_size(folder: Path) -> int:
