@@ -10,7 +10,7 @@ from automl_compress.compress import Coverage, DerivedSpace, Structure, space_of
 from automl_compress.errors import WorkloadError
 from automl_compress.ledger import write_text
 from automl_compress.space import SpaceRules
-from automl_compress.workload import MODELS, build_model
+from automl_compress.workload import MODELS, build_model, check_model_name
 
 
 def write_space_file(model: str, path: Path, input_shape: tuple[int, ...] | None) -> Coverage:
@@ -24,6 +24,7 @@ def write_space_file(model: str, path: Path, input_shape: tuple[int, ...] | None
     Raises:
         InputError: the model cannot be built or followed, or its input shape is not known.
     """
+    check_model_name(model)
     shape = input_shape or (MODELS[model].input_shape if model in MODELS else None)
     if shape is None:
         raise WorkloadError(

@@ -4,7 +4,7 @@ from automl_compress.workload.cache import cache_folder
 from automl_compress.workload.data import DataConfig
 from automl_compress.workload.factory import resolve
 from automl_compress.workload.images import ImageSet, Normalization
-from automl_compress.workload.models import MODELS, ModelSpec, build_model
+from automl_compress.workload.models import MODELS, ModelSpec, build_model, check_model_name
 from automl_compress.workload.resnet_cifar import PadShortcut
 from automl_compress.workload.splits import Splits, load_splits
 from automl_compress.workload.weights import load_weights
@@ -22,6 +22,7 @@ __all__ = [
     "WorkloadConfig",
     "build_model",
     "cache_folder",
+    "check_model_name",
     "load_splits",
     "load_weights",
     "load_workload",

@@ -52,9 +52,11 @@ def _finished(folder: Path) -> dict[str, float]:
         return dict(rows.fetchall())
 
 
-def _run(kind: str, *arguments: str) -> subprocess.Popen[bytes]:
+def _run(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "automl_compress", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
 
 
 def _kill_in_mid_search(
@@ -66,20 +68,23 @@ def _kill_in_mid_search(
         if (folder / "ledger.sqlite").exists() and len(_finished(folder)) >= 20:
             break
         time.sleep(0.02)
-    process.send_signal(how)
+    if how is signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does
+    else:
+        process.send_signal(how)
 
 
 @pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_kill_9_and_resume_end_like_an_undisturbed_run(kind: str, sweep: Path) -> None:
     engine = ("--set", f"engine.kind={kind}")
     assert main(["search", str(sweep), "--out", "whole", "--set", "engine.kind=serial"]) == 0
-    process = _run(kind, "search", str(sweep), "--out", "killed", *engine)
+    process = _run("search", str(sweep), "--out", "killed", *engine)
     _kill_in_mid_search(process, Path("killed"), signal.SIGKILL)
     process.communicate()
     time.sleep(1.0 if kind == "cluster" else 0.0)  # what Ray left behind dies by itself
     before = _finished(Path("killed"))
     assert json.loads(Path("killed/run.json").read_text())["status"] == "running"
-    again = _run(kind, "resume", "killed")
+    again = _run("resume", "killed")
     output, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors.decode()
     assert b"report: killed/report.html" in output
@@ -93,7 +98,7 @@ def test_kill_9_and_resume_end_like_an_undisturbed_run(kind: str, sweep: Path) -
 
 @pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_ctrl_c_leaves_a_state_that_resume_continues(kind: str, sweep: Path) -> None:
-    process = _run(kind, "search", str(sweep), "--out", "out", "--set", f"engine.kind={kind}")
+    process = _run("search", str(sweep), "--out", "out", "--set", f"engine.kind={kind}")
     _kill_in_mid_search(process, Path("out"), signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors.decode()
