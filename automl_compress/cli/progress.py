@@ -18,7 +18,7 @@ class Progress:
 
     Args:
         budget: evaluations of each contestant.
-        racing: how many contestants race; the uniform reference line comes on top.
+        racing: how many contestants race; the uniform reference line is shown, not counted.
         stream: where to write.
     """
 
@@ -49,7 +49,7 @@ class Progress:
 
     @property
     def _done(self) -> int:
-        return sum(standing.done for standing in self._standings.values())
+        return sum(standing.done for standing in self._standings.values() if standing.in_race)
 
     def _show(self, now: float) -> None:
         lines = [self._summary(now), *map(self._line, sorted(self._standings))]

@@ -37,6 +37,7 @@ class Standing:
         useful: useful hypervolume, in [0, 1].
         smallest_share: smallest size, as a share of the baseline's, of a network that loses at
             most `MILD_LOSS`; None when there is none, or size is no objective.
+        in_race: False for the uniform line that is drawn for reference only.
     """
 
     contestant: str
@@ -45,6 +46,7 @@ class Standing:
     failed: int
     useful: float
     smallest_share: float | None
+    in_race: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -69,7 +71,7 @@ class Contestant:
         self._strategy = build_strategy(record.strategy, problem, record.seed)
         self._position = 0
         self._round = 0
-        self._score = _Score(record.name, problem)
+        self._score = _Score(record, problem)
 
     def next_round(self) -> list[Request]:
         """The next batch; empty when the budget is spent or the space exhausted."""
@@ -112,8 +114,8 @@ class Contestant:
 class _Score:
     """Running standing of a contestant."""
 
-    def __init__(self, name: str, problem: Problem) -> None:
-        self._name = name
+    def __init__(self, record: ContestantRecord, problem: Problem) -> None:
+        self._record = record
         self._problem = problem
         self._reference = references(problem.objectives, problem.baseline)[1]
         self._values = np.empty((0, len(problem.objectives)))
@@ -128,7 +130,15 @@ class _Score:
         self._counts[2] += sum(not e.ok for e in evaluations)
         done, all_hits, failed = self._counts
         useful = self._reference.share(self._values)
-        return Standing(self._name, done, all_hits, failed, useful, self._smallest())
+        return Standing(
+            self._record.name,
+            done,
+            all_hits,
+            failed,
+            useful,
+            self._smallest(),
+            self._record.in_race,
+        )
 
     def _smallest(self) -> float | None:
         names = self._problem.objectives
