@@ -25,7 +25,7 @@ Repair = Literal["auto", "recalibrate", "none"]
 REPAIRS: Final[tuple[Repair, ...]] = ("auto", "recalibrate", "none")
 SHARES: Final = (0.0, 0.5, 1.0)
 """Shares of the new statistics that `auto` tries."""
-HELD_OUT: Final = 4
+HELD_OUT: Final = 6
 """One calibration image in this many judges; the others make the statistics."""
 _BATCH_VALUES: Final = 256 * 3 * 32 * 32
 

@@ -50,7 +50,7 @@ from automl_compress.search.priors import (
     stratified_mildness,
 )
 from automl_compress.search.replay import EpisodeReplay
-from automl_compress.search.strategy import Problem, Seen, State, Strategy
+from automl_compress.search.strategy import TOLERATED, Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
 WARM_UP: Final = 30
@@ -139,7 +139,7 @@ class DDPG(Strategy):
     def _draw_preference(self) -> Array:
         """(n_costs,) costs near those of an evaluated network on the useful front."""
         values = self._replay.outcomes[:, :-1]
-        useful = values[:, self._error] <= 1.0
+        useful = values[:, self._error] <= _damped(TOLERATED)
         among = values[useful] if useful.any() else values
         front = among[front_mask(among)]
         chosen = self._costs(front[int(self.rng.integers(len(front)))])

@@ -12,7 +12,7 @@ Deviations from the paper:
    and the population is small. A search pays for some hundred evaluations, not for 25,000.
 3. A child that was asked or told before, or that breaks a constraint on costs, which are known
    beforehand, is dropped and made again.
-4. Besides the study's constraints, a loss of accuracy beyond `USEFUL_LOSS` counts as a violation,
+4. Besides the study's constraints, a loss well beyond `USEFUL_LOSS` counts as a violation,
    so that ruined networks, which are never dominated because they are small, do not crowd out
    the useful ones. `keep_ruined=True` switches this off.
 """
@@ -38,7 +38,7 @@ from pymoo.operators.repair.rounding import RoundingRepair
 
 from automl_compress.evaluate import USEFUL_LOSS, Evaluation
 from automl_compress.search.priors import draw_new, mildest, scaled_indices, stratified_mildness
-from automl_compress.search.strategy import Problem, Seen, State, Strategy
+from automl_compress.search.strategy import TOLERATED, Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
 MUTATED_GENES: Final = 3
@@ -154,7 +154,8 @@ class NSGA2(Strategy):
 
     def _excess(self, evaluation: Evaluation) -> list[float]:
         """Violations: of the constraints, of usefulness, and of having worked at all."""
-        ruined = evaluation.minimised("error") - self.problem.baseline["error"] - USEFUL_LOSS
+        lost = evaluation.minimised("error") - self.problem.baseline["error"]
+        ruined = lost - TOLERATED * USEFUL_LOSS
         useless = 0.0 if self._keep_ruined or not evaluation.ok else max(0.0, ruined)
         broken = self.problem.violation(evaluation) if evaluation.ok else 0.0
         return [broken, useless, 0.0 if evaluation.ok else 1e3]

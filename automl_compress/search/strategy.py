@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from automl_compress.evaluate import USEFUL_LOSS, Constraint, Evaluation, violations
 from automl_compress.space import Policy, SearchSpace
 
+TOLERATED: float = 1.25
+"""Losses of accuracy up to this many times `USEFUL_LOSS` are worth a learner's attention: the
+nearly useful are one step from the useful."""
+
 State = dict[str, Any]
 """Nested dicts and lists of numbers, texts, None and numpy arrays."""
 
