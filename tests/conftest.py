@@ -1,4 +1,4 @@
-"""One cache for the whole test run, so that the digits network is trained once."""
+"""One cache and one thread for every process of the test run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+# Tests run in parallel, a file per process; threads of their own would only fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -166,11 +166,22 @@ def _reason(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def _hear_nothing(_: Standing) -> None:
+    pass
+
+
 class _Listening(tune.Callback):  # type: ignore[misc]
     """Passes contestants' standings on to a listener in this process."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Listening:
+        """Tune copies and stores its callbacks; a listener stays with its process."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Listening, (_hear_nothing,)
 
     def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
         """Called by Tune for every report of a trial."""

@@ -8,6 +8,7 @@ import numpy as np
 from automl_compress.evaluate import USEFUL_LOSS, Evaluation, objective_values, references
 from automl_compress.search import Problem, Strategy, build_strategy
 from automl_compress.search.nsga2 import NSGA2
+from automl_compress.search.strategy import TOLERATED
 from automl_compress.space import Policy
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
@@ -77,7 +78,7 @@ def test_among_those_that_break_constraints_the_least_survive() -> None:
 def test_ruined_failed_and_nan_never_push_out_what_works() -> None:
     problem = NETWORK.problem(("error", "size_bytes"))
     works, *others = _policies(16)
-    ruined = 1.0 - problem.baseline["error"] - USEFUL_LOSS - 0.01
+    ruined = 1.0 - problem.baseline["error"] - TOLERATED * USEFUL_LOSS - 0.01
     strategy = NSGA2(problem, 0, population=1)
     strategy.tell(_made([works], 0.9))
     strategy.tell(_made(others[:5], ruined))
@@ -105,7 +106,7 @@ def test_state_holds_the_population_with_its_values() -> None:
     strategy.tell(evaluations[50:])
     population = strategy.state_dict()["population"]
     by_policy = {e.policy: e for e in evaluations}
-    assert population["X"].shape == (30, len(problem.space))
+    assert population["X"].shape == (20, len(problem.space))
     for row, values in zip(population["X"], population["F"], strict=True):
         policy = problem.space.decode(problem.space.repair(row))
         assert np.array_equal(values, problem.values(by_policy[policy]))
