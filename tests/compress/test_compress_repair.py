@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, Repair
 from automl_compress.compress.modules import share_copy
-from automl_compress.compress.repair import SHARES, judge_targets, repair_batchnorm
+from automl_compress.compress.repair import HELD_OUT, SHARES, judge_targets, repair_batchnorm
 from automl_compress.space import Policy
 
 
@@ -63,7 +63,7 @@ def test_auto_takes_the_share_nearest_to_the_original(share: float) -> None:
     start = shifted()
     with torch.no_grad():
         fresh: Any = share_copy(start)
-        repair_batchnorm(fresh, images()[:30], None, "recalibrate")
+        repair_batchnorm(fresh, images()[: 40 - 40 // HELD_OUT], None, "recalibrate")
         mixed: Any = share_copy(start)
         for norm, old, new in zip(mixed.modules(), start.modules(), fresh.modules(), strict=True):
             if isinstance(norm, nn.BatchNorm2d):
@@ -71,10 +71,10 @@ def test_auto_takes_the_share_nearest_to_the_original(share: float) -> None:
                     norm._buffers[key] = torch.lerp(getattr(old, key), getattr(new, key), share)
         targets = judge_targets(mixed, images())
         assert targets is not None
-        assert len(targets) == 10
+        assert len(targets) == 40 // HELD_OUT
         chosen: Any = share_copy(start)
         assert repair_batchnorm(chosen, images(), targets, "auto") == share
-        torch.testing.assert_close(chosen(images()[30:]), targets, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(chosen(images()[40 - 40 // HELD_OUT :]), targets, rtol=1e-4, atol=1e-5)
 
 
 def test_repair_none_changes_nothing() -> None:
