@@ -43,6 +43,9 @@ from automl_compress.workload import Workload, load_workload
 REFERENCE: Final = "uniform"
 """Strategy that every study runs, if only to draw its line."""
 
+PICKED_LOSSES: Final = (0.005, 0.01, 0.02)
+"""Losses of accuracy at which the cheapest networks are always among the finalists."""
+
 
 def _hear_nothing(_: Any) -> None:
     pass
@@ -414,12 +417,25 @@ def _engine(race: Race, config: StudyConfig, folder: Path) -> Iterator[Engine]:
 
 
 def _finalists(result: StudyResult, count: int) -> list[Policy]:
-    """Points of the merged front that together keep most of its useful hypervolume."""
+    """Points of the merged front worth a final measurement, at most `count`.
+
+    First the cheapest, by every cost, of those that lose at most `PICKED_LOSSES` by their
+    estimates, which are what people come for; then those that together keep most of the front's
+    useful hypervolume.
+    """
     front = result.front()
     if not front:
         return []
     names = result.manifest.objectives
     baseline = {**result.manifest.baseline, "error": 1 - result.manifest.baseline["accuracy"]}
     values = np.array([[point.objectives[name] for name in names] for point in front])
-    chosen = spread_subset(values, references(names, baseline)[1], count)
-    return [front[int(place)].policy for place in chosen]
+    lost = values[:, names.index("error")] - baseline["error"]
+    picked = [
+        int(np.argmin(np.where(lost <= loss, values[:, place], np.inf)))
+        for loss in PICKED_LOSSES
+        for place, name in enumerate(names)
+        if name != "error" and (lost <= loss).any()
+    ]
+    spread = spread_subset(values, references(names, baseline)[1], count)
+    chosen = list(dict.fromkeys([*picked, *map(int, spread)]))[:count]
+    return [front[place].policy for place in sorted(chosen)]

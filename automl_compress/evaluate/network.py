@@ -19,7 +19,7 @@ from automl_compress.evaluate.evaluation import Evaluation
 from automl_compress.space import Policy
 from automl_compress.workload import Workload
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever the same policy would get another answer than before."""
 _BATCH: Final = 64
 

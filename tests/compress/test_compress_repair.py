@@ -74,7 +74,9 @@ def test_auto_takes_the_share_nearest_to_the_original(share: float) -> None:
         assert len(targets) == 40 // HELD_OUT
         chosen: Any = share_copy(start)
         assert repair_batchnorm(chosen, images(), targets, "auto") == share
-        torch.testing.assert_close(chosen(images()[40 - 40 // HELD_OUT :]), targets, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            chosen(images()[40 - 40 // HELD_OUT :]), targets, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_repair_none_changes_nothing() -> None:
