@@ -22,6 +22,8 @@ from automl_compress.engine import Standing
 from automl_compress.ledger import StudyResult
 from automl_compress.space import load_rules
 
+RAY = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
+
 SWEEP = """
 study: tiny
 workload: {model: digits_cnn, train: {epochs: 4}}
@@ -79,7 +81,7 @@ def _kill_in_mid_search(
         process.send_signal(how)
 
 
-@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
+@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=RAY)])
 def test_kill_9_and_resume_end_like_an_undisturbed_run(kind: str, sweep: Path) -> None:
     engine = ("--set", f"engine.kind={kind}")
     assert main(["search", str(sweep), "--out", "whole", "--set", "engine.kind=serial"]) == 0
@@ -101,7 +103,7 @@ def test_kill_9_and_resume_end_like_an_undisturbed_run(kind: str, sweep: Path) -
     assert fronts[0] == fronts[1]
 
 
-@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
+@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=RAY)])
 def test_ctrl_c_leaves_a_state_that_resume_continues(kind: str, sweep: Path) -> None:
     process = _run("search", str(sweep), "--out", "out", "--set", f"engine.kind={kind}")
     _kill_in_mid_search(process, Path("out"), signal.SIGINT)
@@ -162,6 +164,7 @@ def test_space_of_a_users_own_network(sweep: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.cluster
+@pytest.mark.xdist_group("ray")
 def test_doctor_is_content(capsys: pytest.CaptureFixture[str]) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "automl_compress", "doctor"]

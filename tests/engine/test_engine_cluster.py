@@ -15,6 +15,7 @@ from automl_compress.ledger import Ledger
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.xdist_group("ray"),
     # Ray leaves sockets and processes to the operating system; none of them is ours to close.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
