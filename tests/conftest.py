@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-# Tests run in parallel, one Ray at a time (the group "ray"); threads of their own would only fight for the cores.
+# Tests run in parallel, one Ray at a time (the group "ray"); threads of their own would only fight
+# for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
