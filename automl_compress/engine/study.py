@@ -172,9 +172,11 @@ class Study:
                     engine.run(unfinished, listener)
                     finalists = _finalists(StudyResult(folder), self.config.finalists)
                     engine.measure(finalists)
-            except InterruptedStudy:
+            except (InterruptedStudy, KeyboardInterrupt) as reason:
                 replace(manifest, status="interrupted").write(folder)
-                raise
+                raise InterruptedStudy(
+                    f"stopped; all finished evaluations are saved, go on with 'resume {folder}'"
+                ) from reason
             keys = tuple(policy.key for policy in finalists)
             replace(manifest, status="finished", finalists=keys).write(folder)
         result = StudyResult(folder)

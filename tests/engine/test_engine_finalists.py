@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine_races import CONTESTANTS, frame, race
+
+from automl_compress.engine.serial import SerialEngine
+from automl_compress.engine.study import PICKED_LOSSES, Study, _finalists
+from automl_compress.errors import InterruptedStudy
+from automl_compress.ledger import Manifest, StudyResult
+
+
+def _result(folder: Path) -> StudyResult:
+    engine = SerialEngine(race(folder))
+    engine.run(CONTESTANTS, lambda _: None)
+    engine.close()
+    frame(folder)  # writes the manifest
+    return StudyResult(folder)
+
+
+def test_the_cheapest_networks_at_each_loss_are_finalists(tmp_path: Path) -> None:
+    result = _result(tmp_path)
+    finalists = set(_finalists(result, 8))
+    front = result.front()
+    baseline = 1 - result.manifest.baseline["accuracy"]
+    checked = 0
+    for loss in PICKED_LOSSES:
+        good = [p for p in front if p.objectives["error"] - baseline <= loss]
+        for name in ("size_bytes", "macs"):
+            if good:
+                least = min(point.objectives[name] for point in good)
+                assert any(p.objectives[name] == least and p.policy in finalists for p in good)
+                checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("count", [1, 3, 1_000])
+def test_there_are_no_more_finalists_than_asked_for(tmp_path: Path, count: int) -> None:
+    result = _result(tmp_path)
+    finalists = _finalists(result, count)
+    assert len(finalists) == len(set(finalists)) == min(count, len(result.front()))
+
+
+def test_stopping_while_finalists_are_measured_leaves_a_state_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    study = Study(
+        study="tiny",
+        workload={"model": "digits_cnn", "train": {"epochs": 1}},
+        estimate={"images": 50, "calibration_images": 16},
+        strategies=["scaled-random"],
+        seeds=1,
+        budget={"evaluations": 3},
+        engine={"kind": "serial"},
+    )
+    monkeypatch.setattr(SerialEngine, "measure", stop)
+    with pytest.raises(InterruptedStudy, match="resume"):
+        study.run(tmp_path / "out")
+    assert Manifest.read(tmp_path / "out").status == "interrupted"
+    monkeypatch.undo()
+    assert Study.resume(tmp_path / "out").manifest.status == "finished"
