@@ -1,38 +1,82 @@
-"""What the layers of the original network read on calibration images: a sample of it."""
+"""What the layers of the original network read and give on calibration images: a sample of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SAMPLES: Final = 512
+OUTPUTS: Final = 4096
+"""Output vectors kept per layer, fewer where a layer is wide."""
+OUTPUT_VALUES: Final = 2**21
+"""Largest number of output values kept per layer."""
+FEWEST: Final = 1024
+"""Output vectors kept of the widest layers."""
+INPUTS: Final = 512
 """Input patches kept per layer. Against the full second moment of the inputs, the clip chosen
 for a channel of ResNet-56 at 3 bits loses no accuracy that could be told from noise."""
 
 
-def sample_inputs(
+@dataclass(frozen=True)
+class Spots:
+    """Output positions of one layer, drawn over a batch of images.
+
+    Args:
+        first: (n,) image of each; for linear layers the row of the flattened batch.
+        row: (n,) output row; empty for linear layers.
+        column: (n,) output column; empty for linear layers.
+        shape: all sizes of the layer's output but the channels.
+    """
+
+    first: Tensor
+    row: Tensor
+    column: Tensor
+    shape: tuple[int, ...]
+
+    def head(self, count: int) -> Spots:
+        """The first of them."""
+        return Spots(self.first[:count], self.row[:count], self.column[:count], self.shape)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one layer of the original network does at some spots.
+
+    Args:
+        spots: n output positions.
+        inputs: (groups, min(n, `INPUTS`), fan_in) what the layer reads at the first of them,
+            flattened as its weights are.
+        outputs: (n, out) what it gives at all of them.
+    """
+
+    spots: Spots
+    inputs: Tensor
+    outputs: Tensor
+
+
+def sample_layers(
     model: nn.Module, layers: Iterable[str], images: Tensor, seed: int = 0
-) -> dict[str, Tensor]:
-    """Random input patches of layers, flattened as the layers' weights are.
+) -> dict[str, Sample]:
+    """Watch layers at random positions; of a layer that is used twice, its first use.
 
     Args:
         model: the network; not changed.
         layers: names of `Conv2d` and `Linear` modules.
         images: (n, channels, height, width) calibration images.
-        seed: decides which patches are kept.
+        seed: decides the positions.
 
     Returns:
-        By layer name, (groups, samples, fan_in) float32.
+        By layer name; layers that do not run are missing.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Tensor] = {}
+    found: dict[str, Sample] = {}
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            _collector(name, found, generator), with_kwargs=True
+        model.get_submodule(name).register_forward_hook(
+            _watcher(name, found, generator), with_kwargs=True
         )
         for name in layers
     ]
@@ -45,39 +89,80 @@ def sample_inputs(
     return found
 
 
-def _collector(
-    name: str, found: dict[str, Tensor], generator: torch.Generator
+def _watcher(
+    name: str, found: dict[str, Sample], generator: torch.Generator
 ) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x: Tensor = inputs[0] if inputs else named["input"]
-        if isinstance(module, nn.Conv2d):
-            found[name] = _patches(module, x, generator)
-        else:
-            rows = x.flatten(0, -2)
-            chosen = torch.randint(len(rows), (min(SAMPLES, len(rows)),), generator=generator)
-            found[name] = rows[chosen][None]
+    def hook(
+        module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+    ) -> None:
+        if name in found or not output.numel():
+            return
+        spots = _draw(module, output, generator)
+        read = read_inputs(module, layer_input(inputs, named), spots.head(INPUTS))
+        found[name] = Sample(spots, read, read_outputs(module, output, spots))
 
     return hook
 
 
-def _patches(layer: nn.Conv2d, x: Tensor, generator: torch.Generator) -> Tensor:
-    """(groups, samples, fan_in) random patches a convolution reads from (n, c, h, w)."""
+def layer_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """The tensor a layer was called with, given by place or by name."""
+    tensor: Tensor = inputs[0] if inputs else named["input"]
+    return tensor
+
+
+def output_shape(layer: nn.Module, output: Tensor) -> tuple[int, ...]:
+    """All sizes of a layer's output but the channels."""
+    if isinstance(layer, nn.Conv2d):
+        return (output.shape[0], *output.shape[2:])
+    return tuple(output.shape[:-1])
+
+
+def _draw(layer: nn.Module, output: Tensor, generator: torch.Generator) -> Spots:
+    shape = output_shape(layer, output)
+    channels = output.shape[1] if isinstance(layer, nn.Conv2d) else output.shape[-1]
+    count = min(OUTPUTS, max(FEWEST, OUTPUT_VALUES // channels))
+    if isinstance(layer, nn.Conv2d):
+        drawn = [torch.randint(size, (count,), generator=generator) for size in shape]
+        return Spots(drawn[0], drawn[1], drawn[2], shape)
+    rows = output.numel() // channels
+    none = torch.zeros(0, dtype=torch.long)
+    if rows <= count:
+        return Spots(torch.arange(rows), none, none, shape)
+    return Spots(torch.randint(rows, (count,), generator=generator), none, none, shape)
+
+
+def read_inputs(layer: nn.Module, x: Tensor, spots: Spots) -> Tensor:
+    """(groups, n, fan_in) what a layer reads at some spots.
+
+    Args:
+        layer: a `Conv2d` or `Linear`, cut or not.
+        x: its input.
+        spots: output positions.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        return x.flatten(0, -2)[spots.first][None]
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(x, (left, right, top, bottom), mode=mode)
-    span = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    places = [
-        (size - reach) // step + 1
-        for size, reach, step in zip(padded.shape[2:], span, layer.stride, strict=True)
-    ]
-    image = torch.randint(len(x), (SAMPLES,), generator=generator)
     rows, columns = (
-        (torch.randint(count, (SAMPLES,), generator=generator) * step)[:, None]
-        + torch.arange(kernel) * dilation
-        for count, step, kernel, dilation in zip(
-            places, layer.stride, layer.kernel_size, layer.dilation, strict=True
+        (place * step)[:, None] + torch.arange(kernel) * dilation
+        for place, step, kernel, dilation in zip(
+            (spots.row, spots.column), layer.stride, layer.kernel_size, layer.dilation, strict=True
         )
     )
-    patches = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    flat = patches.permute(0, 3, 1, 2).reshape(SAMPLES, layer.groups, -1)
+    patches = padded[spots.first[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    flat = patches.permute(0, 3, 1, 2).reshape(len(spots.first), layer.groups, -1)
     return flat.transpose(0, 1).contiguous()
+
+
+def read_outputs(layer: nn.Module, y: Tensor, spots: Spots) -> Tensor:
+    """(n, out) what a layer gives at some spots.
+
+    Args:
+        layer: a `Conv2d` or `Linear`.
+        y: its output.
+        spots: output positions.
+    """
+    if isinstance(layer, nn.Conv2d):
+        return y[spots.first, :, spots.row, spots.column]
+    return y.flatten(0, -2)[spots.first]

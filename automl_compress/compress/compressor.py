@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl_compress.compress.calibration import sample_inputs
+from automl_compress.compress.calibration import Sample, sample_layers
 from automl_compress.compress.cost_model import CostModel
 from automl_compress.compress.importance import CRITERIA, Criterion, channel_order
 from automl_compress.compress.modules import become, share_copy
@@ -21,7 +21,7 @@ from automl_compress.compress.quantize import (
     choose_scales,
     quantized_layer,
 )
-from automl_compress.compress.repair import Repair, judge_targets, repair_batchnorm
+from automl_compress.compress.repair import Repair, Repairer, fitting_images
 from automl_compress.compress.slicing import Places, cut_channels, kept_places
 from automl_compress.compress.structure import Structure
 from automl_compress.compress.tracing import trace
@@ -37,10 +37,10 @@ class Compressor:
     Args:
         model: the trained network; never changed.
         example_input: (1, channels, height, width), or whatever the network takes.
-        calibration: (n, channels, height, width) images that choose clips and repair BatchNorm;
-            without them, weights are quantized by rule and activations cannot be.
+        calibration: (n, channels, height, width) images that choose clips and repair the
+            network; without them, weights are quantized by rule and activations cannot be.
         criterion: a name in `importance.CRITERIA`.
-        repair: what `repair_batchnorm` does to every built network.
+        repair: what `Repairer` does to every built network.
 
     Raises:
         TraceError: the network cannot be followed.
@@ -58,16 +58,15 @@ class Compressor:
         self.model, self.structure = trace(model, example_input)
         self.cost = CostModel(self.structure)
         self._order = channel_order(self.model, self.structure.groups, _criterion(criterion))
-        self._repair = repair
-        self._calibration = calibration
-        self._targets: Tensor | None = None
-        self._inputs: dict[str, Tensor] = {}
+        self._samples: dict[str, Sample] = {}
+        self._repairer: Repairer | None = None
         self._scales: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
         self._input_grids: dict[tuple[str, int], InputQuantizer] = {}
         if calibration is not None and len(calibration):
             layers = [layer.name for layer in self.structure.layers if layer.quantizable]
-            self._inputs = sample_inputs(self.model, layers, calibration)
-            self._targets = judge_targets(self.model, calibration)
+            images = fitting_images(calibration, repair)
+            self._samples = sample_layers(self.model, layers, images)
+            self._repairer = Repairer(self.model, calibration, self._samples, repair)
 
     def build(self, policy: Policy) -> nn.Module:
         """The network a policy describes, in evaluation mode, without gradients.
@@ -83,9 +82,10 @@ class Compressor:
         with torch.no_grad():
             places = kept_places(self.model, self.structure.groups, kept)
             network = cut_channels(self.model, places)
+            weights = {n: network.get_submodule(n).get_parameter("weight") for n in self._samples}
             self._quantize(network, policy, places)
-            if len(policy) and self._calibration is not None:
-                repair_batchnorm(network, self._calibration, self._targets, self._repair)
+            if len(policy) and self._repairer is not None:
+                network = self._repairer(network, weights, places)
         return network
 
     def _kept(self, policy: Policy) -> dict[str, NDArray[np.int64]]:
@@ -119,7 +119,7 @@ class Compressor:
         key = (name, bits, b"" if inputs is None else inputs.numpy().tobytes())
         if key not in self._scales:
             weight: Tensor = layer.get_parameter("weight")
-            sample = self._inputs.get(name)
+            sample = self._samples[name].inputs if name in self._samples else None
             if inputs is not None:
                 sample = None if sample is None else _of_channels(sample, inputs, weight)
                 weight = weight[:, inputs]
@@ -130,14 +130,14 @@ class Compressor:
         return scales if stays.out is None else scales[stays.out]
 
     def _input_quantizer(self, name: str, bits: int) -> InputQuantizer:
-        if name not in self._inputs:
+        if name not in self._samples:
             raise SpaceError(
                 f"activation_bits need calibration images to find ranges, but '{name}' has none; "
                 "pass calibration"
             )
         if (name, bits) not in self._input_grids:
             weight = self.model.get_submodule(name).get_parameter("weight")
-            grid = choose_input_quantizer(weight, bits, self._inputs[name])
+            grid = choose_input_quantizer(weight, bits, self._samples[name].inputs)
             self._input_grids[name, bits] = grid
         return share_copy(self._input_grids[name, bits])
 

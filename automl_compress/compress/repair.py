@@ -1,144 +1,167 @@
-"""Repair without training: BatchNorm statistics that fit the compressed network.
+"""Repair without training: what brings a compressed network back towards the original.
 
-Cutting and rounding shift what BatchNorm sees. New statistics from calibration images often
-repair this, and sometimes harm: measured on ResNet-56 (CIFAR-10, 3,000 test images, 256
-calibration images), new statistics lift uniform 2-bit weights from 32.0 to 82.4 %, but lower
-4-bit ones from 93.1 to 91.6 %, where the old statistics were nearly right and the new ones are
-noisy; choosing, shares between both included, gives 92.3 % at 3 bits against 91.3 % with the old
-and 90.1 % with the new. So `repair_batchnorm` tries shares between old and new, and keeps the one
-whose outputs are nearest to the original network's on calibration images
-that did not make the statistics. No label is used.
+`auto` builds the candidates below and keeps the one whose outputs are nearest to the original
+network's on calibration images that no repair has seen; no label is used.
+
+- the network as it is;
+- all layers reconstructed (`reconstruct`), its BatchNorm statistics the old ones, the new ones
+  or half of each;
+- in networks without BatchNorm: variances matched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from automl_compress.compress.slicing import BATCH_NORMS
+from automl_compress.compress.batchnorm import (
+    Statistics,
+    measurable_norms,
+    mix_statistics,
+    recalibrate,
+    statistics,
+)
+from automl_compress.compress.calibration import Sample
+from automl_compress.compress.modules import share_copy
+from automl_compress.compress.reconstruct import (
+    Fit,
+    FitTask,
+    fit_layers,
+    match_mean,
+    match_variance,
+    reconstruct,
+)
+from automl_compress.compress.slicing import Places
 
-Repair = Literal["auto", "recalibrate", "none"]
-REPAIRS: Final[tuple[Repair, ...]] = ("auto", "recalibrate", "none")
+Repair = Literal["auto", "reconstruct", "recalibrate", "variance", "bias", "none"]
+REPAIRS: Final[tuple[Repair, ...]] = (
+    "auto",
+    "reconstruct",
+    "recalibrate",
+    "variance",
+    "bias",
+    "none",
+)
 SHARES: Final = (0.0, 0.5, 1.0)
-"""Shares of the new statistics that `auto` tries."""
+"""Shares of the new BatchNorm statistics that `auto` tries."""
 HELD_OUT: Final = 6
-"""One calibration image in this many judges; the others make the statistics."""
-_BATCH_VALUES: Final = 256 * 3 * 32 * 32
-
-Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-Statistics = list[tuple[Tensor, Tensor]]
-"""Running mean and variance of every BatchNorm, in the network's order."""
+"""One calibration image in this many judges; the others make the repair."""
+_FIT_VALUES: Final = 2**24
+"""Largest number of input values in the one batch that layers are fitted on."""
 
 
-def repair_batchnorm(
-    model: nn.Module, images: Tensor, targets: Tensor | None, repair: Repair
-) -> float:
-    """Give a compressed network's BatchNorms new statistics, as far as they help.
+def fitting_images(images: Tensor, repair: Repair) -> Tensor:
+    """The calibration images that layers are sampled and fitted on.
 
     Args:
-        model: changed in place; its statistics become tensors of its own.
-        images: (n, channels, height, width) calibration images.
-        targets: the original network's outputs on the last n // `HELD_OUT` images; needed for
-            `auto`.
-        repair: `none` changes nothing, `recalibrate` takes the new statistics, `auto` chooses.
-
-    Returns:
-        The share of the new statistics that was taken, in [0, 1].
+        images: (n, channels, height, width) all calibration images.
+        repair: `auto` holds some of them out.
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, BATCH_NORMS) and module.running_mean is not None
-    ]
-    if repair == "none" or not norms or not len(images):
-        return 0.0
-    held_out = len(images) // HELD_OUT if repair == "auto" and targets is not None else 0
-    old = _statistics(norms)
-    new = _measured_statistics(model, norms, images[: len(images) - held_out])
-    if not held_out or targets is None:
-        _set_statistics(norms, old, new, 1.0)
-        return 1.0
-    judges = images[len(images) - held_out :]
-    distances = []
-    for share in SHARES:
-        _set_statistics(norms, old, new, share)
-        distances.append(_distance(model(judges), targets))
-    best = SHARES[int(torch.tensor(distances).nan_to_num(torch.inf).argmin())]
-    _set_statistics(norms, old, new, best)
-    return best
+    usable = len(images) - (len(images) // HELD_OUT if repair == "auto" else 0)
+    return images[: max(1, min(usable, _FIT_VALUES // max(1, images[0].numel())))]
 
 
-def judge_targets(model: nn.Module, images: Tensor) -> Tensor | None:
-    """The original network's outputs that `repair_batchnorm` compares with, or None.
+class Repairer:
+    """Repairs any compressed form of one network.
 
     Args:
         model: the original network.
-        images: the calibration images.
+        images: (n, channels, height, width) calibration images.
+        samples: what its layers do on `fitting_images`.
+        repair: what is done.
     """
-    held_out = len(images) // HELD_OUT
-    if not held_out:
-        return None
-    with torch.no_grad():
-        output = model(images[len(images) - held_out :])
-    return output if isinstance(output, Tensor) else None
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, samples: Mapping[str, Sample], repair: Repair
+    ) -> None:
+        self._samples = samples
+        self._images = images
+        self._fitting = fitting_images(images, repair)
+        self._repair = repair
+        self._judges = images[len(images) - len(images) // HELD_OUT :]
+        self._targets: Tensor | None = None
+        if repair == "auto" and len(self._judges):
+            with torch.no_grad():
+                output = model(self._judges)
+            self._targets = output if isinstance(output, Tensor) else None
+
+    def __call__(
+        self, network: nn.Module, weights: Mapping[str, Tensor], places: Mapping[str, Places]
+    ) -> nn.Module:
+        """The repaired network.
+
+        Args:
+            network: a compressed form; may be changed in place.
+            weights: by layer name, its weights cut but not rounded.
+            places: what is left of the modules that are cut.
+        """
+        if self._repair == "none":
+            return network
+        if self._repair == "recalibrate":
+            recalibrate(network, self._images)
+            return network
+        tasks = {
+            name: FitTask(weights[name], sample, places.get(name, Places()).out)
+            for name, sample in self._samples.items()
+        }
+        if self._repair != "auto":
+            self._fit(network, tasks, _FITS[self._repair])
+            return network
+        return self._nearest(network, tasks)
+
+    def _fit(self, network: nn.Module, tasks: Mapping[str, FitTask], fit: Fit) -> None:
+        fit_layers(network, tasks, self._fitting, fit, renew=fit is reconstruct)
+
+    def _nearest(self, network: nn.Module, tasks: Mapping[str, FitTask]) -> nn.Module:
+        """The candidate nearest to the original; reconstructed where nothing can judge."""
+        fitted = share_copy(network)
+        self._fit(fitted, tasks, reconstruct)
+        if self._targets is None:
+            return fitted
+        candidates = [network, fitted]
+        if measurable_norms(network):
+            self._mix_statistics(fitted, statistics(measurable_norms(network)))
+        else:
+            candidates.append(share_copy(network))
+            self._fit(candidates[-1], tasks, match_variance)
+        return min(candidates, key=self._distance)
+
+    def _mix_statistics(self, network: nn.Module, old: Statistics) -> None:
+        """Give BatchNorms the best share between old statistics and the network's own."""
+        norms = measurable_norms(network)
+        new = statistics(norms)
+        distances = {}
+        for share in SHARES:
+            mix_statistics(norms, old, new, share)
+            distances[share] = self._distance(network)
+        mix_statistics(norms, old, new, min(SHARES, key=distances.__getitem__))
+
+    def _distance(self, network: nn.Module) -> float:
+        """How far a network's outputs are from the original's.
+
+        The mean Kullback-Leibler divergence of class probabilities over the images; the squared
+        error of outputs that are no classes; infinite where one is not finite.
+        """
+        assert self._targets is not None
+        outputs = network(self._judges)
+        if outputs.dim() != 2:
+            distance = F.mse_loss(outputs, self._targets)
+        else:
+            distance = F.kl_div(
+                outputs.log_softmax(1),
+                self._targets.log_softmax(1),
+                log_target=True,
+                reduction="batchmean",
+            )
+        return float(distance.nan_to_num(torch.inf))
 
 
-def _statistics(norms: list[Norm]) -> Statistics:
-    found = []
-    for norm in norms:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        found.append((norm.running_mean, norm.running_var))
-    return found
-
-
-def _set_statistics(norms: list[Norm], old: Statistics, new: Statistics, share: float) -> None:
-    for norm, (old_mean, old_var), (new_mean, new_var) in zip(norms, old, new, strict=True):
-        norm._buffers["running_mean"] = torch.lerp(old_mean, new_mean, share)
-        norm._buffers["running_var"] = torch.lerp(old_var, new_var, share)
-
-
-def _measured_statistics(model: nn.Module, norms: list[Norm], images: Tensor) -> Statistics:
-    """Mean and variance each BatchNorm sees, averaged over large batches."""
-    size = max(32, _BATCH_VALUES // max(1, images[0].numel()))
-    for norm, (mean, variance) in zip(norms, _statistics(norms), strict=True):
-        norm._buffers["running_mean"] = torch.zeros_like(mean)
-        norm._buffers["running_var"] = torch.zeros_like(variance)
-    with _measuring(norms):
-        for count, batch in enumerate(torch.split(images, size)):
-            for norm in norms:
-                norm.momentum = 1.0 / (count + 1)
-            model(batch)
-    return _statistics(norms)
-
-
-@contextmanager
-def _measuring(norms: list[Norm]) -> Iterator[None]:
-    """BatchNorms in training mode without a step counter."""
-    before = [(norm.momentum, norm._buffers.get("num_batches_tracked")) for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm._buffers["num_batches_tracked"] = None
-    try:
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, before, strict=True):
-            norm.eval()
-            norm.momentum = momentum
-            norm._buffers["num_batches_tracked"] = counter
-
-
-def _distance(outputs: Tensor, targets: Tensor) -> float:
-    """Kullback-Leibler divergence of class probabilities, mean over images; else squared error."""
-    if outputs.dim() != 2:
-        return float(F.mse_loss(outputs, targets))
-    return float(
-        F.kl_div(
-            outputs.log_softmax(1), targets.log_softmax(1), log_target=True, reduction="batchmean"
-        )
-    )
+_FITS: Final[Mapping[Repair, Fit]] = {
+    "reconstruct": reconstruct,
+    "variance": match_variance,
+    "bias": match_mean,
+}

@@ -19,7 +19,7 @@ from automl_compress.evaluate.evaluation import Evaluation
 from automl_compress.space import Policy
 from automl_compress.workload import Workload
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised whenever the same policy would get another answer than before."""
 _BATCH: Final = 64
 
@@ -34,7 +34,7 @@ class EstimateSettings:
         images: labelled images the accuracy is counted on, drawn once from the split; None
             takes the whole split.
         calibration_images: unlabelled training images for clips and repair.
-        repair: what is done to BatchNorm, see `compress.repair`.
+        repair: what is done after cutting and rounding, see `compress.repair`.
         criterion: importance criterion of channels.
         split: `validation` for searching, `test` for the final word.
         seed: decides which images are drawn.

@@ -10,7 +10,7 @@ from compress_networks import conv_bn, example, network
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
-from automl_compress.compress.calibration import sample_inputs
+from automl_compress.compress.calibration import sample_layers
 from automl_compress.compress.quantize import (
     CLIPS,
     InputQuantizer,
@@ -126,13 +126,30 @@ def test_the_input_grid_is_no_worse_than_the_full_range(negative: bool) -> None:
 )
 def test_sampled_inputs_are_patches_the_layer_reads(layer: nn.Conv2d) -> None:
     x = torch.randn(3, 4, 8, 8, generator=generator())
-    patches = sample_inputs(nn.Sequential(layer), ["0"], x)["0"]
+    patches = sample_layers(nn.Sequential(layer), ["0"], x)["0"].inputs
     assert patches.shape[0] == layer.groups
     weight = layer.weight.detach().flatten(1).reshape(layer.groups, -1, patches.shape[2])
     outputs = torch.einsum("gof,gsf->sgo", weight, patches).flatten(1) + layer.bias.detach()
     every = layer(x).detach().permute(0, 2, 3, 1).reshape(-1, layer.out_channels)
     assert float((outputs[:, None] - every).abs().amax(2).amin(1).max()) < 1e-5
     assert len(torch.unique(outputs[:, 0].round(decimals=4))) > 5
+
+
+def test_sampled_outputs_belong_to_the_sampled_inputs() -> None:
+    layer = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    x = torch.randn(3, 4, 8, 8, generator=generator())
+    sample = sample_layers(nn.Sequential(layer), ["0"], x)["0"]
+    weight = layer.weight.detach().flatten(1).reshape(2, 3, -1)
+    expected = torch.einsum("gof,gsf->sgo", weight, sample.inputs).flatten(1)
+    count = sample.inputs.shape[1]
+    torch.testing.assert_close(sample.outputs[:count], expected + layer.bias.detach())
+
+
+def test_a_layer_used_twice_is_sampled_at_its_first_use() -> None:
+    layer = nn.Linear(4, 4)
+    x = torch.randn(5, 4, generator=generator())
+    sample = sample_layers(nn.Sequential(layer, nn.ReLU(), layer), ["0"], x)["0"]
+    assert torch.equal(sample.inputs[0], x)
 
 
 def test_linear_inputs_are_sampled_whatever_their_shape() -> None:
@@ -145,7 +162,7 @@ def test_linear_inputs_are_sampled_whatever_their_shape() -> None:
             return self.layer(input=x)
 
     x = torch.randn(3, 5, 4, generator=generator())
-    rows = sample_inputs(Named(), ["layer"], x)["layer"]
+    rows = sample_layers(Named(), ["layer"], x)["layer"].inputs
     assert rows.shape == (1, 15, 4)
     assert all((row == x.flatten(0, 1)).all(dim=1).any() for row in rows[0])
 
@@ -176,7 +193,7 @@ def test_scales_of_a_cut_layer_are_chosen_on_the_inputs_that_stay() -> None:
     kept = [means.index(mean) for mean in built.features[2][1].running_mean.tolist()]
     columns = [channel * 16 + place for channel in kept for place in range(16)]
     layers = [layer.name for layer in compressor.structure.layers]
-    inputs = sample_inputs(whole, layers, images)["fc1"]
+    inputs = sample_layers(whole, layers, images)["fc1"].inputs
     expected = choose_scales(whole.fc1.weight[:, columns], 2, inputs[:, :, columns])
     assert torch.equal(built.fc1.weight_scale, expected)
     assert not torch.equal(expected, choose_scales(whole.fc1.weight, 2, inputs))

@@ -1,4 +1,4 @@
-"""BatchNorm repair: what it measures and how it chooses."""
+"""Repairs: what each does, and how `auto` chooses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import torch
 from compress_networks import conv_bn, example, head, network
 from torch import Tensor, nn
 
-from automl_compress.compress import Compressor, Repair
+from automl_compress.compress import REPAIRS, Compressor, Repair
+from automl_compress.compress.batchnorm import (
+    measurable_norms,
+    mix_statistics,
+    recalibrate,
+    statistics,
+)
 from automl_compress.compress.modules import share_copy
-from automl_compress.compress.repair import HELD_OUT, SHARES, judge_targets, repair_batchnorm
+from automl_compress.compress.repair import HELD_OUT, SHARES, Repairer, fitting_images
 from automl_compress.space import Policy
 
 
@@ -26,10 +32,16 @@ def images(count: int = 40) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 3 + 1
 
 
+def divergence(network: nn.Module, original: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        targets, answers = original(x).log_softmax(1), network(x).log_softmax(1)
+        return float((targets.exp() * (targets - answers)).sum(1).mean())
+
+
 def test_new_statistics_are_those_of_the_images() -> None:
     model: Any = share_copy(shifted())
     with torch.no_grad():
-        assert repair_batchnorm(model, images(), None, "recalibrate") == 1.0
+        recalibrate(model, images())
         first = model[0][0](images())
         second = model[1][0](
             nn.functional.batch_norm(first, None, None, model[0][1].weight, model[0][1].bias, True)
@@ -44,14 +56,14 @@ def test_new_statistics_are_those_of_the_images() -> None:
 
 
 def test_many_images_are_averaged_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from automl_compress.compress import repair
+    from automl_compress.compress import batchnorm
 
-    monkeypatch.setattr(repair, "_BATCH_VALUES", 0)
+    monkeypatch.setattr(batchnorm, "_BATCH_VALUES", 0)
     model: Any = share_copy(shifted())
     batches: list[int] = []
     model.register_forward_hook(lambda _, inputs, __: batches.append(len(inputs[0])))
     with torch.no_grad():
-        repair_batchnorm(model, images(64), None, "recalibrate")
+        recalibrate(model, images(64))
         assert batches == [32, 32]
         halves = [model[0][0](half).mean((0, 2, 3)) for half in images(64).split(32)]
     torch.testing.assert_close(model[0][1].running_mean, (halves[0] + halves[1]) / 2)
@@ -61,71 +73,94 @@ def test_many_images_are_averaged_over_batches(monkeypatch: pytest.MonkeyPatch) 
 def test_auto_takes_the_share_nearest_to_the_original(share: float) -> None:
     """The targets are made with statistics that are a known share of the way."""
     start = shifted()
+    x = images(48)
     with torch.no_grad():
-        fresh: Any = share_copy(start)
-        repair_batchnorm(fresh, images()[: 40 - 40 // HELD_OUT], None, "recalibrate")
-        mixed: Any = share_copy(start)
-        for norm, old, new in zip(mixed.modules(), start.modules(), fresh.modules(), strict=True):
-            if isinstance(norm, nn.BatchNorm2d):
-                for key in ("running_mean", "running_var"):
-                    norm._buffers[key] = torch.lerp(getattr(old, key), getattr(new, key), share)
-        targets = judge_targets(mixed, images())
-        assert targets is not None
-        assert len(targets) == 40 // HELD_OUT
-        chosen: Any = share_copy(start)
-        assert repair_batchnorm(chosen, images(), targets, "auto") == share
-        torch.testing.assert_close(
-            chosen(images()[40 - 40 // HELD_OUT :]), targets, rtol=1e-4, atol=1e-5
-        )
+        # No layer has a sample, so none is fitted and only statistics differ.
+        fresh = share_copy(start)
+        recalibrate(fresh, fitting_images(x, "auto"))
+        target = share_copy(start)
+        norms = measurable_norms(target)
+        mix_statistics(norms, statistics(norms), statistics(measurable_norms(fresh)), share)
+        chosen = Repairer(target, x, {}, "auto")(share_copy(start), {}, {})
+        judges = x[48 - 48 // HELD_OUT :]
+        torch.testing.assert_close(chosen(judges), target(judges), rtol=1e-4, atol=1e-5)
 
 
 def test_repair_none_changes_nothing() -> None:
-    model: Any = share_copy(shifted())
-    before = [(id(tensor), tensor.clone()) for tensor in model.buffers()]
-    assert repair_batchnorm(model, images(), None, "none") == 0.0
-    assert all(
-        id(tensor) == name and torch.equal(tensor, value)
-        for tensor, (name, value) in zip(model.buffers(), before, strict=True)
-    )
+    model, x = network("resnet8"), example("resnet8", 16)
+    policy = Policy({"weight_bits:layer1.0.conv1": 2})
+    plain = Compressor(model, x[:1], x, repair="none").build(policy)
+    bare = Compressor(model, x[:1]).build(policy)
+    before, after = dict(bare.named_buffers()), dict(plain.named_buffers())
+    for name in before:
+        if "running" in name:
+            assert torch.equal(before[name], after[name])
 
 
-def test_statistics_are_never_written_into_shared_tensors() -> None:
-    original = shifted()
-    before = [tensor.clone() for tensor in original.buffers()]
-    copied = share_copy(original)
-    with torch.no_grad():
-        repair_batchnorm(copied, images(), judge_targets(original, images()), "auto")
-        repair_batchnorm(copied, images(), None, "recalibrate")
-    assert all(torch.equal(a, b) for a, b in zip(original.buffers(), before, strict=True))
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_nothing_is_written_into_shared_tensors(repair: Repair) -> None:
+    model, x = network("resnet8"), example("resnet8", 24)
+    compressor = Compressor(model, x[:1], x, repair=repair)
+    before = {name: tensor.clone() for name, tensor in compressor.model.state_dict().items()}
+    compressor.build(Policy({"channels:layer1.0.conv1": 2, "weight_bits:layer2.0.conv1": 2}))
+    after = compressor.model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
-def test_networks_without_batchnorm_need_no_repair() -> None:
-    assert repair_batchnorm(network("mlp"), example("mlp", 8), None, "recalibrate") == 0.0
-
-
-def test_frozen_batchnorm_without_statistics_is_left_alone() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
-    assert repair_batchnorm(model.eval(), images(), None, "recalibrate") == 0.0
+@pytest.mark.parametrize("repair", REPAIRS)
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet8", "mobile", "dense"])
+def test_every_repair_keeps_shapes_grids_and_costs(name: str, repair: Repair) -> None:
+    model, x = network(name), example(name, 24)
+    compressor = Compressor(model, x[:1], x, repair=repair)
+    groups = {g.name: g.channels for g in compressor.structure.groups if not g.protected}
+    channels = {f"channels:{n}": max(1, c // 2) for n, c in groups.items()}
+    bits = {f"weight_bits:{s.name}": 3 for s in compressor.structure.layers if s.quantizable}
+    built = compressor.build(Policy({**channels, **bits}))
+    assert torch.isfinite(built(x)).all()
+    bare = Compressor(model, x[:1]).build(Policy({**channels, **bits}))
+    for (n, tensor), (m, expected) in zip(
+        built.state_dict().items(), bare.state_dict().items(), strict=True
+    ):
+        assert n == m
+        assert tensor.shape == expected.shape
+    for layer in (built.get_submodule(key.split(":")[1]) for key in bits):
+        weight, scale = layer.get_parameter("weight"), layer.get_buffer("weight_scale")
+        integers = weight.flatten(1) / scale[:, None]
+        torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-4)
+        assert float(integers.abs().max()) < 3.001
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
-def test_few_calibration_images_are_enough(count: int) -> None:
-    compressor = Compressor(network("vgg"), example("vgg"), example("vgg", count))
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_few_calibration_images_are_enough(count: int, repair: Repair) -> None:
+    compressor = Compressor(network("vgg"), example("vgg"), example("vgg", count), repair=repair)
     built = compressor.build(Policy({"channels:fc1": 4, "weight_bits:fc1": 4}))
     assert torch.isfinite(built(example("vgg", 2))).all()
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_auto_is_never_farther_from_the_original_than_no_repair(seed: int) -> None:
-    model, x = network("resnet8", seed), example("resnet8", 64)
-    policy = Policy({f"weight_bits:layer{n}.0.conv{m}": 2 for n in (1, 2, 3) for m in (1, 2)})
-    judges = x[48:]
-    repairs: tuple[Repair, ...] = ("none", "auto")
-    distances = []
-    with torch.no_grad():
-        targets = model(judges).log_softmax(1)
-        for repair in repairs:
-            built = Compressor(model, x[:1], x, repair=repair).build(policy)
-            answers = built(judges).log_softmax(1)
-            distances.append(float((targets.exp() * (targets - answers)).sum(1).mean()))
-    assert distances[1] <= distances[0] + 1e-9
+@pytest.mark.parametrize("name", ["resnet8", "mlp"])
+@pytest.mark.parametrize("seed", range(3))
+def test_auto_is_never_farther_from_the_original_than_no_repair(name: str, seed: int) -> None:
+    model, x = network(name, seed), example(name, 64)
+    compressor = Compressor(model, x[:1], fitting_images(x, "auto"), repair="none")
+    layers = [layer.name for layer in compressor.structure.layers]
+    policy = Policy({f"weight_bits:{layer}": 2 for layer in layers[1:]})
+    judges = x[64 - 64 // HELD_OUT :]
+    plain = divergence(compressor.build(policy), model, judges)
+    auto = Compressor(model, x[:1], x, repair="auto").build(policy)
+    assert divergence(auto, model, judges) <= plain + 1e-6
+
+
+def test_networks_without_batchnorm_are_recalibrated_to_themselves() -> None:
+    model, x = network("mlp"), example("mlp", 8)
+    policy = Policy({"weight_bits:1": 4})
+    built = Compressor(model, x[:1], x, repair="recalibrate").build(policy)
+    plain = Compressor(model, x[:1], x, repair="none").build(policy)
+    assert torch.equal(built(x), plain(x))
+
+
+def test_frozen_batchnorm_without_statistics_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    recalibrate(model.eval(), images())
+    norm: Any = model[1]
+    assert norm.running_mean is None

@@ -1,0 +1,238 @@
+"""Layers fitted, one after the other, to what they gave before the network was compressed.
+
+A layer that lost inputs, and whose inputs changed because earlier layers were cut and rounded,
+can still come near its old outputs: `reconstruct` solves for the weights that bring it there by
+least squares (He et al. 2017, Channel Pruning; He et al. 2018, AMC), on any kernel size. It
+differs from both in reading the inputs that the compressed network really gives, BatchNorm
+normalised by what it sees, so that later layers make up for what earlier ones lost. Rounding
+then spreads each weight's error over the weights not yet rounded (Frantar et al. 2023, GPTQ).
+
+Smaller corrections need the same pass: `match_variance` gives each output the mean and variance
+it had, for networks whose BatchNorm was folded away; `match_mean` corrects biases alone (Nagel
+et al. 2019, Data-Free Quantization).
+
+All read one batch of calibration images, layer by layer in the order the network calls them; a
+layer that is called twice is fitted to its first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from automl_compress.compress.batchnorm import measurable_norms, measuring
+from automl_compress.compress.calibration import (
+    INPUTS,
+    Sample,
+    layer_input,
+    output_shape,
+    read_inputs,
+)
+from automl_compress.compress.quantize import (
+    choose_scales,
+    quantize_weight,
+    round_compensated,
+)
+
+RIDGE: Final = 0.03
+"""Pull towards the weights as they were, as a share of the inputs' mean second moment."""
+COMPENSATED_FAN_IN: Final = 2304
+"""Layers that read more values round every weight alone: compensation takes cubic time."""
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """What one layer of a compressed network should do.
+
+    Args:
+        weight: (out, in / groups, ...) its weights in floating point, cut, not rounded.
+        sample: what the layer did in the original network.
+        kept: (out,) its outputs' places in the original, or None for all.
+    """
+
+    weight: Tensor
+    sample: Sample
+    kept: Tensor | None
+
+    def outputs(self) -> Tensor:
+        """(n, out) what the original gave, for the outputs that are left."""
+        outputs = self.sample.outputs
+        return outputs if self.kept is None else outputs[:, self.kept]
+
+
+Fit = Callable[[nn.Module, FitTask, Tensor], None]
+"""Changes a layer in place, given what it should do and (groups, n, fan_in) what it reads."""
+
+
+def fit_layers(
+    network: nn.Module, tasks: Mapping[str, FitTask], images: Tensor, fit: Fit, renew: bool
+) -> None:
+    """Change layers one after the other, each on what the changed ones before it give.
+
+    Args:
+        network: changed in place; changed tensors become its own.
+        tasks: by layer name.
+        images: (n, channels, height, width), those the samples were made of.
+        fit: what is done to every layer.
+        renew: normalise by the statistics of these images, and keep them.
+    """
+    handles = [
+        network.get_submodule(name).register_forward_pre_hook(_once(task, fit), with_kwargs=True)
+        for name, task in tasks.items()
+    ]
+    try:
+        with measuring(measurable_norms(network) if renew else []):
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _once(task: FitTask, fit: Fit) -> Callable[..., None]:
+    done = False
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        nonlocal done
+        x = layer_input(inputs, named)
+        if done or not _same_positions(module, x, task.sample):
+            return
+        done = True
+        quantizer = getattr(module, "input_quantizer", None)
+        read = read_inputs(module, x, task.sample.spots)
+        fit(module, task, read if quantizer is None else quantizer(read))
+
+    return hook
+
+
+def _same_positions(layer: nn.Module, x: Tensor, sample: Sample) -> bool:
+    """Whether a layer works on the positions it had: detectors' later layers may not."""
+    shape = sample.spots.shape
+    if isinstance(layer, nn.Conv2d):
+        return len(x) == shape[0] and _fits(layer, x, shape)
+    return output_shape(layer, x) == shape
+
+
+def _fits(layer: nn.Conv2d, x: Tensor, shape: tuple[int, ...]) -> bool:
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    sizes = (x.shape[2] + top + bottom, x.shape[3] + left + right)
+    spans = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    places = [(n - s) // t + 1 for n, s, t in zip(sizes, spans, layer.stride, strict=True)]
+    return tuple(places) == tuple(shape[1:])
+
+
+def reconstruct(layer: nn.Module, task: FitTask, inputs: Tensor) -> None:
+    """Least-squares weights, rounded to the layer's bits with compensation, and a fitting bias.
+
+    Args:
+        layer: changed in place.
+        task: what it should do.
+        inputs: (groups, n, fan_in) what it reads.
+    """
+    groups = len(inputs)
+    outputs = task.outputs().reshape(len(task.outputs()), groups, -1).transpose(0, 1)
+    weight = task.weight.reshape(groups, outputs.shape[2], -1)
+    mean_in, mean_out = _means(layer, inputs, outputs)
+    centred = inputs - mean_in
+    fitted, moment = least_squares(weight, centred, outputs - mean_out)
+    rows = fitted.flatten(0, 1)
+    bits: int | None = getattr(layer, "weight_bits", None)
+    if bits is not None:
+        scales = choose_scales(rows, bits, centred[:, :INPUTS])
+        if moment is not None and moment.shape[-1] <= COMPENSATED_FAN_IN:
+            rows = round_compensated(fitted, scales.reshape(groups, -1), bits, moment).flatten(0, 1)
+        else:
+            rows = quantize_weight(rows, scales, bits)
+        layer._buffers["weight_scale"] = scales
+    _set(layer, "weight", rows.reshape(task.weight.shape))
+    if layer._parameters.get("bias") is not None:
+        shift = mean_out - mean_in @ rows.reshape(weight.shape).transpose(1, 2)
+        _set(layer, "bias", shift.flatten())
+
+
+def _means(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(groups, 1, fan_in) and (groups, 1, out) means that a bias can make up for; else zeros."""
+    if layer._parameters.get("bias") is None:
+        return torch.zeros_like(inputs[:, :1]), torch.zeros_like(outputs[:, :1])
+    return inputs.mean(dim=1, keepdim=True), outputs.mean(dim=1, keepdim=True)
+
+
+def least_squares(weight: Tensor, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weights that bring a linear map nearest to outputs, without leaving the old ones for noise.
+
+    Minimises |inputs weight' - outputs|^2 / n + ridge |weight' - weight|^2, in whichever form is
+    smaller: over the inputs, or, with fewer samples than inputs, over the samples.
+
+    Args:
+        weight: (groups, out, fan_in).
+        inputs: (groups, n, fan_in).
+        outputs: (groups, n, out).
+
+    Returns:
+        (groups, out, fan_in) weights, `weight` itself where the system cannot be solved; and the
+        (groups, fan_in, fan_in) second moment of the inputs, None in the second form.
+    """
+    count, fan_in = inputs.shape[1:]
+    missing = outputs - inputs @ weight.transpose(1, 2)
+    ridge = RIDGE * inputs.pow(2).mean(dim=(1, 2)).clamp(min=1e-12)[:, None, None]
+    if fan_in <= count:
+        moment = inputs.transpose(1, 2) @ inputs / count
+        change = _solve(moment, ridge, inputs.transpose(1, 2) @ missing / count)
+    else:
+        moment = None
+        products = inputs @ inputs.transpose(1, 2) / count
+        change = inputs.transpose(1, 2) @ _solve(products, ridge, missing / count)
+    fitted = weight + change.transpose(1, 2)
+    return (fitted if bool(torch.isfinite(fitted).all()) else weight), moment
+
+
+def _solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
+    """Solution of (matrix + ridge I) x = right; not finite where rounding made that singular."""
+    regular = matrix + ridge * torch.eye(matrix.shape[-1])
+    factor, wrong = torch.linalg.cholesky_ex(regular)
+    solution = torch.cholesky_solve(right, factor)
+    return solution if not bool(wrong.any()) else torch.full_like(solution, torch.nan)
+
+
+def match_variance(layer: nn.Module, task: FitTask, inputs: Tensor) -> None:
+    """Scale each output's weights so that it varies as it did, and correct its bias.
+
+    Args:
+        layer: changed in place; rounded weights stay on their grid, whose step is scaled.
+        task: what it should do.
+        inputs: (groups, n, fan_in) what it reads.
+    """
+    before = task.outputs().std(dim=0, correction=0)
+    now = _linear(layer, inputs).std(dim=0, correction=0)
+    gain = torch.where((now > 1e-8) & (before > 1e-8), before / now, 1.0)
+    weight: Tensor = layer.get_parameter("weight")
+    _set(layer, "weight", weight * gain.reshape(-1, *[1] * (weight.dim() - 1)))
+    if "weight_scale" in layer._buffers:
+        layer._buffers["weight_scale"] = layer.get_buffer("weight_scale") * gain
+    match_mean(layer, task, inputs)
+
+
+def match_mean(layer: nn.Module, task: FitTask, inputs: Tensor) -> None:
+    """Correct a layer's bias, where it has one, so that its mean outputs are what they were.
+
+    Args:
+        layer: changed in place.
+        task: what it should do.
+        inputs: (groups, n, fan_in) what it reads.
+    """
+    if layer._parameters.get("bias") is not None:
+        _set(layer, "bias", (task.outputs() - _linear(layer, inputs)).mean(dim=0))
+
+
+def _linear(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """(n, out) what a layer gives, its bias left out."""
+    groups = len(inputs)
+    weight = layer.get_parameter("weight").flatten(1).reshape(groups, -1, inputs.shape[2])
+    return (inputs @ weight.transpose(1, 2)).transpose(0, 1).flatten(1)
+
+
+def _set(layer: nn.Module, name: str, value: Tensor) -> None:
+    layer._parameters[name] = nn.Parameter(value.contiguous(), requires_grad=False)
