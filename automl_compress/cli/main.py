@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from automl_compress.cli import commands
+from automl_compress.cli.bench import add_bench
 from automl_compress.errors import CompressError, InputError, InterruptedStudy
 
 
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_resume(subparsers)
     _add_report(subparsers)
     _add_space(subparsers)
+    add_bench(subparsers)
     doctor = subparsers.add_parser("doctor", help="check this installation and machine")
     doctor.set_defaults(run=lambda _: commands.doctor())
     for subparser in subparsers.choices.values():

@@ -1,0 +1,174 @@
+"""What every repair buys without training, and what it costs in time."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from automl_compress.compress import REPAIRS, Compressor, Repair
+from automl_compress.compress.fold import fold_norms, foldable_norms
+from automl_compress.evaluate.network import EstimateSettings
+from automl_compress.space import Policy
+from automl_compress.workload import Workload
+
+LEVELS: Final = {"mild": (0.875, 6), "medium": (0.75, 4), "harsh": (0.5, 3)}
+"""Share of every group's channels that stays, and bits of every weight."""
+_BATCH: Final = 128
+
+
+@dataclass(frozen=True)
+class RepairRow:
+    """One repair of one compressed network.
+
+    Args:
+        network: `as trained`, or `folded`: BatchNorm folded into the layers.
+        level: a key of `LEVELS`.
+        repair: what was done.
+        accuracy: share of test images answered rightly, in [0, 1].
+        baseline: the same of the uncompressed network.
+        seconds: time to build and repair the network.
+        size_share: bytes over the uncompressed network's.
+        macs_share: multiply-accumulates likewise.
+    """
+
+    network: str
+    level: str
+    repair: str
+    accuracy: float
+    baseline: float
+    seconds: float
+    size_share: float
+    macs_share: float
+
+
+def measure_repairs(
+    workload: Workload, settings: EstimateSettings, test_images: int | None = None
+) -> Iterable[RepairRow]:
+    """Every repair at every level, on the network as trained and with BatchNorm folded away.
+
+    Args:
+        workload: the network and its data.
+        settings: calibration images, criterion and seed.
+        test_images: how many of the untouched test images are counted; all when not given.
+
+    Raises:
+        TraceError: the network cannot be followed.
+    """
+    calibration = workload.splits.train.draw(settings.calibration_images, settings.seed)
+    images = _channels_last(calibration.tensor(workload.normalization))
+    split = workload.splits.test
+    chosen = split if test_images is None else split.draw(test_images, settings.seed)
+    tests = _channels_last(chosen.tensor(workload.normalization))
+    labels = torch.from_numpy(chosen.labels.copy())
+    for name, network in _forms(workload):
+        baseline = _accuracy(network, tests, labels)
+        for repair in REPAIRS:
+            compressor = Compressor(
+                network, workload.example_input(), images, settings.criterion, repair
+            )
+            for level in LEVELS:
+                yield _row(compressor, (name, level, repair), baseline, tests, labels)
+
+
+def _forms(workload: Workload) -> Iterable[tuple[str, nn.Module]]:
+    """The network as trained and, where it has BatchNorm, folded."""
+    yield "as trained", workload.model
+    folded = copy.deepcopy(workload.model).eval().requires_grad_(False)
+    pairs = foldable_norms(folded, workload.example_input())
+    if pairs:
+        fold_norms(folded, pairs)
+        yield "folded", folded
+
+
+def _row(
+    compressor: Compressor,
+    names: tuple[str, str, Repair],
+    baseline: float,
+    tests: Tensor,
+    labels: Tensor,
+) -> RepairRow:
+    name, level, repair = names
+    policy = uniform_policy(compressor, *LEVELS[level])
+    start = time.perf_counter()
+    with torch.inference_mode():
+        network = compressor.build(policy)
+    seconds = time.perf_counter() - start
+    whole, cost = compressor.cost(Policy({})), compressor.cost(policy)
+    return RepairRow(
+        name,
+        level,
+        repair,
+        _accuracy(network, tests, labels),
+        baseline,
+        seconds,
+        cost["size_bytes"] / whole["size_bytes"],
+        cost["macs"] / whole["macs"],
+    )
+
+
+def uniform_policy(compressor: Compressor, share: float, bits: int) -> Policy:
+    """The same share of channels in every group, the same bits in every layer.
+
+    Args:
+        compressor: of the network.
+        share: of the channels that stay, in (0, 1].
+        bits: 2..8.
+    """
+    structure = compressor.structure
+    channels = {
+        f"channels:{group.name}": max(1, round(group.channels * share))
+        for group in structure.groups
+        if not group.protected
+    }
+    layers = [layer.name for layer in structure.layers if layer.quantizable]
+    return Policy({**channels, **{f"weight_bits:{name}": bits for name in layers}})
+
+
+def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    right = 0
+    with torch.inference_mode():
+        for batch, answers in zip(
+            torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True
+        ):
+            right += int((network(batch).argmax(dim=1) == answers).sum())
+    return right / len(labels)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def repair_table(rows: Iterable[RepairRow]) -> str:
+    """Markdown: a line per network form and repair, accuracy and time per level.
+
+    Times are ratios to the build without repair of the same form and level.
+    """
+    table = {(row.network, row.repair, row.level): row for row in rows}
+    forms = list(dict.fromkeys(network for network, _, _ in table))
+    heads = [
+        f"{level} ({row.size_share:.1%} of the bytes, {row.macs_share:.1%} of the MACs)"
+        for level in LEVELS
+        for row in [table[forms[0], "none", level]]
+    ]
+    lines = [
+        "| network | repair | " + " | ".join(heads) + " |",
+        "| --- | --- |" + " ---: |" * len(heads),
+    ]
+    for form in forms:
+        for repair in REPAIRS:
+            cells = [
+                f"{row.accuracy:.2%} ({row.seconds / table[form, 'none', level].seconds:.0f}x)"
+                for level in LEVELS
+                for row in [table[form, repair, level]]
+            ]
+            lines.append(f"| {form} | {repair} | " + " | ".join(cells) + " |")
+    baseline = next(iter(table.values())).baseline
+    lines.append("")
+    lines.append(f"Uncompressed: {baseline:.2%}. In brackets: time to build over that of `none`.")
+    return "\n".join(lines)

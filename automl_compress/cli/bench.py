@@ -1,0 +1,63 @@
+"""`automl-compress bench`: measurements, each printed as a table and kept as JSON when asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from automl_compress.errors import InputError
+
+
+def add_bench(subparsers: Any) -> None:
+    """Add the command and its benchmarks to a parser."""
+    parser = subparsers.add_parser("bench", help="measure what parts buy and cost")
+    benches = parser.add_subparsers(
+        dest="bench", required=True, parser_class=type(parser), metavar="BENCH"
+    )
+    repair = benches.add_parser("repair", help="what every repair buys without training")
+    repair.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
+    repair.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key of the sweep file",
+    )
+    repair.add_argument("--images", type=int, metavar="N", help="test images; default: all")
+    add_json_option(repair)
+    repair.set_defaults(run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.json))
+
+
+def add_json_option(parser: Any) -> None:
+    """Add `--json FILE`, which every command that measures takes."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+
+
+def bench_repair(
+    sweep: Path, overrides: Sequence[str], images: int | None, output: Path | None
+) -> int:
+    """Measure every repair on a sweep's network and print the table."""
+    from automl_compress.bench.repair import measure_repairs, repair_table
+    from automl_compress.engine.config import read_config
+    from automl_compress.workload import Workload, load_workload
+
+    if images is not None and images < 1:
+        raise InputError(f"--images must be at least 1, but is {images}; correct it")
+    config = read_config(sweep, overrides)
+    given = config.workload
+    workload = given if isinstance(given, Workload) else load_workload(given)
+    held = len(workload.splits.test)
+    if images is not None and images > held:
+        raise InputError(f"--images must be at most {held}, but is {images}; lower it")
+    rows = []
+    for row in measure_repairs(workload, config.estimate, images):
+        rows.append(row)
+        print(f"{row.network}, {row.level}, {row.repair}: {row.accuracy:.2%}", flush=True)
+    print(f"\n{repair_table(rows)}")
+    if output is not None:
+        output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
