@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from automl_compress.compress import Compressor, compress, cost
+    from automl_compress.deploy import load_packed, save_packed
     from automl_compress.engine import Study
     from automl_compress.errors import CompressError, InputError
     from automl_compress.ledger import StudyResult
@@ -33,8 +34,10 @@ _PLACES = {
     "Workload": "automl_compress.workload",
     "WorkloadConfig": "automl_compress.workload",
     "cost": "automl_compress.compress",
+    "load_packed": "automl_compress.deploy",
     "load_rules": "automl_compress.space",
     "load_workload": "automl_compress.workload",
+    "save_packed": "automl_compress.deploy",
     "write_report": "automl_compress.report",
 }
 
@@ -52,8 +55,10 @@ __all__ = [
     "WorkloadConfig",
     "compress",
     "cost",
+    "load_packed",
     "load_rules",
     "load_workload",
+    "save_packed",
     "write_report",
 ]
 

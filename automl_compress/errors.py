@@ -5,7 +5,8 @@ CompressError
 │   ├── SpaceError                  a gene, space, policy or search-space file
 │   ├── WorkloadError               a model, its weights or its data
 │   │   └── TraceError              a network whose structure cannot be followed
-│   └── StudyError                  a sweep file, a study's settings or its folder
+│   ├── StudyError                  a sweep file, a study's settings or its folder
+│   └── DeployError                 a file of a compressed network, or what to make of it
 ├── EstimateError (RuntimeError)    a candidate that cannot be measured; becomes a failed evaluation
 ├── EngineError (RuntimeError)      a run that cannot go on; the command line exits with 1
 └── InterruptedStudy (RuntimeError) stopped by the user with its state saved; exits with 130
@@ -38,6 +39,10 @@ class TraceError(WorkloadError):
 
 class StudyError(InputError):
     """A sweep file, a study's settings or its folder is wrong."""
+
+
+class DeployError(InputError):
+    """A file of a compressed network cannot be written or read."""
 
 
 class EstimateError(CompressError, RuntimeError):

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "space": set(),
     "workload": set(),
     "compress": {"space"},
+    "deploy": {"space", "workload", "compress"},
     "evaluate": {"space", "workload", "compress", "pareto"},
     "ledger": {"space", "evaluate", "pareto"},
     "search": {"space", "evaluate", "pareto"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
         "evaluate",
         "search",
     },
-    "__init__": {"space", "workload", "compress", "ledger", "engine", "report"},
+    "__init__": {"space", "workload", "compress", "deploy", "ledger", "engine", "report"},
     "__main__": {"cli"},
 }
 
@@ -65,6 +66,7 @@ NEVER = {
     "space": {"torch", "ray"},
     "workload": {"ray", "pymoo", "optuna"},
     "compress": {"ray", "pymoo", "optuna"},
+    "deploy": {"ray", "pymoo", "optuna", "pandas"},
     "evaluate": {"ray", "pymoo", "optuna"},
 }
 

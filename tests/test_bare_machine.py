@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import sys
@@ -19,12 +20,15 @@ x = workload.example_input()
 space = ac.SearchSpace.from_model(workload.model, x)
 evaluation = estimator.estimate(space.decode(space.sizes - 1))
 assert evaluation.ok, evaluation.reason
-ac.compress(workload.model, space.largest, x)(x)
+smaller = ac.compress(workload.model, space.largest, x)
+ac.save_packed(smaller, "smaller.packed", space.largest, architecture="digits_cnn")
+assert (ac.load_packed("smaller.packed")(x) == smaller(x)).all()
 """
 
 
-def test_estimates_need_no_search_or_report_libraries() -> None:
+def test_estimates_and_files_need_no_search_or_report_libraries(tmp_path: Path) -> None:
     absent = ("ray", "optuna", "pymoo", "moocore", "yaml", "pandas", "pyarrow", "matplotlib")
     program = PROGRAM.format(absent=repr(absent))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -231,6 +231,11 @@ def can_quantize(module: nn.Module) -> bool:
     return type(module) in _QUANTIZED
 
 
+def is_quantized(module: nn.Module) -> bool:
+    """Whether this is the quantized form of a layer."""
+    return type(module) in _QUANTIZED.values()
+
+
 def quantized_layer(
     layer: nn.Module,
     weight_bits: int | None,

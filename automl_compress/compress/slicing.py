@@ -23,6 +23,9 @@ from automl_compress.errors import CompressError
 Kept = Mapping[str, NDArray[np.int64]]
 """By group name, (n_kept,) ascending channels of the group that stay."""
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of every tensor of a module, by the tensor's name in it."""
+
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -64,14 +67,65 @@ def kept_places(
         for member in group.members:
             key = (member.module, member.axis)
             if key not in masks:
-                masks[key] = np.ones(_axis_size(model, *key), dtype=bool)
+                masks[key] = np.ones(axis_size(model, *key), dtype=bool)
             masks[key][member.positions[~stays[member.channels]]] = False
     places = {key: torch.from_numpy(np.flatnonzero(mask)) for key, mask in masks.items()}
     names = dict.fromkeys(name for name, _ in places)
     return {n: Places(places.get((n, "out")), places.get((n, "in"))) for n in names}
 
 
-def _axis_size(model: nn.Module, name: str, axis: Axis) -> int:
+def places_of_shapes(model: nn.Module, shapes: Mapping[str, Shapes]) -> dict[str, Places]:
+    """What stays of a network that is cut to given shapes: the first channels of every axis.
+
+    This rebuilds the form of a network that was cut before; its values come from elsewhere.
+
+    Args:
+        model: the original, its channel maps already those of the cut network.
+        shapes: by module name, the shape of every tensor after the cut.
+
+    Raises:
+        CompressError: a tensor is larger than the original, or its module is not there.
+    """
+    modules = dict(model.named_modules())
+    places: dict[str, Places] = {}
+    for name, tensors in shapes.items():
+        if name not in modules:
+            raise CompressError(f"there is no module '{name}'")
+        module = modules[name]
+        if isinstance(module, ChannelMap):
+            continue
+        if can_cut(module):
+            sizes = _sizes_of_shapes(module, tensors)
+            firsts = {axis: _firsts(model, name, axis, size) for axis, size in sizes.items()}
+            places[name] = Places(firsts.get("out"), firsts.get("in"))
+            continue
+        for last, parameter in module._parameters.items():
+            if parameter is not None and len(tensors.get(last, ())) == parameter.dim() > 0:
+                own = f"{name}.{last}".lstrip(".")
+                size = tensors[last][parameter_axis(parameter)]
+                places[own] = Places(_firsts(model, own, "out", size))
+    return {n: p for n, p in places.items() if p.out is not None or p.inputs is not None}
+
+
+def _sizes_of_shapes(module: nn.Module, shapes: Shapes) -> dict[Axis, int]:
+    """Channels along the axes of a module that `can_cut`, from the shapes of its tensors."""
+    if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        return {"out": max((s[-1] for s in shapes.values() if s), default=0)}  # all alike
+    out, inputs = shapes.get("weight", (0, 0))[:2]
+    depthwise = getattr(module, "groups", 1) > 1  # outputs and inputs are the same channels
+    return {"out": out} if depthwise else {"out": out, "in": inputs}
+
+
+def _firsts(model: nn.Module, name: str, axis: Axis, size: int) -> Tensor | None:
+    """(size,) the first places along an axis; None when these are all."""
+    full = axis_size(model, name, axis)
+    if not 0 < size <= full:
+        raise CompressError(f"'{name}' has {full} channels, which cannot be cut to {size}")
+    return None if size == full else torch.arange(size)
+
+
+def axis_size(model: nn.Module, name: str, axis: Axis) -> int:
+    """Places along one axis of a module that `can_cut`, or of a free parameter."""
     part = find_part(model, name)
     if isinstance(part, ChannelMap):
         return part.out_channels if axis == "out" else part.in_channels

@@ -40,7 +40,7 @@ def trace(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Structure
     Raises:
         TraceError: the network cannot be copied, run or followed.
     """
-    working = _working_copy(model)
+    working = working_copy(model)
     example = example_input.detach()
     try:
         with quiet(), _layer_by_layer():
@@ -58,7 +58,15 @@ def trace(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Structure
     return working, Structure(tried, layers, stored, other_macs)
 
 
-def _working_copy(model: nn.Module) -> nn.Module:
+def working_copy(model: nn.Module) -> nn.Module:
+    """A frozen copy in evaluation mode, as every compressed network is made from.
+
+    Nothing works in place, and computed weights are plain parameters. A copy of such a copy, or
+    of a compressed network, is like the first.
+
+    Raises:
+        TraceError: the network cannot be copied, is a single layer, or shares parameters.
+    """
     try:
         working = copy.deepcopy(model)
     except Exception as reason:

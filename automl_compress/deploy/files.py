@@ -1,0 +1,102 @@
+"""Files of tensors: written whole or not at all, and refused in one line when they are not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors.torch
+from torch import Tensor
+
+from automl_compress.errors import DeployError
+from automl_compress.settings import one_line
+
+_KEY: Final = "automl_compress"
+"""The one entry of the files' metadata; of several, safetensors keeps no order."""
+
+
+def write_file(
+    path: Path, tensors: Mapping[str, Tensor], kind: str, version: int, words: Mapping[str, Any]
+) -> int:
+    """Write a safetensors file.
+
+    Args:
+        path: replaced if it exists; missing folders are made.
+        tensors: contiguous, each in memory of its own.
+        kind: the file's format.
+        version: of that format.
+        words: what else its metadata say, JSON.
+
+    Returns:
+        Bytes on disk.
+
+    Raises:
+        DeployError: it cannot be written.
+    """
+    text = json.dumps({"format": kind, "version": version, **words}, separators=(",", ":"))
+    content = safetensors.torch.save(dict(tensors), {_KEY: text})
+    partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as reason:
+        partial.unlink(missing_ok=True)
+        raise DeployError(
+            f"'{path}' must be writable, but is not: {one_line(reason)}; choose another place"
+        ) from reason
+    return len(content)
+
+
+def read_file(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of a file that `write_file` wrote.
+
+    Raises:
+        DeployError: it is missing, damaged, of a newer version or of another kind.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            words = _words(path, (file.metadata() or {}).get(_KEY, "{}"))
+            _check_format(path, words, kind, version)
+            return words, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as reason:
+        raise DeployError(f"a file must exist, but '{path}' does not; correct the path") from reason
+    except (OSError, safetensors.SafetensorError) as reason:
+        raise damaged(path, one_line(reason)) from reason
+
+
+def _words(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as reason:
+        raise damaged(path, "its metadata are no JSON") from reason
+
+
+def _check_format(path: Path, words: Mapping[str, Any], kind: str, version: int) -> None:
+    found, its_version = words.get("format", "unknown"), words.get("version")
+    if found != kind:
+        raise DeployError(
+            f"the format of '{path}' must be '{kind}', but is '{found}'; give a file that was "
+            "exported in this format"
+        )
+    if not isinstance(its_version, int):
+        raise damaged(path, "it has no version")
+    if its_version > version:
+        raise DeployError(
+            f"the version of '{path}' must be at most {version}, but is {its_version}; "
+            "use a newer automl-compress"
+        )
+
+
+def damaged(path: Path, what: str) -> DeployError:
+    """The error that says a file cannot be read."""
+    return DeployError(
+        f"'{path}' must be a whole safetensors file, but cannot be read ({what}); "
+        "copy or export it again"
+    )

@@ -1,0 +1,405 @@
+"""Packed files: what they hold, how large they are, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from compress_networks import NETWORKS, example, flatten, network, random_policy
+from torch import Tensor, nn
+
+from automl_compress.compress import Compressor, compress
+from automl_compress.deploy import load_packed, read_layout, save_packed
+from automl_compress.errors import DeployError, InputError, WorkloadError
+from automl_compress.space import Policy
+from automl_compress.workload import build_model
+
+OVERHEAD = 720
+"""Bytes that a file of a test network may add to what is promised."""
+
+
+def built_network(name: str, seed: int, images: Tensor | None = None) -> Any:
+    """A compressor, a random policy of its network and the network it builds."""
+    given = example(name, 12) if images is None else images
+    compressor = Compressor(network(name), given[:1], given)
+    policy = random_policy(
+        compressor.structure, np.random.default_rng(seed), activations=name != "words"
+    )
+    return compressor, policy, compressor.build(policy)
+
+
+def bits_of(output: Any) -> list[bytes]:
+    return [t.detach().contiguous().numpy().tobytes() for t in flatten(output)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_loaded_network_gives_the_same_outputs_bit_for_bit(
+    name: str, seed: int, tmp_path: Path
+) -> None:
+    compressor, policy, built = built_network(name, seed)
+    path = tmp_path / "net.packed"
+    size = save_packed(built, path, policy)
+    assert size == path.stat().st_size
+    loaded = load_packed(path, network(name, 7))
+    images = example(name, 5)
+    with torch.no_grad():  # torch's fused attention runs where nothing is trained
+        assert bits_of(loaded(images)) == bits_of(built(images))
+    assert repr(loaded) == repr(built)
+    assert not any(module.training for module in loaded.modules())
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    expected = {n: t for n, t in built.state_dict().items() if "num_batches" not in n}
+    actual = {n: t for n, t in loaded.state_dict().items() if "num_batches" not in n}
+    assert list(actual) == list(expected)
+    for key, tensor in expected.items():
+        assert actual[key].dtype == tensor.dtype
+        assert actual[key].stride() == tensor.stride()
+        assert torch.equal(actual[key], tensor)
+    assert read_layout(path).policy == policy
+    assert size <= compressor.cost(policy)["size_bytes"] + OVERHEAD
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobile", "outputs"])
+def test_loading_and_saving_again_gives_the_same_file(name: str, tmp_path: Path) -> None:
+    _, policy, built = built_network(name, 3)
+    save_packed(built, tmp_path / "one", policy, architecture="resnet20", arguments={"a": [1]})
+    loaded = load_packed(tmp_path / "one", network(name, 7))
+    save_packed(loaded, tmp_path / "two", policy, architecture="resnet20", arguments={"a": [1]})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+def test_all_layers_at_few_bits_and_one_channel(bits: int, tmp_path: Path) -> None:
+    images = example("resnet8", 12)
+    compressor = Compressor(network("resnet8"), images[:1], images)
+    structure = compressor.structure
+    genes: dict[str, float] = {f"weight_bits:{layer.name}": bits for layer in structure.layers}
+    genes |= {f"channels:{group.name}": 1 for group in structure.groups if not group.protected}
+    policy = Policy(genes)
+    built = compressor.build(policy)
+    save_packed(built, tmp_path / "net", policy)
+    loaded = load_packed(tmp_path / "net", network("resnet8", 7))
+    assert bits_of(loaded(images)) == bits_of(built(images))
+
+
+def test_a_shipped_network_loads_in_a_fresh_process_with_one_call(tmp_path: Path) -> None:
+    model = build_model("resnet20", {"num_classes": 7}, seed=3)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    compressor = Compressor(model, images[:1], images)
+    policy = random_policy(compressor.structure, np.random.default_rng(0), True)
+    built = compressor.build(policy)
+    path = tmp_path / "net.packed"
+    save_packed(built, path, policy, architecture="resnet20", arguments={"num_classes": 7})
+    torch.save((images, built(images).detach()), tmp_path / "expected.pt")
+    program = (
+        "import sys, torch, automl_compress as ac\n"
+        "images, expected = torch.load(sys.argv[2])\n"
+        "assert torch.equal(ac.load_packed(sys.argv[1])(images), expected)\n"
+        "assert not {'ray', 'pymoo', 'pandas', 'yaml', 'sklearn'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, str(path), str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_size_on_disk_is_what_the_cost_model_promises(tmp_path: Path) -> None:
+    model = build_model("resnet56", {"num_classes": 10})
+    compressor = Compressor(model, torch.zeros(1, 3, 32, 32))
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        policy = random_policy(compressor.structure, rng, False)
+        size = save_packed(
+            compressor.build(policy), tmp_path / "net", policy, architecture="resnet56"
+        )
+        promised = compressor.cost(policy)["size_bytes"]
+        assert promised < size < 1.02 * promised
+
+
+class Sparse(nn.Module):
+    """Convolutions with zero kernels, one of them in float, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 16, 3)
+        self.two = nn.Conv2d(16, 24, 3)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(x).relu()).mean((2, 3)))
+
+
+def sparse_network(share: float) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Sparse().eval()
+        for layer in (model.one, model.two):
+            with torch.no_grad():
+                gone = torch.rand(layer.weight.shape[:2]) < share
+                layer.weight[gone] = 0
+    return model
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+def test_zero_kernels_are_left_out_where_that_is_smaller(share: float, tmp_path: Path) -> None:
+    model, x = sparse_network(share), torch.randn(2, 3, 9, 9)
+    policy = Policy({"weight_bits:two": 2})
+    built = compress(model, policy, x)
+    size = save_packed(built, tmp_path / "net")
+    loaded: Any = load_packed(tmp_path / "net", Sparse())
+    for name, tensor in built.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert bits_of(loaded(x)) == bits_of(built(x))
+    stored = dict(read_layout(tmp_path / "net").flat())
+    dense = save_packed(compress(sparse_network(0), policy, x), tmp_path / "dense")
+    for name, bits in (("one.weight", 32), ("two.weight", 2)):
+        weight = built.state_dict()[name]
+        present = int((weight != 0).flatten(2).any(2).sum())
+        count = weight.shape[0] * weight.shape[1]
+        saved = (9 * bits * (count - present) - count) / 8
+        assert stored[name].kernels == (present if saved > 0 else None)
+        dense -= max(0, int(saved))
+    assert abs(size - dense) < 80  # layouts differ
+    assert stored["head.weight"].kernels is None
+
+
+def test_negative_zeros_of_floats_are_kept(tmp_path: Path) -> None:
+    model: Any = sparse_network(0.5)
+    with torch.no_grad():
+        model.two.weight[:4] = -0.0
+    save_packed(model, tmp_path / "net")
+    loaded: Any = load_packed(tmp_path / "net", Sparse())
+    assert bits_of(loaded.two.weight) == bits_of(model.two.weight)
+
+
+def test_other_types_and_memory_formats_are_kept(tmp_path: Path) -> None:
+    model = sparse_network(0.2).to(memory_format=torch.channels_last)
+    model.register_buffer("table", torch.arange(6, dtype=torch.int64).reshape(2, 3))
+    model.register_buffer("flag", torch.tensor(True))
+    model.register_buffer("fine", torch.randn(3).to(torch.bfloat16))
+    model.register_buffer("scratch", torch.zeros(2), persistent=False)
+    other = Sparse()
+    for name in ("table", "flag", "fine"):
+        other.register_buffer(name, torch.zeros_like(getattr(model, name)))
+    other.register_buffer("scratch", torch.ones(2), persistent=False)
+    save_packed(model, tmp_path / "net")
+    loaded: Any = load_packed(tmp_path / "net", other)
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == tensor.dtype
+        assert loaded.state_dict()[name].stride() == tensor.stride()
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert torch.equal(loaded.scratch, torch.ones(2))
+
+
+def test_cut_modules_without_tensors(tmp_path: Path) -> None:
+    def bare() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(6, 12), nn.LayerNorm(12, elementwise_affine=False), nn.ReLU(),
+            nn.Linear(12, 8), nn.BatchNorm1d(8, affine=False, track_running_stats=False),
+            nn.Linear(8, 3),
+        ).eval()  # fmt: skip
+
+    x = torch.randn(5, 6)
+    built = compress(bare(), Policy({"channels:0": 5, "channels:3": 4}), x[:2])
+    save_packed(built, tmp_path / "net")
+    loaded = load_packed(tmp_path / "net", bare())
+    assert torch.equal(loaded(x), built(x))
+    assert repr(loaded) == repr(built)
+
+
+def test_a_trained_network_in_training_mode_is_stored_as_in_evaluation(tmp_path: Path) -> None:
+    images = example("resnet8", 8)
+    built = compress(network("resnet8"), Policy({"channels:conv1": 9}), images[:1]).train()
+    built(images).sum().backward()
+    save_packed(built, tmp_path / "net")
+    assert built.training
+    loaded = load_packed(tmp_path / "net", network("resnet8", 7))
+    assert bits_of(loaded(images)) == bits_of(built.eval()(images))
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    _, policy, built = built_network("resnet8", 0)
+    save_packed(built, tmp_path / "net.packed", policy)
+    return tmp_path / "net.packed"
+
+
+def refused(path: Path, model: Any, error: type[InputError] = DeployError) -> str:
+    with pytest.raises(error) as caught:
+        load_packed(path, model)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], bytes], bytes]) -> None:
+    """Change a packed file's metadata and data; the checksum is made to fit."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        words = json.loads(file.metadata()["automl_compress"])
+        data = change(words, file.get_tensor("data").numpy().tobytes())
+    words["crc32"] = zlib.crc32(data)
+    stream = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    metadata = {"automl_compress": json.dumps(words)}
+    path.write_bytes(safetensors.torch.save({"data": stream}, metadata))
+
+
+def with_layout(change: Callable[[Any], Any]) -> Callable[[dict[str, Any], bytes], bytes]:
+    def apply(words: dict[str, Any], data: bytes) -> bytes:
+        split = words["layout"]
+        layout = json.loads(zlib.decompress(data[:split]))
+        head = zlib.compress(json.dumps(change(layout)).encode())
+        words["layout"] = len(head)
+        return head + data[split:]
+
+    return apply
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated_files_are_refused(kept: int, packed: Path) -> None:
+    packed.write_bytes(packed.read_bytes()[:kept])
+    assert "export it again" in refused(packed, network("resnet8"))
+
+
+def test_damaged_files_are_refused(packed: Path) -> None:
+    content = bytearray(packed.read_bytes())
+    content[-5] ^= 1
+    packed.write_bytes(content)
+    assert "checksum" in refused(packed, network("resnet8"))
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 a zip file", b"", b"\0" * 40, b"{}" * 30])
+def test_other_files_are_refused(content: bytes, packed: Path) -> None:
+    packed.write_bytes(content)
+    assert "export it again" in refused(packed, network("resnet8"))
+
+
+def test_missing_files_folders_and_other_tensors_are_refused(packed: Path) -> None:
+    model = network("resnet8")
+    assert "does not" in refused(packed.with_name("none"), model)
+    refused(packed.parent, model)
+    safetensors.torch.save_file({"data": torch.zeros(3)}, packed)
+    assert "must be 'packed', but is 'unknown'" in refused(packed, model)
+
+
+def test_newer_versions_are_refused(packed: Path) -> None:
+    def newer(words: dict[str, Any], data: bytes) -> bytes:
+        words["version"] = 2
+        return data
+
+    rewrite(packed, newer)
+    assert "at most 1, but is 2; use a newer automl-compress" in refused(packed, network("resnet8"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layout: layout.clear(),
+        lambda layout: layout.pop("tensors"),
+        lambda layout: layout["tensors"].pop("conv1"),
+        lambda layout: layout["tensors"]["conv1"].update(weight=[1000000, 1000000, 3, 3]),
+        lambda layout: layout["tensors"]["conv1"].update(weight={"shape": [2], "bits": 99}),
+        lambda layout: layout["tensors"]["conv1"].update(weight={"shape": [2], "dtype": "load"}),
+        lambda layout: layout["tensors"]["conv1"].update(weight={"shap": [2]}),
+        lambda layout: layout["tensors"].update(conv9={"weight": [1]}),
+        lambda layout: layout.update(policy={"nothing": 3}),
+        lambda layout: layout.update(maps={"x": 3}),
+    ],
+)
+def test_layouts_that_make_no_sense_are_refused(change: Callable[[Any], Any], packed: Path) -> None:
+    rewrite(packed, with_layout(lambda layout: (change(layout), layout)[1]))
+    assert "export it again" in refused(packed, network("resnet8"))
+
+
+@pytest.mark.parametrize("other", ["mobile", "vgg", "mlp"])
+def test_files_for_another_network_are_refused(other: str, packed: Path) -> None:
+    assert "network it was made from" in refused(packed, network(other))
+
+
+def test_networks_of_other_sizes_are_refused(packed: Path) -> None:
+    for other in ({"blocks": 2}, {"blocks": 1, "num_classes": 9}):
+        from automl_compress.workload.resnet_cifar import CifarResNet
+
+        assert "network it was made from" in refused(packed, CifarResNet(**other))
+
+
+def test_a_file_without_a_name_needs_the_network(packed: Path) -> None:
+    assert "names none; pass model=NETWORK" in refused(packed, None)
+
+
+def test_a_file_does_not_choose_what_code_is_run(tmp_path: Path) -> None:
+    (tmp_path / "trap.py").write_text("open('sprung', 'w')\n")
+    _, policy, built = built_network("resnet8", 0)
+    save_packed(built, tmp_path / "net", policy, architecture="trap:spring")
+    assert "pass model='trap:spring'" in refused(tmp_path / "net", None)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_factory_is_run_when_the_caller_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ownnet.py").write_text(
+        "from torch import nn\n"
+        "def build(width):\n"
+        "    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))\n"
+    )
+    model = build_model("ownnet:build", {"width": 10})
+    x = torch.randn(4, 6)
+    built = compress(model, Policy({"channels:0": 6, "weight_bits:2": 3}), x)
+    arguments = {"width": 10}
+    save_packed(built, "net", architecture="ownnet:build", arguments=arguments)
+    assert torch.equal(load_packed("net", "ownnet:build")(x), built(x))
+    assert "nowhere" in refused(Path("net"), "nowhere:build", WorkloadError)
+
+
+@pytest.mark.parametrize(
+    ("genes", "said"),
+    [
+        ({"channels:layer9": 3}, "no group 'layer9'"),
+        ({"weight_bits:conv1": 3}, "'weight_bits:conv1' is 3 where the network has 4"),
+        ({"weight_bits:linear": 3}, "where the network has none"),
+        ({"activation_bits:conv1": 4}, "where the network has none"),
+    ],
+)
+def test_policies_of_other_networks_are_refused(
+    genes: dict[str, float], said: str, tmp_path: Path
+) -> None:
+    built = compress(network("resnet8"), Policy({"weight_bits:conv1": 4}), example("resnet8"))
+    with pytest.raises(DeployError, match="give the policy the network was built by") as caught:
+        save_packed(built, tmp_path / "net", Policy(genes))
+    assert said in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_off_their_grid_are_refused(tmp_path: Path) -> None:
+    built: Any = compress(network("resnet8"), Policy({"weight_bits:conv1": 4}), example("resnet8"))
+    with torch.no_grad():
+        built.conv1.weight += 0.01
+    with pytest.raises(DeployError, match="those of 'conv1' are not"):
+        save_packed(built, tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = packed.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("automl_compress.deploy.files.os.fsync", fail)
+    with pytest.raises(DeployError, match="No space left"):
+        save_packed(network("resnet8"), packed)
+    assert packed.read_bytes() == before
+    assert [path.name for path in packed.parent.iterdir()] == ["net.packed"]
+    monkeypatch.undo()
+    with pytest.raises(DeployError, match="choose another place"):
+        save_packed(network("resnet8"), packed.parent)
