@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from automl_compress.deploy.layout import SCALE, Layout, StoredTensor
+from automl_compress.deploy.layout import SCALE, Layout, StoredTensor, in_strides
 from automl_compress.deploy.packing import Bytes, pack_bits, packed_size, unpack_bits
 
 
@@ -50,7 +50,7 @@ def decode(layout: Layout, content: memoryview) -> dict[str, Tensor]:
     for name, stored in layout.flat():
         if stored.bits is not None:
             found[name] = _dequantized(found[name], found[_scale_of(name)])
-    return {name: _in_strides(found[name], stored) for name, stored in layout.flat()}
+    return {name: in_strides(found[name], stored) for name, stored in layout.flat()}
 
 
 def _scale_of(name: str) -> str:
@@ -153,13 +153,3 @@ def _all_kernels(
 def _dequantized(integers: Tensor, scales: Tensor) -> Tensor:
     """Weights as `quantize_weight` left them: integer times scale."""
     return (integers.flatten(1) * scales[:, None]).reshape(integers.shape)
-
-
-def _in_strides(tensor: Tensor, stored: StoredTensor) -> Tensor:
-    """The same values, in the strides they had."""
-    if stored.strides is None:
-        return tensor
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, stored.strides, strict=True)) + 1
-    if reach != tensor.numel():
-        raise ValueError(f"strides {stored.strides} do not fit the shape {stored.shape}")
-    return torch.empty_strided(tensor.shape, stored.strides, dtype=tensor.dtype).copy_(tensor)

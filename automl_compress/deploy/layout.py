@@ -7,7 +7,6 @@ to the stored shapes, tensors are filled in, layers get their low-bit form. All 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -75,7 +74,7 @@ class StoredTensor:
 
     @classmethod
     def from_json(cls, data: Any) -> StoredTensor:
-        """What `to_json` wrote, after JSON has turned tuples into lists."""
+        """What `to_json` gave, after JSON has turned tuples into lists."""
         values = dict(data) if isinstance(data, Mapping) else {"shape": data}
         for name in ("shape", "strides"):
             if values.get(name) is not None:
@@ -118,8 +117,8 @@ class Layout:
             for name, stored in tensors.items():
                 yield f"{module}.{name}".lstrip("."), stored
 
-    def to_json(self) -> str:
-        """Compact JSON text."""
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; what is empty is left out."""
         data = {
             "architecture": self.architecture,
             "arguments": self.arguments,
@@ -134,16 +133,15 @@ class Layout:
         present: dict[str, Any] = {k: v for k, v in data.items() if v}
         if self.policy is not None:
             present["policy"] = dict(self.policy)
-        return json.dumps(present, separators=(",", ":"))
+        return present
 
     @classmethod
-    def from_json(cls, text: str) -> Layout:
-        """What `to_json` wrote.
+    def from_dict(cls, data: Mapping[str, Any]) -> Layout:
+        """What `to_dict` gave, read back from JSON.
 
         Raises:
-            ValueError, TypeError, KeyError: the text is something else.
+            ValueError, TypeError, KeyError, AttributeError: it is something else.
         """
-        data = json.loads(text)
         return cls(
             tensors={
                 module: {name: StoredTensor.from_json(stored) for name, stored in tensors.items()}
@@ -220,6 +218,20 @@ def tensors_of(network: nn.Module, layout: Layout) -> dict[str, Tensor]:
     """All tensors of a layout by full name, on the CPU."""
     state = dict(network.named_parameters()) | dict(network.named_buffers())
     return {name: state[name].detach().cpu() for name, _ in layout.flat()}
+
+
+def in_strides(tensor: Tensor, stored: StoredTensor) -> Tensor:
+    """The same values, in the strides they had.
+
+    Raises:
+        ValueError: the strides do not fit the shape.
+    """
+    if stored.strides is None:
+        return tensor
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, stored.strides, strict=True)) + 1
+    if reach != tensor.numel():
+        raise ValueError(f"strides {stored.strides} do not fit the shape {stored.shape}")
+    return torch.empty_strided(tensor.shape, stored.strides, dtype=tensor.dtype).copy_(tensor)
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:

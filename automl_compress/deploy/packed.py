@@ -15,6 +15,7 @@ is executed.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +70,8 @@ def save_packed(
     network = working_copy(model)
     layout = describe(network, policy, architecture, arguments)
     layout, content = encode(layout, tensors_of(network, layout))
-    head = zlib.compress(layout.to_json().encode(), 9)
+    text = json.dumps(layout.to_dict(), separators=(",", ":"))
+    head = zlib.compress(text.encode(), 9)
     data = head + content
     words = {"layout": len(head), "crc32": zlib.crc32(data)}
     stream = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -115,7 +117,7 @@ def _read(path: Path) -> tuple[Layout, dict[str, Tensor]]:
         raise damaged(path, "its checksum is wrong")
     try:
         head = words["layout"]
-        layout = Layout.from_json(zlib.decompress(data[:head]).decode())
+        layout = Layout.from_dict(json.loads(zlib.decompress(data[:head])))
         return layout, decode(layout, memoryview(data)[head:])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as reason:
         raise damaged(path, one_line(reason)) from reason
