@@ -73,13 +73,14 @@ class Constraint:
         number = _number(found["number"], text)
         if unit == "x" and metric not in ("accuracy", "error"):
             return cls(metric, number, True, text)
-        if unit not in _FACTORS or (metric in ("accuracy", "error") and unit):
+        factors = {**_FACTORS, UNITS[metric]: 1.0}
+        if unit not in factors or (metric in ("accuracy", "error") and unit):
             raise StudyError(f"the unit '{unit}' does not fit '{text}'; use x, kB, MB, k or M")
         if metric in ("accuracy", "error") and number > 1:
             raise StudyError(f"'{metric}' must be bounded by a share in [0, 1], but is '{text}'")
         if metric == "accuracy":
             return cls("error", 1.0 - number, False, text)
-        return cls(metric, number * _FACTORS[unit], False, text)
+        return cls(metric, number * factors[unit], False, text)
 
     def absolute(self, baseline: Mapping[str, float]) -> Constraint:
         """The same constraint with its limit in the metric's unit."""

@@ -1,6 +1,14 @@
 """Reports of studies: statistics, figures, tables, Markdown and self-contained HTML."""
 
+from automl_compress.report.pick import Pick, pick_network
 from automl_compress.report.report import front_table, write_report
 from automl_compress.report.scores import ContestantScores, contestant_scores
 
-__all__ = ["ContestantScores", "contestant_scores", "front_table", "write_report"]
+__all__ = [
+    "ContestantScores",
+    "Pick",
+    "contestant_scores",
+    "front_table",
+    "pick_network",
+    "write_report",
+]

@@ -309,7 +309,7 @@ def split_sizes(workload: Mapping[str, object]) -> dict[str, int]:
 
 
 def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]:
-    estimates = _estimates(result)
+    estimates = usable_evaluations(result)
     first = frame[~frame["shared"].astype(bool)].set_index("policy_key")
     chosen = [estimates[key] for key in result.manifest.finalists if key in estimates]
     tests = [result.test_evaluation(estimate.policy) for estimate in chosen]
@@ -329,7 +329,8 @@ def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]
     )
 
 
-def _estimates(result: StudyResult) -> dict[str, Evaluation]:
+def usable_evaluations(result: StudyResult) -> dict[str, Evaluation]:
+    """What the search measured without failing, by policy key."""
     return {
         charge.evaluation.policy.key: charge.evaluation
         for record in result.manifest.contestants

@@ -1,0 +1,204 @@
+"""Picking one network of a study by a rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.errors import StudyError
+from automl_compress.evaluate import (
+    Constraint,
+    Evaluation,
+    objective_values,
+    references,
+    violations,
+)
+from automl_compress.ledger import StudyResult
+from automl_compress.report import formats
+from automl_compress.report.statistics import Summary, usable_evaluations
+from automl_compress.space import Policy
+
+KNEE: Final = "knee"
+_POINT: Final = "point:"
+_SHORTEST_KEY: Final = 4
+_ALIASES: Final[Mapping[str, str]] = {"size": "size_bytes", "latency": "latency_ms"}
+"""Short names of metrics."""
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A network picked from a study.
+
+    Args:
+        evaluation: its costs, and its accuracy: on the final test images if `tested`, otherwise
+            the search's estimate.
+        number: the finalist's number in the report; None when it is none.
+        tested: whether the accuracy is that of the final test.
+    """
+
+    evaluation: Evaluation
+    number: int | None
+    tested: bool
+
+    @property
+    def policy(self) -> Policy:
+        """What to build."""
+        return self.evaluation.policy
+
+    def describe(self) -> str:
+        """Which one it is: `finalist 3 (key ...)`."""
+        what = "a point of the front" if self.number is None else f"finalist {self.number}"
+        return f"{what}, key {self.policy.key}"
+
+
+def pick_network(result: StudyResult, rule: str) -> Pick:
+    """The network of a study that a rule picks.
+
+    Rules, several limits joined by commas:
+
+    - `size<=200kB`, `macs<=0.4x` (of the baseline), `accuracy>=0.92`, any metric of the study:
+      all must hold, and the most accurate wins; where only the accuracy is limited, the smallest.
+    - `knee`: the largest box between the point and the useful reference (see
+      `evaluate.references`), so that no objective alone decides; among those that meet the
+      limits, if there are any.
+    - `point:ID`: a finalist's number in the report, or a policy's key or the start of it.
+
+    Finalists come first, by their test accuracy. Only when none of them fits, the other points of
+    the front count, by the search's estimates.
+
+    Raises:
+        StudyError: the rule is wrong, or no network meets it; the nearest is named.
+    """
+    summary = Summary(result)
+    text = rule.strip()
+    if text.startswith(_POINT):
+        return _by_id(summary, text.removeprefix(_POINT))
+    parts = [part.strip() for part in text.split(",")]
+    limits = [_limit(part, rule) for part in parts if part != KNEE]
+    tiers = [tier for tier in (_tested(summary), _estimated(summary)) if tier]
+    if not tiers:
+        raise StudyError(
+            f"a pick needs a network that was found, but '{result.folder}' has none; go on with "
+            f"'resume {result.folder}'"
+        )
+    _check_metrics(limits, tiers[0][0].evaluation)
+    for tier in tiers:
+        good = [p for p in tier if not _exceeded(result, p, limits).any()]
+        if good and KNEE in parts:
+            return max(good, key=lambda p: _box(result, p))
+        if good:
+            return min(good, key=lambda p: _order(p, limits))
+    everyone = [p for tier in tiers for p in tier]
+    nearest = min(everyone, key=lambda p: float(_exceeded(result, p, limits).sum()))
+    raise StudyError(
+        f"a pick must meet '{rule}', but no network of '{result.folder}' does; the nearest is "
+        f"{nearest.describe()} with {_shown(nearest, limits)}: loosen the rule"
+    )
+
+
+def _limit(part: str, rule: str) -> Constraint:
+    """A limit whose metric may have a short name."""
+    name = re.match(r"[a-z_]+", part)
+    known = _ALIASES.get(name[0], name[0]) if name else ""
+    try:
+        return Constraint.parse(known + part[len(name[0]) :] if name else part)
+    except StudyError as reason:
+        raise StudyError(
+            f"a pick must be 'knee', 'point:ID' or limits such as 'size<=200kB,macs<=0.5x', but "
+            f"is '{rule}': {reason}"
+        ) from reason
+
+
+def _tested(summary: Summary) -> list[Pick]:
+    """Finalists by what the final test images said."""
+    picks = []
+    for finalist in summary.measured:
+        assert finalist.accuracy is not None
+        metrics = {**finalist.estimate.metrics, "accuracy": finalist.accuracy}
+        picks.append(Pick(replace(finalist.estimate, metrics=metrics), finalist.number, True))
+    return picks
+
+
+def _estimated(summary: Summary) -> list[Pick]:
+    """Points of the front that were not tested, by the search's estimates."""
+    tested = {finalist.estimate.policy.key for finalist in summary.measured}
+    numbers = {f.estimate.policy.key: f.number for f in summary.finalists}
+    found = usable_evaluations(summary.result)
+    keys = [point.policy.key for point in summary.front]
+    return [Pick(found[key], numbers.get(key), False) for key in keys if key not in tested]
+
+
+def _by_id(summary: Summary, identity: str) -> Pick:
+    for chosen in (*_tested(summary), *_estimated(summary)):
+        if chosen.number is not None and str(chosen.number) == identity:
+            return chosen
+    found = usable_evaluations(summary.result)
+    keys = [key for key in found if key.startswith(identity)]
+    if len(identity) < _SHORTEST_KEY or len(keys) != 1:
+        why = "names no network" if not keys or len(identity) < _SHORTEST_KEY else "names several"
+        raise StudyError(
+            f"a pick's point:ID must be a finalist's number, 1..{len(summary.finalists)}, or the "
+            f"key of a policy of '{summary.result.folder}', but '{identity}' {why}; take one from "
+            "the report"
+        )
+    for chosen in (*_tested(summary), *_estimated(summary)):
+        if chosen.policy.key == keys[0]:
+            return chosen
+    return Pick(found[keys[0]], None, False)
+
+
+def _check_metrics(limits: Sequence[Constraint], known: Evaluation) -> None:
+    for limit in limits:
+        if limit.metric != "error" and limit.metric not in known.metrics:
+            raise StudyError(
+                f"a pick must limit what the study measured ({', '.join(known.metrics)}), but "
+                f"'{limit.text}' limits '{limit.metric}'; limit another metric"
+            )
+
+
+def _baseline(result: StudyResult, picked: Pick) -> dict[str, float]:
+    """Minimised values of the uncompressed network on the same images."""
+    manifest = result.manifest
+    metrics = manifest.test_baseline if picked.tested else manifest.baseline
+    return {**metrics, "error": 1.0 - metrics["accuracy"]}
+
+
+def _exceeded(
+    result: StudyResult, picked: Pick, limits: Sequence[Constraint]
+) -> NDArray[np.float64]:
+    """(n_limits,) how far each limit is exceeded, as a share of it."""
+    baseline = _baseline(result, picked)
+    return violations([picked.evaluation], [limit.absolute(baseline) for limit in limits]).sum(0)
+
+
+def _box(result: StudyResult, picked: Pick) -> tuple[float, float]:
+    """Share of the useful box that a point dominates alone; then its accuracy."""
+    names = result.manifest.objectives
+    reference = references(names, _baseline(result, picked))[1]
+    share = reference.share(objective_values([picked.evaluation], names))
+    return share, picked.evaluation.metrics["accuracy"]
+
+
+def _order(picked: Pick, limits: Sequence[Constraint]) -> tuple[float, float, str]:
+    """The most accurate first, or the smallest where only the accuracy is limited."""
+    error = picked.evaluation.minimised("error")
+    size = picked.evaluation.metrics["size_bytes"]
+    cheapest = all(limit.metric == "error" for limit in limits)
+    return (size, error, picked.policy.key) if cheapest else (error, size, picked.policy.key)
+
+
+def _shown(picked: Pick, limits: Sequence[Constraint]) -> str:
+    """The values that limits speak of."""
+    metrics = picked.evaluation.metrics
+    values = []
+    for name in dict.fromkeys(limit.metric for limit in limits):
+        if name == "error":
+            values.append(f"accuracy {formats.percent(metrics['accuracy'])}")
+        else:
+            values.append(f"{name} {formats.cost(name, metrics[name], metrics[name])}")
+    return ", ".join(values)
