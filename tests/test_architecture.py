@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "space",
         "workload",
         "compress",
+        "deploy",
         "ledger",
         "engine",
         "report",

@@ -102,6 +102,14 @@ def space(model: str, output: Path, input_shape: str | None, *, force: bool) -> 
     return 0
 
 
+def export(folder: Path, rule: str, format_name: str, output: Path, *, force: bool) -> int:
+    """Write a network of a study into a file."""
+    from automl_compress.cli.export import export_network
+
+    export_network(folder, rule, format_name, output, force=force)
+    return 0
+
+
 def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None

@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_search(subparsers)
     _add_resume(subparsers)
     _add_report(subparsers)
+    _add_export(subparsers)
     _add_space(subparsers)
     add_bench(subparsers)
     doctor = subparsers.add_parser("doctor", help="check this installation and machine")
@@ -93,6 +94,29 @@ def _add_report(subparsers: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--open", action="store_true", help="open it in a browser")
     parser.set_defaults(run=lambda a: commands.report(a.folder, open_report=a.open))
+
+
+def _add_export(subparsers: Any) -> None:
+    parser = subparsers.add_parser("export", help="write a network of a study into a file")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--pick",
+        required=True,
+        metavar="RULE",
+        dest="rule",
+        help="knee, point:ID, or limits such as 'size<=200kB,macs<=0.5x' or 'accuracy>=0.92'",
+    )
+    parser.add_argument(
+        "--format",
+        default="packed",
+        dest="format_name",
+        help="packed: weights at their bits; torch: a plain state dict (default: packed)",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.set_defaults(
+        run=lambda a: commands.export(a.folder, a.rule, a.format_name, a.output, force=a.force)
+    )
 
 
 def _add_space(subparsers: Any) -> None:

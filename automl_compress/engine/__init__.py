@@ -12,17 +12,28 @@ if TYPE_CHECKING:
     from automl_compress.engine.config import StudyConfig, read_config
     from automl_compress.engine.contestant import Standing
     from automl_compress.engine.engine import EngineSettings
+    from automl_compress.engine.restore import Restored, restore_study
     from automl_compress.engine.study import Study
 
 _PLACES = {
     "EngineSettings": "automl_compress.engine.engine",
+    "Restored": "automl_compress.engine.restore",
     "Standing": "automl_compress.engine.contestant",
     "Study": "automl_compress.engine.study",
     "StudyConfig": "automl_compress.engine.config",
     "read_config": "automl_compress.engine.config",
+    "restore_study": "automl_compress.engine.restore",
 }
 
-__all__ = ["EngineSettings", "Standing", "Study", "StudyConfig", "read_config"]
+__all__ = [
+    "EngineSettings",
+    "Restored",
+    "Standing",
+    "Study",
+    "StudyConfig",
+    "read_config",
+    "restore_study",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from automl_compress.compress import DerivedSpace, gene_features, space_of_structure
 from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
 from automl_compress.engine.engine import Engine, Listener, Race
+from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
 from automl_compress.evaluate import Constraint, Evaluation, references
@@ -38,7 +38,7 @@ from automl_compress.ledger import (
 from automl_compress.pareto import spread_subset
 from automl_compress.search import Problem
 from automl_compress.space import Policy, SpaceRules, load_rules
-from automl_compress.workload import Workload, load_workload
+from automl_compress.workload import Workload
 
 REFERENCE: Final = "uniform"
 """Strategy that every study runs, if only to draw its line."""
@@ -138,13 +138,7 @@ class Study:
             StudyError: the folder holds no study, or its network, data or settings have changed.
         """
         manifest = Manifest.read(Path(folder))
-        if "workload" not in manifest.config:
-            raise StudyError(
-                "only a study whose workload is stated by settings can be resumed from its folder, "
-                f"but '{folder}' was given a loaded one; call run() again in a new folder"
-            )
-        base = Path(manifest.environment.get("base", "."))
-        study = cls._of(config_of_mapping(manifest.config, base))
+        study = cls._of(stated_config(manifest))
         study = study.with_engine(**engine) if engine else study
         prepared = study._prepare()
         if prepared.manifest.fingerprint != manifest.fingerprint:
@@ -186,17 +180,9 @@ class Study:
     def _prepare(self) -> _Prepared:
         """Load, trace and measure everything before anything is written."""
         config = self.config
-        given = config.workload
-        workload = given if isinstance(given, Workload) else load_workload(given)
-        before = torch.get_num_threads()
-        torch.set_num_threads(config.engine.threads)
-        try:
-            search = NetworkEstimator(workload, config.estimate)
-            whole = replace(config.estimate, images=None, split="test")
-            test = NetworkEstimator(workload, whole, search.compressor)
+        with torch_threads(config.engine.threads):
+            workload, search, test = load_estimators(config)
             baseline, test_baseline = (_baseline(e) for e in (search, test))
-        finally:
-            torch.set_num_threads(before)
         rules = SpaceRules() if config.space is None else load_rules(config.space)
         compressor = search.compressor
         derived = space_of_structure(compressor.model, compressor.structure, rules)

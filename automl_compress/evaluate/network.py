@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from automl_compress.compress import Compressor, Repair
 from automl_compress.errors import EstimateError, WorkloadError
@@ -106,7 +107,7 @@ class NetworkEstimator(Estimator):
             with torch.inference_mode():
                 costs = self.compressor.cost(policy)
                 network = self.compressor.build(policy)
-                accuracy = self._accuracy(network)
+                accuracy = self.accuracy(network)
         except Exception as reason:
             message = f"{type(reason).__name__}: {reason}"
             return Evaluation.failed(policy, self._identity, message, time.perf_counter() - start)
@@ -118,8 +119,11 @@ class NetworkEstimator(Estimator):
             seconds=time.perf_counter() - start,
         )
 
-    def _accuracy(self, network: nn.Module) -> float:
-        """Share of right answers.
+    def accuracy(self, network: Callable[[Tensor], Tensor]) -> float:
+        """Share of right answers of a network, in [0, 1].
+
+        Args:
+            network: maps (n, channels, height, width) to (n, classes).
 
         Raises:
             EstimateError: an output is not finite.

@@ -100,6 +100,7 @@ class Workload:
         normalization: turns their pixels into network input.
         identity: SHA-256 (hex) over weights, model, splits and normalization.
         task: what the network does with an image.
+        arguments: keyword arguments the model was built with.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Workload:
     normalization: Normalization
     identity: str
     task: str = "classification"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -147,7 +149,7 @@ def load_workload(config: WorkloadConfig) -> Workload:
         train_digits(model, splits.train, normalization, epochs=config.epochs, seed=config.seed)
         frozen(model)
     identity = _identity(config.model, args, model, splits, normalization)
-    return Workload(config.model, model, splits, normalization, identity)
+    return Workload(config.model, model, splits, normalization, identity, arguments=args)
 
 
 def _data(section: Section, model: str, base: Path) -> DataConfig:

@@ -1,0 +1,48 @@
+"""Writing a network of a study into a file, and reading it back to see that it is the one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from automl_compress.deploy.formats import Source, export_format
+from automl_compress.engine import restore_study
+from automl_compress.errors import StudyError
+from automl_compress.ledger import StudyResult
+from automl_compress.report import Pick, pick_network
+
+
+def export_network(folder: Path, rule: str, format_name: str, output: Path, *, force: bool) -> None:
+    """Build the network a rule picks, write it, read it and say what came of it.
+
+    Raises:
+        InputError: the folder, the rule, the format or the output is wrong; nothing is written.
+    """
+    chosen_format = export_format(format_name)
+    _check_output(output, force)
+    picked = pick_network(StudyResult(folder), rule)
+    print(f"picked {picked.describe()}: {_said(picked)}", flush=True)
+    study = restore_study(folder)
+    network = study.build(picked.policy)
+    workload = study.workload
+    source = Source(picked.policy, study.example_input(), workload.name, workload.arguments)
+    size = chosen_format.save(network, output, source)
+    promised = study.promised_bytes(picked.policy)
+    print(f"{output}: {size:,} bytes on disk, {promised:,} promised ({size / promised:.3f} of it)")
+    loaded = chosen_format.load(output, workload.model)
+    accuracy = study.test_accuracy(loaded)
+    images = len(workload.splits.test)
+    print(f"read back, it has {accuracy:.2%} accuracy on the {images:,} test images")
+
+
+def _said(picked: Pick) -> str:
+    accuracy = f"{picked.evaluation.metrics['accuracy']:.2%}"
+    if picked.tested:
+        return f"{accuracy} accuracy on the test images, says the study"
+    return f"{accuracy} accuracy on the search's images, never tested"
+
+
+def _check_output(output: Path, force: bool) -> None:
+    if output.is_dir():
+        raise StudyError(f"-o must be a file, but '{output}' is a folder; add a name")
+    if output.exists() and not force:
+        raise StudyError(f"-o must not exist yet, but '{output}' does; give --force to replace it")

@@ -1,0 +1,118 @@
+"""A study's network and estimators, loaded from its settings: at its start and ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from automl_compress.engine.config import StudyConfig, config_of_mapping
+from automl_compress.errors import StudyError
+from automl_compress.evaluate.network import NetworkEstimator
+from automl_compress.ledger import Manifest
+from automl_compress.space import Policy
+from automl_compress.workload import Workload, load_workload
+
+
+def stated_config(manifest: Manifest) -> StudyConfig:
+    """The settings a study's manifest states.
+
+    Raises:
+        StudyError: its workload was given in memory, or a setting is wrong.
+    """
+    if "workload" not in manifest.config:
+        raise StudyError(
+            "only a study whose workload is stated by settings can be read back from its folder, "
+            f"but '{manifest.study}' was given a loaded one; use it in Python, or run() again"
+        )
+    return config_of_mapping(manifest.config, Path(manifest.environment.get("base", ".")))
+
+
+def load_estimators(config: StudyConfig) -> tuple[Workload, NetworkEstimator, NetworkEstimator]:
+    """The workload, the search's estimator and the one on the final test images.
+
+    Raises:
+        InputError: the network or its data cannot be loaded or do not fit.
+    """
+    given = config.workload
+    workload = given if isinstance(given, Workload) else load_workload(given)
+    search = NetworkEstimator(workload, config.estimate)
+    whole = replace(config.estimate, images=None, split="test")
+    return workload, search, NetworkEstimator(workload, whole, search.compressor)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many torch threads inside; sums may depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """A study's network, able to build and measure what the search built and measured.
+
+    Args:
+        config: the study's settings.
+        workload: the network and its data.
+        search: the search's estimator.
+        test: the estimator on the final test images.
+    """
+
+    config: StudyConfig
+    workload: Workload
+    search: NetworkEstimator
+    test: NetworkEstimator
+
+    def build(self, policy: Policy) -> nn.Module:
+        """The network that the search measured for a policy.
+
+        Raises:
+            SpaceError: the policy does not fit the network.
+        """
+        with torch_threads(self.config.engine.threads):
+            return self.search.compressor.build(policy)
+
+    def test_accuracy(self, network: Callable[[Tensor], Tensor]) -> float:
+        """Share of the final test images that a network gets right.
+
+        Raises:
+            EstimateError: an output is not finite.
+        """
+        with torch_threads(self.config.engine.threads), torch.inference_mode():
+            return self.test.accuracy(network)
+
+    def promised_bytes(self, policy: Policy) -> int:
+        """Bytes the search counted for a policy."""
+        return int(self.search.compressor.cost(policy)["size_bytes"])
+
+    def example_input(self) -> Tensor:
+        """The first training image as network input."""
+        return self.workload.example_input()
+
+
+def restore_study(folder: str | Path) -> Restored:
+    """Load a study's network and data again.
+
+    Raises:
+        StudyError: the folder holds no study, or its network or data have changed.
+        WorkloadError: the network or its data cannot be loaded.
+    """
+    manifest = Manifest.read(Path(folder))
+    config = stated_config(manifest)
+    with torch_threads(config.engine.threads):
+        workload, search, test = load_estimators(config)
+    if (search.identity, test.identity) != (manifest.estimator, manifest.test_estimator):
+        raise StudyError(
+            f"a study's networks must be built from the weights, data and version it ran with, "
+            f"but those of '{folder}' have changed; restore them or search again"
+        )
+    return Restored(config, workload, search, test)

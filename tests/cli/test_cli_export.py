@@ -1,0 +1,120 @@
+"""Exporting networks of a study, from the folder alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import automl_compress as ac
+from automl_compress.cli import main
+from automl_compress.deploy.state import load_state
+from automl_compress.engine import Study, restore_study
+from automl_compress.report import pick_network
+from automl_compress.workload import build_model
+
+SWEEP = """
+study: tiny
+workload: {model: digits_cnn, train: {epochs: 2}}
+estimate: {images: 100, calibration_images: 24}
+strategies: [scaled-random]
+seeds: 1
+budget: {evaluations: 10}
+finalists: 2
+engine: {kind: serial}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "sweep.yaml").write_text(SWEEP)
+    Study.from_file(folder / "sweep.yaml").run(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_packed_finalist_is_the_one_that_was_measured(
+    study: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(study), "--pick", "point:1", "-o", "deep/net.packed"]) == 0
+    printed = capsys.readouterr().out
+    result = ac.StudyResult(study)
+    picked = pick_network(result, "point:1")
+    measured = result.test_evaluation(picked.policy)
+    assert measured is not None
+    accuracy = f"{measured.metrics['accuracy']:.2%}"
+    assert f"picked finalist 1, key {picked.policy.key}: {accuracy} accuracy on the test" in printed
+    size = Path("deep/net.packed").stat().st_size
+    promised = int(measured.metrics["size_bytes"])
+    assert f"deep/net.packed: {size:,} bytes on disk, {promised:,} promised" in printed
+    assert f"read back, it has {accuracy} accuracy on the" in printed
+    loaded = ac.load_packed("deep/net.packed")
+    restored = restore_study(study)
+    with torch.no_grad():
+        x = restored.example_input()
+        assert torch.equal(loaded(x), restored.build(picked.policy)(x))
+    assert restored.test_accuracy(loaded) == measured.metrics["accuracy"]
+
+
+def test_a_torch_file_needs_no_study(study: Path, folder: Path) -> None:
+    arguments = ["export", str(study), "--pick", "accuracy>=0.1", "--format", "torch"]
+    assert main([*arguments, "-o", "net.safetensors"]) == 0
+    loaded = load_state("net.safetensors", build_model("digits_cnn", {}))
+    assert loaded(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--pick", "sizes<=2kB"], "a pick must be 'knee', 'point:ID' or limits"),
+        (["--pick", "size<=2B"], "the nearest is"),
+        (["--pick", "knee", "--format", "tar"], "--format must be one of packed, torch"),
+        (["--pick", "knee", "-o", "kept"], "give --force to replace it"),
+        (["--pick", "knee", "-o", "."], "is a folder"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line_and_nothing_is_written(
+    arguments: list[str],
+    said: str,
+    study: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("kept").write_text("mine")
+    assert main(["export", str(study), "-o", "net", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["kept"]
+    assert Path("kept").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_study(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "nowhere", "--pick", "knee", "-o", "net"]) == 2
+    assert "must hold run.json" in capsys.readouterr().err
+
+
+def test_force_replaces_a_file(study: Path, folder: Path) -> None:
+    Path("net").write_text("old")
+    assert main(["export", str(study), "--pick", "knee", "-o", "net", "--force"]) == 0
+    assert ac.load_packed("net").training is False
+
+
+def test_a_study_whose_network_has_changed_is_refused(
+    study: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = folder / "changed"
+    ac.StudyResult(study).save(changed)
+    manifest = changed / "run.json"
+    manifest.write_text(re.sub(r'"epochs": 2', '"epochs": 1', manifest.read_text()))
+    assert main(["export", str(changed), "--pick", "knee", "-o", "net"]) == 2
+    assert "have changed; restore them or search again" in capsys.readouterr().err
+    assert not Path("net").exists()
