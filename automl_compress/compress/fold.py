@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.modules import become, share_copy
+from automl_compress.compress.quantize import scale_outputs
 from automl_compress.compress.slicing import BATCH_NORMS
 
 _FOLDABLE: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -62,11 +63,8 @@ def fold_norms(network: nn.Module, pairs: Mapping[str, str]) -> None:
             offset = offset + norm.bias
         if layer.bias is not None:
             offset = offset + layer.bias * gain
-        weight = layer.weight * gain.reshape(-1, *[1] * (layer.weight.dim() - 1))
-        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        scale_outputs(layer, gain)
         layer._parameters["bias"] = nn.Parameter(offset, requires_grad=False)
-        if "weight_scale" in layer._buffers:
-            layer._buffers["weight_scale"] = layer.weight_scale * gain.abs()
         become(norm, nn.Identity().eval())
 
 

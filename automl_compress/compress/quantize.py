@@ -27,6 +27,8 @@ CLIPS: Final = tuple(1.0 - 0.06 * step for step in range(12))
 FEW_BITS: Final = 3
 """Without calibration inputs, up to this many bits the clip of least weight error is used."""
 
+_LEAST_SCALE: Final = 1e-30
+"""A gain of zero would leave a grid without steps."""
 _DAMPING: Final = 0.01
 """Added to the inputs' second moment, as a share of its mean diagonal (GPTQ's)."""
 _COLUMNS: Final = 32
@@ -84,6 +86,22 @@ def quantize_weight(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
         bits: 2..8.
     """
     return _round(weight.detach().flatten(1), scales, bits).reshape(weight.shape)
+
+
+def scale_outputs(layer: nn.Module, gain: Tensor) -> None:
+    """Multiply each output's weights; rounded ones stay exactly on their grid, scaled alike.
+
+    Args:
+        layer: a convolution or linear layer, quantized or not, changed in place; its bias is left.
+        gain: (out,) factors; where one is negative, the integers turn their signs.
+    """
+    weight = layer.get_parameter("weight")
+    scaled = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
+    if "weight_scale" in layer._buffers:
+        scales = (layer.get_buffer("weight_scale") * gain.abs()).clamp(min=_LEAST_SCALE)
+        layer._buffers["weight_scale"] = scales
+        scaled = quantize_weight(scaled, scales, int(vars(layer)["weight_bits"]))
+    layer._parameters["weight"] = nn.Parameter(scaled, requires_grad=False)
 
 
 def round_compensated(weight: Tensor, scales: Tensor, bits: int, moment: Tensor) -> Tensor:

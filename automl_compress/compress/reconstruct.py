@@ -36,6 +36,7 @@ from automl_compress.compress.quantize import (
     choose_scales,
     quantize_weight,
     round_compensated,
+    scale_outputs,
 )
 
 RIDGE: Final = 0.03
@@ -208,10 +209,7 @@ def match_variance(layer: nn.Module, task: FitTask, inputs: Tensor) -> None:
     before = task.outputs().std(dim=0, correction=0)
     now = _linear(layer, inputs).std(dim=0, correction=0)
     gain = torch.where((now > 1e-8) & (before > 1e-8), before / now, 1.0)
-    weight: Tensor = layer.get_parameter("weight")
-    _set(layer, "weight", weight * gain.reshape(-1, *[1] * (weight.dim() - 1)))
-    if "weight_scale" in layer._buffers:
-        layer._buffers["weight_scale"] = layer.get_buffer("weight_scale") * gain
+    scale_outputs(layer, gain)
     match_mean(layer, task, inputs)
 
 

@@ -312,6 +312,7 @@ def rebuild(layout: Layout, tensors: Mapping[str, Tensor], architecture: nn.Modu
             sources = tensors[f"{name}.sources"]
             shortcut = ChannelMap(sources, in_channels, stride)
             become(network.get_submodule(name), shortcut.eval())
+        _drop_folded_norms(network, layout)
         network = cut_channels(network, places_of_shapes(network, _plain_shapes(layout)))
         filled = _fill(network, layout, tensors)
         _check_complete(network, filled)
@@ -335,6 +336,13 @@ def _plain_shapes(layout: Layout) -> dict[str, dict[str, tuple[int, ...]]]:
     return shapes | {name: {"": (channels,)} for name, channels in layout.bare.items()}
 
 
+def _drop_folded_norms(network: nn.Module, layout: Layout) -> None:
+    """Put an identity in place of every BatchNorm the layout knows nothing of: it was folded."""
+    for name, module in network.named_modules():
+        if isinstance(module, BATCH_NORMS) and name not in {*layout.tensors, *layout.bare}:
+            become(module, nn.Identity().eval())
+
+
 def _low_bit(layout: Layout) -> list[str]:
     """Layers whose weights are on a low-bit grid."""
     return [
@@ -353,7 +361,11 @@ def _fill(network: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> 
         module = network.get_submodule(module_name)
         for last in shapes:
             name = f"{module_name}.{last}".lstrip(".")
-            held = module_tensors(module)[last]
+            held = module_tensors(module).get(last)
+            if held is None and last == "bias" and "bias" in module._parameters:
+                held = tensors[name]  # of a BatchNorm that was folded
+            if held is None:
+                raise DeployError(f"the network has no '{name}'")
             if held.shape != tensors[name].shape:
                 raise DeployError(
                     f"'{name}' is {tuple(tensors[name].shape)} in the file, {tuple(held.shape)} "

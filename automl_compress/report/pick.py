@@ -173,7 +173,10 @@ def _exceeded(
 ) -> NDArray[np.float64]:
     """(n_limits,) how far each limit is exceeded, as a share of it."""
     baseline = _baseline(result, picked)
-    return violations([picked.evaluation], [limit.absolute(baseline) for limit in limits]).sum(0)
+    exceeded: NDArray[np.float64] = violations(
+        [picked.evaluation], [limit.absolute(baseline) for limit in limits]
+    )[0]
+    return exceeded
 
 
 def _box(result: StudyResult, picked: Pick) -> tuple[float, float]:

@@ -17,7 +17,8 @@ import torch
 from compress_networks import NETWORKS, example, flatten, network, random_policy
 from torch import Tensor, nn
 
-from automl_compress.compress import Compressor, compress
+from automl_compress.compress import REPAIRS, Compressor, compress
+from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.deploy import load_packed, read_layout, save_packed
 from automl_compress.errors import DeployError, InputError, WorkloadError
 from automl_compress.space import Policy
@@ -213,6 +214,28 @@ def test_cut_modules_without_tensors(tmp_path: Path) -> None:
     loaded = load_packed(tmp_path / "net", bare())
     assert torch.equal(loaded(x), built(x))
     assert repr(loaded) == repr(built)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobile"])
+def test_networks_whose_batchnorm_is_folded(name: str, tmp_path: Path) -> None:
+    compressor, policy, built = built_network(name, 1)
+    fold_norms(built, foldable_norms(compressor.model, example(name)))
+    save_packed(built, tmp_path / "net", policy)
+    loaded = load_packed(tmp_path / "net", network(name, 7))
+    assert bits_of(loaded(example(name, 5))) == bits_of(built(example(name, 5)))
+    assert repr(loaded) == repr(built)
+
+
+@pytest.mark.parametrize("repair", REPAIRS)
+@pytest.mark.parametrize("name", ["resnet8", "vgg", "shared", "mlp"])
+def test_networks_after_any_repair(name: str, repair: Any, tmp_path: Path) -> None:
+    images = example(name, 12)
+    compressor = Compressor(network(name), images[:1], images, repair=repair)
+    policy = random_policy(compressor.structure, np.random.default_rng(2), True)
+    built = compressor.build(policy)
+    save_packed(built, tmp_path / "net", policy)
+    loaded = load_packed(tmp_path / "net", network(name, 7))
+    assert bits_of(loaded(images)) == bits_of(built(images))
 
 
 def test_a_trained_network_in_training_mode_is_stored_as_in_evaluation(tmp_path: Path) -> None:
