@@ -59,6 +59,9 @@ ONLY_IN = {
     "torchvision": {"workload"},
     "yaml": {"settings_file.py"},
     "sqlite3": {"ledger"},
+    "onnx": {"deploy"},
+    "onnx_ir": {"deploy"},
+    "onnxruntime": {"deploy/runtime.py"},
 }
 
 NEVER = {

@@ -1,0 +1,337 @@
+"""Compressed networks as ONNX files that ONNX Runtime runs on integers.
+
+PyTorch's exporter writes the float graph and onnxscript's optimizer folds BatchNorm and constants;
+`qdq` then puts layers with low-bit weights on integers. Weights of 2 to 8 bits are stored as
+int8, the narrowest form ONNX Runtime has kernels for; how many bits each uses stands in the file's
+metadata.
+
+Where the compressed network rounds a layer's input, the file does too. All other activations that
+integer kernels read or write are rounded to 256 levels, in ranges of calibration images: of twelve
+clips of the range between the least and the largest value seen, the one with the least squared
+error.
+
+On processors without VNNI, ONNX Runtime adds pairs of products in 16 bits, which may saturate; the
+comparison in the report runs on the machine that exports.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl_compress.compress.channel_maps import ChannelMap
+from automl_compress.compress.modules import become
+from automl_compress.compress.quantize import InputQuantizer, QuantizedConv2d, QuantizedLinear
+from automl_compress.deploy.runtime import (
+    INTEGER_LAYERS,
+    Runner,
+    batches,
+    kernels,
+    outputs,
+    require_onnx,
+)
+from automl_compress.errors import InputError
+from automl_compress.settings import one_line
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from automl_compress.deploy.qdq import Grid, LowBitLayer, QdqPass
+
+OPSET: Final = 20
+METADATA: Final = "automl_compress"
+"""Key of the file's metadata that holds what was done, as JSON."""
+_BATCH: Final = 8
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What an exported file holds and how it compares with the PyTorch network.
+
+    Args:
+        path: the file.
+        size_bytes: its size.
+        weight_bits: bits of every layer whose weights are stored as integers, by name.
+        integer_kernels: layers that ONNX Runtime runs with integer kernels on this machine.
+        images: how many inputs were compared.
+        top1_agreement: share of equal positions of the largest value along axis 1, in [0, 1].
+        largest_difference: of any output value.
+        largest_output: largest absolute output of the PyTorch network, to judge that by.
+    """
+
+    path: Path
+    size_bytes: int
+    weight_bits: dict[str, int]
+    integer_kernels: int
+    images: int
+    top1_agreement: float
+    largest_difference: float
+    largest_output: float
+
+
+def export_onnx(
+    model: nn.Module,
+    path: Path | str,
+    example_input: Tensor,
+    calibration: Tensor | None = None,
+    int8: bool = True,
+    images: Tensor | None = None,
+) -> OnnxReport:
+    """Write a network as an ONNX file, checked and compared with PyTorch.
+
+    Args:
+        model: a network, compressed by `automl_compress.compress` or not; not changed. Layers
+            without low-bit weights stay in float32.
+        path: the file; it appears whole or not at all.
+        example_input: (1, channels, height, width), or whatever the network takes; the file takes
+            any number of them.
+        calibration: (n, ...) training inputs that choose ranges of activations; needed where INT8
+            layers read what the network itself does not round.
+        int8: whether low-bit layers run on integers; False stores everything in float32, and the
+            file computes what the PyTorch network computes.
+        images: (n, ...) inputs of the comparison; else the calibration inputs, else the example.
+
+    Raises:
+        InputError: a library is missing, the network cannot be exported or has several outputs,
+            calibration inputs are missing, or the file cannot be written.
+    """
+    require_onnx()
+    _check_inputs(example_input, calibration, images)
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    compared = next(x for x in (images, calibration, example_input) if x is not None)
+    expected = _expected(network, compared)
+    exported, held = _graph(network, example_input, calibration, int8)
+    content = _checked(exported)
+    path = Path(path)
+    _write(path, content)
+    actual = outputs(Runner(content), _array(compared), _BATCH)
+    return OnnxReport(
+        path=path,
+        size_bytes=len(content),
+        weight_bits={layer.name: layer.bits for layer in held},
+        integer_kernels=sum(kernels(content)[kind] for kind in INTEGER_LAYERS),
+        images=len(compared),
+        top1_agreement=float((actual.argmax(1) == expected.argmax(1)).mean()),
+        largest_difference=float(np.abs(actual - expected).max()),
+        largest_output=float(np.abs(expected).max()),
+    )
+
+
+def _check_inputs(example: Tensor, calibration: Tensor | None, images: Tensor | None) -> None:
+    for name, inputs in (("calibration", calibration), ("images", images)):
+        if inputs is None:
+            continue
+        if inputs.shape[1:] != example.shape[1:] or inputs.dtype != example.dtype:
+            raise InputError(
+                f"{name} must hold inputs like the example, {tuple(example.shape[1:])} "
+                f"{example.dtype}, but they are {tuple(inputs.shape[1:])} {inputs.dtype}; "
+                "prepare them alike"
+            )
+        if not len(inputs):
+            raise InputError(f"{name} must hold inputs, but there are 0; pass some or None")
+
+
+def _expected(network: nn.Module, inputs: Tensor) -> Any:
+    """(n, ...) what PyTorch computes."""
+    with torch.no_grad():
+        found = [network(part) for part in torch.split(inputs, _BATCH)]
+    if not isinstance(found[0], Tensor) or found[0].dim() < 2:
+        kind = type(found[0]).__name__
+        shape = f" of {found[0].dim()} axes" if isinstance(found[0], Tensor) else ""
+        raise InputError(
+            "a network for ONNX must give one tensor with a batch and a class axis, but gives a "
+            f"{kind}{shape}; wrap it in a module that returns one"
+        )
+    return torch.cat(found).numpy()
+
+
+def _graph(
+    network: nn.Module, example_input: Tensor, calibration: Tensor | None, int8: bool
+) -> tuple[ir.Model, list[LowBitLayer]]:
+    """The ONNX graph and the layers in it that run on integers; changes the network."""
+    from automl_compress.deploy.qdq import QdqPass, name_weights
+
+    low_bit = _low_bit_layers(network) if int8 else {}
+    for module in list(network.modules()):
+        if isinstance(module, QuantizedConv2d | QuantizedLinear) and module.weight_bits and int8:
+            module.input_quantizer = None
+        if isinstance(module, ChannelMap):
+            # ONNX Runtime would change the layout for an index_select and back, at every shortcut.
+            become(module, module.as_convolution().requires_grad_(False))
+    program = _exported(network, example_input)
+    for part in program.model.graph.all_nodes():
+        part.metadata_props.clear()  # stack traces of the exporting machine
+    weights = name_weights(program.model.graph, low_bit)
+    program.optimize()
+    quantizer = QdqPass(program.model, weights)
+    if quantizer.held:
+        quantizer.insert(_grids(program.model, quantizer, calibration))
+    held = list({layer.name: layer for layer in quantizer.held}.values())
+    _label(program.model, held)
+    return program.model, held
+
+
+def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
+    """Layers with low-bit weights by every name they stand under."""
+    from automl_compress.deploy.qdq import LowBitLayer
+
+    found = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantizedConv2d | QuantizedLinear) and module.weight_bits:
+            scales = module.get_buffer("weight_scale")
+            steps = scales.reshape(-1, *[1] * (module.weight.dim() - 1))
+            integers = (module.weight / steps).round().to(torch.int8).numpy()
+            quantizer = module.input_quantizer
+            grid = None if quantizer is None else _grid_of(quantizer)
+            found[name] = LowBitLayer(name, module.weight_bits, integers, scales.numpy(), grid)
+        elif isinstance(module, ChannelMap):
+            integers = module.as_convolution().weight.detach().to(torch.int8).numpy()
+            ones = torch.ones(module.out_channels).numpy()
+            found[name] = LowBitLayer(name, 8, integers, ones, None, moves=True)
+    return found
+
+
+def _grid_of(quantizer: InputQuantizer) -> Grid:
+    """A quantizer's levels on uint8; of 8 signed bits, -128 is used too."""
+    from automl_compress.deploy.qdq import Grid
+
+    scale = float(quantizer.scale)
+    zero_point = 128 if quantizer.signed else 0
+    if quantizer.bits == 8:
+        return Grid(scale, zero_point)
+    return Grid(scale, zero_point, zero_point + quantizer.low, zero_point + quantizer.high)
+
+
+def _exported(network: nn.Module, example_input: Tensor) -> Any:
+    """The exporter's program for any batch size.
+
+    Raises:
+        InputError: PyTorch cannot export the network.
+    """
+    two = example_input[:1].expand(2, *example_input.shape[1:]).contiguous()
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                (two,),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    except Exception as reason:
+        cause = reason.__cause__ or reason
+        raise InputError(
+            "PyTorch must be able to export the network for any batch size, but says: "
+            f"{type(cause).__name__}: {one_line(cause)[:200]}; keep data-dependent code out of it"
+        ) from reason
+    batch = program.model.graph.inputs[0].shape[0]
+    if isinstance(batch, int):
+        raise InputError(
+            f"a network for ONNX must take any batch size, but its code fixes {batch}; "
+            "use x.shape[0] in place of len(x)"
+        )
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings, which are about itself."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _grids(model: ir.Model, quantizer: QdqPass, calibration: Tensor | None) -> dict[str, Grid]:
+    """Grids of activations from calibration inputs.
+
+    Raises:
+        InputError: they are needed, but not given.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    from automl_compress.deploy.qdq import Ranges
+
+    names = quantizer.uncalibrated()
+    if not names:
+        return {}
+    if calibration is None:
+        raise InputError(
+            f"INT8 needs calibration inputs for the ranges of {len(names)} activations, but there "
+            "are none; pass calibration, or int8=False"
+        )
+    ranges = Ranges()
+    graph = ir.to_proto(model)
+    inputs = [name for name in names if name == "input"]
+    inner = [name for name in names if name != "input"]
+    declared = {output.name for output in graph.graph.output}
+    graph.graph.output.extend(onnx.ValueInfoProto(name=n) for n in inner if n not in declared)
+    runner = Runner(graph.SerializeToString())
+    for part in batches(_array(calibration), _BATCH):
+        for name in inputs:
+            ranges.add(name, part)
+        for name, values in zip(inner, runner(part, inner), strict=True):
+            ranges.add(name, values)
+    return ranges.grids()
+
+
+def _label(model: ir.Model, held: list[LowBitLayer]) -> None:
+    """State in the file what its integers mean."""
+    content = {
+        "format": "QDQ INT8" if held else "float32",
+        "weight_bits": {layer.name: layer.bits for layer in held},
+    }
+    model.metadata_props[METADATA] = json.dumps(content)
+    model.producer_name = "automl_compress"
+
+
+def _checked(model: ir.Model) -> bytes:
+    """The file's bytes, after onnx's own full check."""
+    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+
+    common.RemoveUnusedNodesPass()(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as reason:
+        raise InputError(
+            f"the ONNX file must be writable, but '{path}' is not ({reason.strerror}); "
+            "choose another path"
+        ) from reason
+
+
+def _array(inputs: Tensor) -> Any:
+    return inputs.detach().cpu().numpy()

@@ -1,0 +1,114 @@
+"""ONNX Runtime: the only file that loads it."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.errors import InputError
+
+Array = NDArray[Any]
+
+LIBRARIES: Final = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
+"""What the extra `onnx` installs."""
+INTEGER_LAYERS: Final = frozenset(
+    ("QLinearConv", "ConvInteger", "QGemm", "MatMulInteger", "MatMulIntegerToFloat")
+)
+"""Kernels that multiply integers."""
+
+
+def require_onnx() -> None:
+    """Check that the libraries of the extra `onnx` are installed.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except ImportError as reason:
+            raise InputError(
+                f"ONNX needs the library '{name}', but it is not installed; "
+                "run `pip install automl-compress[onnx]`"
+            ) from reason
+
+
+class Runner:
+    """A network in ONNX Runtime, on the processor.
+
+    Args:
+        model: the bytes of an ONNX file, or its path.
+        threads: threads of one run; waiting ones do not spin.
+        optimized: where ONNX Runtime writes the graph it really runs, or None.
+
+    Raises:
+        InputError: ONNX Runtime is not installed or cannot load the network.
+    """
+
+    def __init__(self, model: bytes | Path, threads: int = 1, optimized: Path | None = None):
+        require_onnx()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as reason:
+            what = "the network" if isinstance(model, bytes) else f"'{model}'"
+            raise InputError(
+                f"ONNX Runtime must be able to load {what}, but says: "
+                f"{' '.join(str(reason).split())}; export it again"
+            ) from reason
+        self._input = self._session.get_inputs()[0]
+
+    @property
+    def input_shape(self) -> list[int | str | None]:
+        """Sizes of the input; names or None where a size is free."""
+        shape: list[int | str | None] = self._input.shape
+        return shape
+
+    def __call__(self, inputs: Array, names: Sequence[str] | None = None) -> list[Array]:
+        """Outputs of one run, those of the given names or all."""
+        found: list[Array] = self._session.run(names, {self._input.name: inputs})
+        return found
+
+
+def kernels(model: bytes) -> Counter[str]:
+    """How often each operator stands in the graph that ONNX Runtime runs after its fusions.
+
+    Args:
+        model: the bytes of an ONNX file.
+    """
+    require_onnx()
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        Runner(model, optimized=path)
+        graph = onnx.load(path).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def batches(inputs: Array, size: int) -> list[Array]:
+    """Slices of at most `size` along the first axis."""
+    return [inputs[start : start + size] for start in range(0, len(inputs), size)]
+
+
+def outputs(runner: Runner, inputs: Array, size: int) -> Array:
+    """The first output for all inputs, run `size` at a time."""
+    return np.concatenate([runner(part)[0] for part in batches(inputs, size)])

@@ -1,0 +1,236 @@
+"""ONNX files: the integers they hold, what ONNX Runtime computes from them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compress_networks import conv_bn, example, head, lively, network, random_policy
+from torch import Tensor, nn
+
+from automl_compress.compress import Compressor
+from automl_compress.compress.quantize import QuantizedConv2d, QuantizedLinear
+from automl_compress.deploy.onnx import METADATA, OnnxReport, export_onnx
+from automl_compress.errors import InputError
+from automl_compress.space import Policy
+
+for library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(library)
+
+Integers = dict[str, "np.ndarray[Any, Any]"]
+
+
+def uniform(compressor: Compressor, bits: int, input_bits: int | None = None) -> Policy:
+    """All layers at the same bits."""
+    layers = [layer.name for layer in compressor.structure.layers if layer.quantizable]
+    genes = {f"weight_bits:{name}": bits for name in layers}
+    if input_bits is not None:
+        genes |= {f"activation_bits:{name}": input_bits for name in layers}
+    return Policy(genes)
+
+
+def built(name: str, seed: int = 0, activations: bool = True) -> tuple[nn.Module, Tensor]:
+    images = example(name, 24)
+    compressor = Compressor(network(name), images[:1], images)
+    rng = np.random.default_rng(seed)
+    return compressor.build(random_policy(compressor.structure, rng, activations)), images
+
+
+def run(path: Path, inputs: Tensor) -> Any:
+    """What ONNX Runtime computes, without the code under test."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
+
+
+def initializers(path: Path) -> Integers:
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(path).graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def torch_outputs(model: nn.Module, inputs: Tensor) -> Any:
+    with torch.no_grad():
+        return model(inputs).numpy()
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "mobile", "dense", "shuffle", "patch-mixer", "words", "weight-norm"]
+)
+def test_float_files_compute_what_pytorch_computes(name: str, tmp_path: Path) -> None:
+    model, images = built(name, seed=1)
+    path = tmp_path / "model.onnx"
+    report = export_onnx(model, path, images[:1], int8=False, images=images)
+    assert report.weight_bits == {}
+    assert report.integer_kernels == 0
+    for count in (1, 3, 24):
+        expected = torch_outputs(model, images[:count])
+        np.testing.assert_allclose(run(path, images[:count]), expected, atol=1e-4)
+    assert report.largest_difference < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg", "grouped", "shared", "transformer"])
+def test_integer_files_hold_our_integers_and_run_on_them(name: str, tmp_path: Path) -> None:
+    model, images = built(name, seed=1)
+    path = tmp_path / "model.onnx"
+    report = export_onnx(model, path, images[:1], images)
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedConv2d | QuantizedLinear) and module.weight_bits
+    }
+    assert report.weight_bits == {name: layer.weight_bits for name, layer in layers.items()}
+    assert report.weight_bits
+    assert report.integer_kernels >= len(layers)
+    held = initializers(path)
+    for name, layer in layers.items():
+        scales = layer.get_buffer("weight_scale").reshape(-1, *[1] * (layer.weight.dim() - 1))
+        ours = (layer.weight / scales).round().detach().numpy()
+        stored = held[f"{name}.weight_quantized"]
+        assert stored.dtype == np.int8
+        np.testing.assert_array_equal(stored if stored.shape == ours.shape else stored.T, ours)
+        assert np.abs(stored).max() <= 2 ** (report.weight_bits[name] - 1) - 1
+    expected, actual = torch_outputs(model, images), run(path, images)
+    assert np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
+    assert report.top1_agreement == (actual.argmax(1) == expected.argmax(1)).mean()
+    assert report.largest_difference == pytest.approx(np.abs(actual - expected).max())
+    assert run(path, images[:1]).shape == expected[:1].shape
+
+
+@pytest.mark.parametrize("bits", [(2, 4), (8, 8)])
+def test_a_chain_that_rounds_every_input_keeps_its_levels(
+    bits: tuple[int, int], tmp_path: Path
+) -> None:
+    """Every tensor has one reader, so the file rounds where PyTorch rounds, and nowhere else."""
+    images = example("vgg", 64)
+    compressor = Compressor(network("vgg"), images[:1], images)
+    model = compressor.build(uniform(compressor, *bits))
+    path = tmp_path / "model.onnx"
+    report = export_onnx(model, path, images[:1])
+    assert report.integer_kernels == 4
+    expected, actual = torch_outputs(model, images), run(path, images)
+    difference = np.abs(actual - expected)
+    assert np.median(difference) < 1e-5  # a value in the middle of two levels may go either way
+    assert difference.max() < 0.05 * np.abs(expected).max()
+
+
+def test_folding_batchnorm_changes_signs_and_scales_alone(tmp_path: Path) -> None:
+    model: Any = lively(nn.Sequential(conv_bn(3, 6), head(6))).eval()
+    with torch.no_grad():
+        model[0][1].weight[:3] = torch.tensor([-0.7, 0.0, 1e-9])
+    images = example("vgg", 32)
+    compressor = Compressor(model, images[:1], images, repair="none")
+    small: Any = compressor.build(uniform(compressor, 5))
+    path = tmp_path / "model.onnx"
+    export_onnx(small, path, images[:1], images)
+    conv, norm = small[0][0], small[0][1]
+    integers = (conv.weight / conv.weight_scale[:, None, None, None]).round().detach().numpy()
+    factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().numpy()
+    held = initializers(path)
+    stored = held["0.0.weight_quantized"]
+    np.testing.assert_array_equal(stored[0], -integers[0])
+    np.testing.assert_array_equal(stored[3:], integers[3:])
+    np.testing.assert_allclose(
+        held["0.0.weight_scale"][3:], (conv.weight_scale.numpy() * factor)[3:], rtol=1e-5
+    )
+    assert not stored[1:3].any()  # next to nothing beside their bias
+    difference = np.abs(run(path, images) - torch_outputs(small, images))
+    assert difference.max() < 0.02 * np.abs(torch_outputs(small, images)).max()
+
+
+def test_residual_networks_stay_integer_throughout(tmp_path: Path) -> None:
+    import onnx
+
+    images = example("resnet8", 24)
+    compressor = Compressor(network("resnet8"), images[:1], images)
+    kept = {f"channels:{g.name}": 8 for g in compressor.structure.groups if not g.protected}
+    model = compressor.build(Policy({**kept, **dict(uniform(compressor, 8).items())}))
+    path = tmp_path / "model.onnx"
+    report = export_onnx(model, path, images[:1], images)
+    assert report.integer_kernels == 8 + 2  # and the two shortcuts
+    assert report.top1_agreement > 0.9
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("QuantizeLinear") == 1 + 9 + 3 + 1
+    assert "BatchNormalization" not in kinds
+
+
+def test_digits_keep_their_classes_on_integers(tmp_path: Path) -> None:
+    from automl_compress.workload import WorkloadConfig, load_workload
+
+    workload = load_workload(WorkloadConfig.of(model="digits_cnn", train={"epochs": 4}))
+    calibration = workload.splits.train.draw(128, 0).tensor(workload.normalization)
+    images = workload.splits.test.tensor(workload.normalization)
+    compressor = Compressor(workload.model, calibration[:1], calibration)
+    layers = uniform(compressor, 4)
+    kept = {
+        f"channels:{g.name}": g.channels * 3 // 4
+        for g in compressor.structure.groups
+        if not g.protected
+    }
+    model = compressor.build(Policy({**kept, **dict(layers.items())}))
+    report = export_onnx(model, tmp_path / "model.onnx", images[:1], calibration, images=images)
+    assert report.images == len(images)
+    assert report.top1_agreement >= 0.97
+    labels = workload.splits.test.labels
+    actual = (run(report.path, images).argmax(1) == labels).mean()
+    assert actual >= (torch_outputs(model, images).argmax(1) == labels).mean() - 0.02
+
+
+def test_files_say_what_they_hold_and_not_where_they_were_made(tmp_path: Path) -> None:
+    import onnx
+
+    model, images = built("mobile", seed=1)
+    path = tmp_path / "model.onnx"
+    report = export_onnx(model, path, images[:1], images)
+    content = path.read_bytes()
+    loaded = onnx.load(path)
+    onnx.checker.check_model(loaded, full_check=True)
+    metadata = {item.key: item.value for item in loaded.metadata_props}
+    assert json.loads(metadata[METADATA])["weight_bits"] == report.weight_bits
+    assert report == OnnxReport(**{**vars(report), "size_bytes": len(content)})
+    assert b".py" not in content
+    assert loaded.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_the_network_is_never_changed(tmp_path: Path) -> None:
+    model, images = built("resnet8", seed=1)
+    before, text = torch_outputs(model, images), repr(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_onnx(model.train(), tmp_path / "model.onnx", images[:1], images)
+    assert model.training
+    assert repr(model.eval()) == text
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    np.testing.assert_array_equal(torch_outputs(model, images), before)
+
+
+def refused(text: str, *arguments: Any, **named: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(text)) as caught:
+        export_onnx(*arguments, **named)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    model, images = built("vgg", seed=1, activations=False)
+    refused("pass calibration, or int8=False", model, path, images[:1])
+    refused("calibration must hold inputs like the example", model, path, images[:1], images[0])
+    refused("calibration must hold inputs, but there are 0", model, path, images[:1], images[:0])
+    refused("gives a dict", network("outputs"), path, images[:1])
+    refused("code fixes", network("cat-function"), path, images[:1])
+    refused("must be writable", model, tmp_path / "no" / "x.onnx", images[:1], images)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    path = tmp_path / "model.onnx"
+    refused("pip install automl-compress[onnx]", network("vgg"), path, example("vgg"))
