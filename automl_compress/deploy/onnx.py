@@ -108,7 +108,7 @@ def export_onnx(
     """
     require_onnx()
     _check_inputs(example_input, calibration, images)
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network = _frozen(model)
     compared = next(x for x in (images, calibration, example_input) if x is not None)
     expected = _expected(network, compared)
     exported, held = _graph(network, example_input, calibration, int8)
@@ -126,6 +126,25 @@ def export_onnx(
         largest_difference=float(np.abs(actual - expected).max()),
         largest_output=float(np.abs(expected).max()),
     )
+
+
+def onnx_content(
+    model: nn.Module, example_input: Tensor, calibration: Tensor | None = None, int8: bool = True
+) -> bytes:
+    """The bytes of the file that `export_onnx` would write, not compared with PyTorch.
+
+    Raises:
+        InputError: as `export_onnx` does.
+    """
+    require_onnx()
+    _check_inputs(example_input, calibration, None)
+    network = _frozen(model)
+    _expected(network, example_input)
+    return _checked(_graph(network, example_input, calibration, int8)[0])
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _check_inputs(example: Tensor, calibration: Tensor | None, images: Tensor | None) -> None:

@@ -40,6 +40,18 @@ def require_onnx() -> None:
             ) from reason
 
 
+def library_version() -> str:
+    """The version of ONNX Runtime.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    require_onnx()
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
 class Runner:
     """A network in ONNX Runtime, on the processor.
 

@@ -1,0 +1,197 @@
+"""How long networks take on this machine.
+
+A latency means nothing without its runtime, threads and batch, so `Latency` carries them. Networks
+that are to be compared are measured in turn, run by run, because a processor's speed drifts.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl_compress.deploy.onnx import onnx_content
+from automl_compress.deploy.runtime import Runner, library_version
+from automl_compress.errors import InputError
+
+Provider = Literal["onnxruntime", "torch"]
+PROVIDERS: Final[tuple[Provider, ...]] = ("onnxruntime", "torch")
+WARMUP: Final = 5
+"""Runs that are not counted: the first ones allocate."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run, and how they were measured; smaller is better.
+
+    Args:
+        median_ms: median over the runs.
+        lower_ms: first quartile.
+        upper_ms: third quartile.
+        batch: inputs per run.
+        threads: threads of the runtime.
+        runs: runs counted.
+        runtime: library and version.
+    """
+
+    median_ms: float
+    lower_ms: float
+    upper_ms: float
+    batch: int
+    threads: int
+    runs: int
+    runtime: str
+
+    def __str__(self) -> str:
+        """The latency in one line that says how it was measured."""
+        return (
+            f"{self.median_ms:.3f} ms ({self.lower_ms:.3f}-{self.upper_ms:.3f}) for batch "
+            f"{self.batch}, threads {self.threads}, {self.runtime}, {self.runs} runs"
+        )
+
+
+def latency(
+    model: nn.Module | Path | str,
+    example_input: Tensor,
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 100,
+    provider: Provider = "onnxruntime",
+) -> Latency:
+    """Measure one network.
+
+    Args:
+        model: a network, or the path of an ONNX file. In ONNX Runtime, low-bit layers of a
+            network run on integers.
+        example_input: (1, channels, height, width), or whatever the network takes.
+        batch: inputs per run.
+        threads: threads of the runtime.
+        runs: runs counted.
+        provider: a name in `PROVIDERS`.
+
+    Raises:
+        InputError: a setting is wrong, or the network cannot be exported or loaded.
+    """
+    return latencies({"": model}, example_input, batch, threads, runs, provider)[""]
+
+
+def latencies(
+    models: Mapping[str, nn.Module | Path | str],
+    example_input: Tensor,
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 100,
+    provider: Provider = "onnxruntime",
+) -> dict[str, Latency]:
+    """Measure networks in turn, run by run, so that they can be compared.
+
+    Args:
+        models: networks or paths of ONNX files, by name.
+        example_input: (1, ...) what each of them takes.
+        batch: inputs per run.
+        threads: threads of the runtime.
+        runs: runs of each network that are counted.
+        provider: a name in `PROVIDERS`.
+
+    Raises:
+        InputError: a setting is wrong, or a network cannot be exported or loaded.
+    """
+    _check(models, batch, threads, runs, provider)
+    inputs = example_input[:1].expand(batch, *example_input.shape[1:]).contiguous()
+    if provider == "torch":
+        runtime = f"torch {torch.__version__}"
+        calls = {name: _torch_call(model, inputs) for name, model in models.items()}
+    else:
+        runtime = f"onnxruntime {library_version()}"
+        calls = {name: _onnx_call(model, inputs, threads) for name, model in models.items()}
+    with _torch_threads(threads):
+        seconds = interleaved(calls, runs)
+    return {
+        name: Latency(*_quartiles(taken), batch, threads, runs, runtime)
+        for name, taken in seconds.items()
+    }
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Seconds of every run of every call, which take turns.
+
+    Args:
+        calls: what is timed, by name.
+        runs: runs of each that are counted, after `WARMUP` more.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(WARMUP + runs):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: taken[WARMUP:] for name, taken in seconds.items()}
+
+
+def _check(
+    models: Mapping[str, nn.Module | Path | str],
+    batch: int,
+    threads: int,
+    runs: int,
+    provider: str,
+) -> None:
+    for name, value in (("batch", batch), ("threads", threads), ("runs", runs)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, but is {value}; raise it")
+    if provider not in PROVIDERS:
+        raise InputError(
+            f"provider must be one of {', '.join(PROVIDERS)}, but is '{provider}'; correct it"
+        )
+    files = [model for model in models.values() if not isinstance(model, nn.Module)]
+    if provider == "torch" and files:
+        raise InputError(
+            f"the provider torch measures networks, but '{files[0]}' is a file; "
+            "use the provider onnxruntime"
+        )
+
+
+def _torch_call(model: Any, inputs: Tensor) -> Callable[[], object]:
+    network = copy.deepcopy(model).eval()
+
+    def call() -> object:
+        with torch.inference_mode():
+            return network(inputs)
+
+    return call
+
+
+def _onnx_call(model: nn.Module | Path | str, inputs: Tensor, threads: int) -> Callable[[], object]:
+    source: bytes | Path
+    if isinstance(model, nn.Module):
+        # Ranges do not change how long a kernel takes: one input suffices for them.
+        source = onnx_content(model, inputs[:1], calibration=inputs[:1])
+    else:
+        source = Path(model)
+        if not source.is_file():
+            raise InputError(f"an ONNX file must exist, but '{source}' does not; correct the path")
+    runner, array = Runner(source, threads), inputs.numpy()
+    return lambda: runner(array)
+
+
+def _quartiles(seconds: list[float]) -> tuple[float, float, float]:
+    """Median and quartiles, in milliseconds."""
+    lower, median, upper = np.quantile(seconds, [0.25, 0.5, 0.75]) * 1000
+    return float(median), float(lower), float(upper)
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,86 @@
+"""Latencies: what is timed and how it is stated; never how long it takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compress_networks import example, network
+
+from automl_compress.compress import Compressor
+from automl_compress.deploy.latency import WARMUP, interleaved, latencies, latency
+from automl_compress.deploy.onnx import export_onnx
+from automl_compress.errors import InputError
+from automl_compress.space import Policy
+
+for library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(library)
+
+
+def test_calls_take_turns_and_warm_up() -> None:
+    calls: list[str] = []
+    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * (WARMUP + 3)
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
+    assert all(taken >= 0 for every in seconds.values() for taken in every)
+
+
+def test_a_latency_says_how_it_was_measured(tmp_path: Path) -> None:
+    images = example("mlp", 4)
+    compressor = Compressor(network("mlp"), images[:1])
+    model = compressor.build(Policy({"weight_bits:1": 8}))
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path, images[:1], images)
+    found = latencies({"network": model, "file": path}, images[:1], batch=3, runs=4)
+    for taken in found.values():
+        assert (taken.batch, taken.threads, taken.runs) == (3, 1, 4)
+        assert 0 < taken.lower_ms <= taken.median_ms <= taken.upper_ms
+        assert taken.runtime.startswith("onnxruntime ")
+        assert "for batch 3, threads 1, onnxruntime" in str(taken)
+
+
+def test_pytorch_runs_in_evaluation_mode_with_its_threads_restored() -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    class Watched(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((self.training, torch.get_num_threads(), tuple(x.shape)))
+            return x
+
+        def __deepcopy__(self, memo: Any) -> Watched:
+            return Watched()
+
+    model = Watched()
+    before = torch.get_num_threads()
+    taken = latency(model, torch.zeros(1, 2), batch=5, threads=2, runs=3, provider="torch")
+    assert seen == [(False, 2, (5, 2))] * (WARMUP + 3)
+    assert model.training
+    assert torch.get_num_threads() == before
+    assert taken.runtime == f"torch {torch.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("batch must be at least 1, but is 0", {"batch": 0}),
+        ("threads must be at least 1, but is -1", {"threads": -1}),
+        ("runs must be at least 1, but is 0", {"runs": 0}),
+        ("provider must be one of onnxruntime, torch, but is 'tflite'", {"provider": "tflite"}),
+        ("'model.onnx' is a file", {"provider": "torch"}),
+        ("'model.onnx' does not", {}),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(text: str, named: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=re.escape(text)) as caught:
+        latency("model.onnx", example("mlp"), **named)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_networks_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no network")
+    with pytest.raises(InputError, match="must be able to load"):
+        latency(path, example("mlp"))
