@@ -63,7 +63,8 @@ class OnnxReport:
         path: the file.
         size_bytes: its size.
         weight_bits: bits of every layer whose weights are stored as integers, by name.
-        integer_kernels: layers that ONNX Runtime runs with integer kernels on this machine.
+        integer_kernels: nodes that ONNX Runtime runs with integer kernels on this machine, those
+            of channel shortcuts included.
         images: how many inputs were compared.
         top1_agreement: share of equal positions of the largest value along axis 1, in [0, 1].
         largest_difference: of any output value.
@@ -107,15 +108,16 @@ def export_onnx(
             calibration inputs are missing, or the file cannot be written.
     """
     require_onnx()
+    path = Path(path)
+    _check_folder(path)
     _check_inputs(example_input, calibration, images)
     network = _frozen(model)
     compared = next(x for x in (images, calibration, example_input) if x is not None)
     expected = _expected(network, compared)
     exported, held = _graph(network, example_input, calibration, int8)
     content = _checked(exported)
-    path = Path(path)
-    _write(path, content)
     actual = outputs(Runner(content), _array(compared), _BATCH)
+    _write(path, content)
     return OnnxReport(
         path=path,
         size_bytes=len(content),
@@ -144,7 +146,14 @@ def onnx_content(
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(
+            f"the folder of the ONNX file must exist, but '{path.parent}' does not; make it"
+        )
 
 
 def _check_inputs(example: Tensor, calibration: Tensor | None, images: Tensor | None) -> None:
@@ -164,7 +173,7 @@ def _check_inputs(example: Tensor, calibration: Tensor | None, images: Tensor | 
 def _expected(network: nn.Module, inputs: Tensor) -> Any:
     """(n, ...) what PyTorch computes."""
     with torch.no_grad():
-        found = [network(part) for part in torch.split(inputs, _BATCH)]
+        found = [network(part) for part in torch.split(inputs.cpu(), _BATCH)]
     if not isinstance(found[0], Tensor) or found[0].dim() < 2:
         kind = type(found[0]).__name__
         shape = f" of {found[0].dim()} axes" if isinstance(found[0], Tensor) else ""
@@ -189,8 +198,8 @@ def _graph(
             # ONNX Runtime would change the layout for an index_select and back, at every shortcut.
             become(module, module.as_convolution().requires_grad_(False))
     program = _exported(network, example_input)
-    for part in program.model.graph.all_nodes():
-        part.metadata_props.clear()  # stack traces of the exporting machine
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces of the exporting machine
     weights = name_weights(program.model.graph, low_bit)
     program.optimize()
     quantizer = QdqPass(program.model, weights)
@@ -238,7 +247,7 @@ def _exported(network: nn.Module, example_input: Tensor) -> Any:
     Raises:
         InputError: PyTorch cannot export the network.
     """
-    two = example_input[:1].expand(2, *example_input.shape[1:]).contiguous()
+    two = example_input[:1].cpu().expand(2, *example_input.shape[1:]).contiguous()
     try:
         with _quiet():
             program = torch.onnx.export(

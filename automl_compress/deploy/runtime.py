@@ -57,14 +57,16 @@ class Runner:
 
     Args:
         model: the bytes of an ONNX file, or its path.
-        threads: threads of one run; waiting ones do not spin.
+        threads: threads of one run.
         optimized: where ONNX Runtime writes the graph it really runs, or None.
 
     Raises:
         InputError: ONNX Runtime is not installed or cannot load the network.
     """
 
-    def __init__(self, model: bytes | Path, threads: int = 1, optimized: Path | None = None):
+    def __init__(
+        self, model: bytes | Path, threads: int = 1, optimized: Path | None = None
+    ) -> None:
         require_onnx()
         import onnxruntime
 
@@ -72,7 +74,6 @@ class Runner:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         source = model if isinstance(model, bytes) else str(model)

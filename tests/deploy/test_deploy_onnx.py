@@ -228,8 +228,11 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path) -> None:
     refused("calibration must hold inputs, but there are 0", model, path, images[:1], images[:0])
     refused("gives a dict", network("outputs"), path, images[:1])
     refused("code fixes", network("cat-function"), path, images[:1])
-    refused("must be writable", model, tmp_path / "no" / "x.onnx", images[:1], images)
+    refused("folder of the ONNX file must exist", model, tmp_path / "no" / "x.onnx", images[:1])
     assert not list(tmp_path.iterdir())
+    path.mkdir()
+    refused("must be writable", network("mlp"), path, example("mlp"))
+    assert not list(path.iterdir())
 
 
 def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
