@@ -137,6 +137,14 @@ class CostModel:
             for layer in self._layers
         }
 
+    def widths(self, policy: Policy) -> dict[str, tuple[int, int]]:
+        """Output and input channels of every layer by name, in the network's order."""
+        channels = policy.of_kind("channels")
+        return {
+            name: (width.at(channels), self._in[name].at(channels))
+            for name, width in self._out.items()
+        }
+
     def _layer(
         self,
         layer: LayerShape,

@@ -248,6 +248,7 @@ def _exported(network: nn.Module, example_input: Tensor) -> Any:
         InputError: PyTorch cannot export the network.
     """
     two = example_input[:1].cpu().expand(2, *example_input.shape[1:]).contiguous()
+    program: Any
     try:
         with _quiet():
             program = torch.onnx.export(

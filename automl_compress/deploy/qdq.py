@@ -161,7 +161,7 @@ class QdqPass:
             for value, root in self._roots.items()
             if value is root
         }
-        stored: dict[ir.Value | None, Grid] = {}
+        stored: dict[ir.Value, Grid] = {}
         for value, root in self._roots.items():
             grid = chosen[root]
             uses = list(value.uses())
@@ -170,16 +170,20 @@ class QdqPass:
                 node.replace_input_with(place, rounded)
             stored[rounded] = grid
         for node, held in self._held.items():
-            source = node.inputs[0]
-            assert source is not None
-            grid = stored.get(source) or held.layer.input_grid
-            if held.layer.input_grid not in (None, stored.get(source)):
-                grid = held.layer.input_grid
-                assert grid is not None
-                rounded = self._round(source, grid, f"{node.outputs[0].name}.input")
-                node.replace_input_with(0, rounded)
-            assert grid is not None
-            self._quantize_layer(node, held, grid)
+            self._quantize_layer(node, held, self._read_grid(node, held.layer, stored))
+
+    def _read_grid(
+        self, node: ir.Node, layer: LowBitLayer, stored: Mapping[ir.Value, Grid]
+    ) -> Grid:
+        """The grid a layer reads; its input is rounded once more where it has one of its own."""
+        source = node.inputs[0]
+        assert source is not None
+        own, given = layer.input_grid, stored.get(source)
+        if own is None or own == given:
+            assert given is not None
+            return given
+        node.replace_input_with(0, self._round(source, own, f"{node.outputs[0].name}.input"))
+        return own
 
     def _stored_values(self) -> dict[ir.Value, ir.Value]:
         """Values kept as integers, in the graph's order; each with the value whose grid it has."""
@@ -285,10 +289,19 @@ class QdqPass:
             if np.array_equal(held.const_value.numpy(), array):
                 return held
             place += "_"
-        value = ir.Value(name=place, const_value=ir.tensor(np.asarray(array), name=place))
-        value.shape, value.dtype = ir.Shape(np.shape(array)), value.const_value.dtype  # type: ignore[union-attr]
-        self._graph.register_initializer(value)
-        return value
+        return _initializer(self._graph, place, np.asarray(array))
+
+
+def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name,
+        const_value=tensor,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def _node(
@@ -329,16 +342,13 @@ def name_weights(graph: ir.Graph, layers: Mapping[str, LowBitLayer]) -> dict[str
         if weight is None or weight.const_value is None:
             continue
         found[f"{name}.weight"] = layer
-        turned = f"{name}.weight.transposed"
-        for user in list(weight.consumers()):
-            if user.op_type == "Transpose":
-                tensor = ir.tensor(weight.const_value.numpy().T.copy(), name=turned)
-                value = ir.Value(name=turned, const_value=tensor, shape=tensor.shape)
-                value.dtype = tensor.dtype
-                if turned not in graph.initializers:
-                    graph.register_initializer(value)
-                user.outputs[0].replace_all_uses_with(graph.initializers[turned])
-                found[turned] = layer
+        transposes = [user for user in weight.consumers() if user.op_type == "Transpose"]
+        if transposes:
+            turned = f"{name}.weight.transposed"
+            value = _initializer(graph, turned, weight.const_value.numpy().T.copy())
+            for user in transposes:
+                user.outputs[0].replace_all_uses_with(value)
+            found[turned] = layer
     return found
 
 
