@@ -100,7 +100,7 @@ def export_onnx(
         calibration: (n, ...) training inputs that choose ranges of activations; needed where INT8
             layers read what the network itself does not round.
         int8: whether low-bit layers run on integers; False stores everything in float32, and the
-            file computes what the PyTorch network computes.
+            file computes what the PyTorch network computes, to float32 rounding.
         images: (n, ...) inputs of the comparison; else the calibration inputs, else the example.
 
     Raises:

@@ -67,7 +67,8 @@ def torch_outputs(model: nn.Module, inputs: Tensor) -> Any:
     "name", ["resnet8", "mobile", "dense", "shuffle", "patch-mixer", "words", "weight-norm"]
 )
 def test_float_files_compute_what_pytorch_computes(name: str, tmp_path: Path) -> None:
-    model, images = built(name, seed=1)
+    # Inputs stay float: one that lies between two levels may be rounded either way.
+    model, images = built(name, seed=1, activations=False)
     path = tmp_path / "model.onnx"
     report = export_onnx(model, path, images[:1], int8=False, images=images)
     assert report.weight_bits == {}
