@@ -53,7 +53,6 @@ EXCEPTIONS = {
 ONLY_IN = {
     "ray": {"engine/cluster.py"},
     "pymoo": {"search/nsga2.py"},
-    "torch_pruning": {"compress"},
     "matplotlib": {"report"},
     "sklearn": {"workload"},
     "torchvision": {"workload"},

@@ -129,7 +129,7 @@ def doctor() -> int:
     print(f"python {platform.python_version()} on {platform.machine()}")
     problems = 0
     for name in (
-        *("torch", "torchvision", "ray", "pymoo", "moocore", "torch-pruning", "numpy", "pandas"),
+        *("torch", "torchvision", "ray", "pymoo", "moocore", "numpy", "pandas"),
         *("pyarrow", "matplotlib", "safetensors", "scikit-learn", "pillow", "pyyaml"),
     ):
         try:

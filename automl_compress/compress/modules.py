@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,8 +25,8 @@ def become(module: nn.Module, other: nn.Module) -> None:
     module.__dict__ = vars(other)
 
 
-def find_part(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
-    """The module or free parameter of a name."""
+def find_part(model: nn.Module, name: str) -> nn.Module | Tensor:
+    """The module, free parameter or buffer of a name."""
     parent, _, last = name.rpartition(".")
-    part: nn.Module | nn.Parameter = getattr(model.get_submodule(parent), last)
+    part: nn.Module | Tensor = getattr(model.get_submodule(parent), last)
     return part

@@ -28,6 +28,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE_NORMS: Final = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORMALIZATIONS: Final = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,19 @@ def _firsts(model: nn.Module, name: str, axis: Axis, size: int) -> Tensor | None
 
 
 def axis_size(model: nn.Module, name: str, axis: Axis) -> int:
-    """Places along one axis of a module that `can_cut`, or of a free parameter."""
+    """Places along one axis of a module that `can_cut`, or of a free parameter or buffer."""
     part = find_part(model, name)
     if isinstance(part, ChannelMap):
         return part.out_channels if axis == "out" else part.in_channels
-    if isinstance(part, nn.Parameter):
+    if isinstance(part, Tensor):
         return part.shape[parameter_axis(part)]
     if isinstance(part, nn.LayerNorm):
         return int(part.normalized_shape[-1])
     if isinstance(part, nn.PReLU):
         return part.num_parameters
-    if isinstance(part, BATCH_NORMS):
+    if isinstance(part, nn.GroupNorm):
+        return part.num_channels
+    if isinstance(part, (*BATCH_NORMS, *INSTANCE_NORMS)):
         return part.num_features
     if isinstance(part, nn.Linear):
         return part.out_features if axis == "out" else part.in_features
@@ -145,7 +149,7 @@ def axis_size(model: nn.Module, name: str, axis: Axis) -> int:
 
 
 def parameter_axis(parameter: Tensor) -> int:
-    """Axis of a free parameter that carries channels: the last with more than one entry."""
+    """Axis of a free parameter or buffer that carries channels: the last longer than one."""
     return max((axis for axis, size in enumerate(parameter.shape) if size > 1), default=0)
 
 
@@ -156,8 +160,10 @@ def _cut_part(model: nn.Module, name: str, places: Places) -> None:
         return
     assert places.out is not None
     smaller = part.detach().index_select(parameter_axis(part), places.out)
+    if isinstance(part, nn.Parameter):
+        smaller = nn.Parameter(smaller, part.requires_grad)
     parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, nn.Parameter(smaller, part.requires_grad))
+    setattr(model.get_submodule(parent), last, smaller)
 
 
 def cut_module(module: nn.Module, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
@@ -177,14 +183,11 @@ def cut_module(module: nn.Module, keep_out: Tensor | None, keep_in: Tensor | Non
     raise CompressError(f"a {type(module).__name__} cannot be cut")
 
 
-def can_cut(module: nn.Module | nn.Parameter) -> bool:
-    """Whether channels can be cut out of a module or free parameter."""
-    if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and "weight" not in module._parameters:
-        return False  # computed from other tensors, as old-style weight normalization does
-    if isinstance(module, CONVOLUTIONS):
-        return module.groups == 1 or module.groups == module.out_channels == module.in_channels
-    others = (nn.Parameter, nn.Linear, nn.LayerNorm, nn.PReLU, ChannelMap)
-    return isinstance(module, (*BATCH_NORMS, *others))
+def can_cut(module: nn.Module | Tensor) -> bool:
+    """Whether channels can be cut out of a module, or out of a free parameter or buffer."""
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        return "weight" in module._parameters  # else computed, as by old weight normalization
+    return isinstance(module, (*NORMALIZATIONS, Tensor, nn.PReLU, ChannelMap))
 
 
 def _cut_convolution(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
@@ -193,8 +196,9 @@ def _cut_convolution(module: Any, keep_out: Tensor | None, keep_in: Tensor | Non
     if keep_out is not None:
         weight, bias = weight[keep_out], None if bias is None else bias[keep_out]
         smaller.out_channels = len(keep_out)
-    if module.groups > 1:  # depthwise: outputs and inputs are the same channels
-        smaller.groups = smaller.in_channels = smaller.out_channels
+    if module.groups > 1:  # whole groups go, a single channel each where it is depthwise
+        smaller.groups = module.groups * smaller.out_channels // module.out_channels
+        smaller.in_channels = module.in_channels * smaller.groups // module.groups
     elif keep_in is not None:
         weight = weight[:, keep_in]
         smaller.in_channels = len(keep_in)
@@ -226,6 +230,9 @@ def _cut_features(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) 
     }
     if isinstance(module, nn.LayerNorm):
         smaller.normalized_shape = (*module.normalized_shape[:-1], len(keep))
+    elif isinstance(module, nn.GroupNorm):
+        smaller.num_channels = len(keep)
+        smaller.num_groups = max(1, module.num_groups * len(keep) // module.num_channels)
     elif isinstance(module, nn.PReLU):
         smaller.num_parameters = len(keep)
     else:
@@ -261,6 +268,6 @@ _Cutter = Callable[[Any, Tensor | None, Tensor | None], nn.Module]
 _CUTTERS: Final[tuple[tuple[tuple[type[nn.Module], ...], _Cutter], ...]] = (
     (CONVOLUTIONS, _cut_convolution),
     ((nn.Linear,), _cut_linear),
-    ((*BATCH_NORMS, nn.LayerNorm, nn.PReLU), _cut_features),
+    ((*NORMALIZATIONS, nn.PReLU), _cut_features),
     ((ChannelMap,), _cut_channel_map),
 )

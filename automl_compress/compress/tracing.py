@@ -3,59 +3,100 @@
 from __future__ import annotations
 
 import copy
+import time
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
-from automl_compress.compress.coupling import coupled_groups, one_line, quiet
+from automl_compress.compress.coupling import coupled_groups
 from automl_compress.compress.quantize import can_quantize
-from automl_compress.compress.slicing import BATCH_NORMS, CONVOLUTIONS, parameter_axis
+from automl_compress.compress.slicing import CONVOLUTIONS, NORMALIZATIONS, parameter_axis
 from automl_compress.compress.structure import LayerShape, StoredPart, Structure
-from automl_compress.compress.trial import tried_groups
+from automl_compress.compress.trial import one_line, tried_groups
 from automl_compress.errors import TraceError
 
 FLOAT_BYTES = 4
 MAP_BYTES = 2
+TIME_LIMIT: Final = 120.0
+"""Seconds a trace may take by default."""
 
 
-def trace(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, Structure]:
+def trace(
+    model: nn.Module, example_input: Tensor, time_limit: float = TIME_LIMIT
+) -> tuple[nn.Module, Structure]:
     """Follow a network once.
 
     Args:
         model: any network; not changed.
         example_input: (1, channels, height, width), or whatever the network takes.
+        time_limit: seconds after which to give up; checked before every basic operation.
 
     Returns:
         A frozen copy in evaluation mode, whose parameter-free channel shortcuts are replaced by
         `ChannelMap` modules, and its structure.
 
     Raises:
-        TraceError: the network cannot be copied, run or followed.
+        TraceError: the network cannot be copied, run or followed, or not within the time limit.
     """
     working = working_copy(model)
     example = example_input.detach()
-    try:
-        with quiet(), _layer_by_layer():
+    with _Deadline(time_limit), _quiet(), _layer_by_layer():
+        try:
             replace_channel_maps(working, example)
             layers, other_macs = _measure_layers(working, example)
-    except Exception as reason:
-        raise TraceError(
-            f"the network must run on its example input of shape {tuple(example.shape)}, but "
-            f"failed with {type(reason).__name__}: {one_line(reason)}; check the model and the "
-            "input's shape"
-        ) from reason
-    groups = coupled_groups(working, example, layers)
-    tried = tuple(tried_groups(working, example, groups))
+        except TraceError:
+            raise
+        except Exception as reason:
+            raise TraceError(
+                f"the network must run on its example input of shape {tuple(example.shape)}, but "
+                f"failed with {type(reason).__name__}: {one_line(reason)}; check the model and "
+                "the input's shape"
+            ) from reason
+        groups = coupled_groups(working, example, layers)
+        tried = tuple(tried_groups(working, example, groups))
     stored = tuple(_stored_parts(working, layers))
     return working, Structure(tried, layers, stored, other_macs)
+
+
+class _Deadline(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Stops whatever runs inside when its time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if time.monotonic() > self._end:
+            raise TraceError(
+                f"a network must be followed within {self._seconds:g} seconds, but is not; give a "
+                "smaller example input or a longer time_limit"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of other libraries inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def working_copy(model: nn.Module) -> nn.Module:
@@ -195,7 +236,7 @@ def _stored_parts(model: nn.Module, layers: tuple[LayerShape, ...]) -> Iterator[
         if isinstance(module, ChannelMap):
             yield StoredPart(name, module.out_channels, 0, MAP_BYTES)
             continue
-        normalizes = isinstance(module, (*BATCH_NORMS, nn.LayerNorm, nn.PReLU))
+        normalizes = isinstance(module, (*NORMALIZATIONS, nn.PReLU))
         for last, tensor in (*module._parameters.items(), *module._buffers.items()):
             counter = tensor is None or (tensor.dim() == 0 and not tensor.is_floating_point())
             if counter or last in module._non_persistent_buffers_set:

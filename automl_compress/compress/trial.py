@@ -1,93 +1,153 @@
-"""Trial cuts: whether a group of channels can really be cut.
+"""Trial cuts: whether groups of channels can really be cut.
 
-Every group is cut once, and the smaller network must give the very outputs that the original
-gives when no layer reads the removed channels any more. A group that fails is protected and
-says why.
+All groups are cut at once. Every layer of the smaller network must compute what it computes in
+the original when no layer reads the removed channels and normalizations leave them out. Where
+that fails, halves of the groups are tried, down to single ones; a group that fails alone is
+protected and says why.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from automl_compress.compress.channel_maps import ZERO, ChannelMap
-from automl_compress.compress.coupling import one_line, quiet
+from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import find_part, share_copy
-from automl_compress.compress.slicing import CONVOLUTIONS, can_cut, cut_channels, kept_places
+from automl_compress.compress.slicing import (
+    CONVOLUTIONS,
+    Places,
+    axis_size,
+    can_cut,
+    cut_channels,
+    kept_places,
+)
 from automl_compress.compress.structure import ChannelGroup
+from automl_compress.errors import TraceError
 
-_NOISE = 5e-6
-"""Difference over the largest output that rounding explains; ResNet-50 shows 1e-6."""
-_TOLERANCE = 1e-4
-"""Largest difference over the largest output, however much the group matters."""
-_SHARE = 0.05
-"""Largest difference over what not reading the channels changes."""
+_TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""Largest difference over a layer's largest output that is put down to rounding."""
+_MISREAD: Final = "its channels are read in a way that is not understood"
+
+Run = list[tuple[str, Tensor]]
+"""What the layers computed, in the order they ran, and last the network's own outputs."""
 
 
 def tried_groups(
     model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]
-) -> Iterator[ChannelGroup]:
+) -> list[ChannelGroup]:
     """The groups again, those that cannot be cut protected with the reason."""
     generator = torch.Generator().manual_seed(0)
     probe = example_input
     if probe.is_floating_point():
         probe = torch.randn(probe.shape, generator=generator, dtype=probe.dtype)
     lively = _lively(model, generator)
-    blind = share_copy(lively)
-    with torch.no_grad(), quiet(), _Unmixed():
-        whole = _tensors(blind(probe))
-    maps = {name for name, m in model.named_modules() if isinstance(m, ChannelMap)}
-    for group in groups:
-        if group.name in maps:
-            continue  # channels nobody writes: all of them come from the shortcut itself
-        reason = group.protected or _obstacle(model, group)
-        yield replace(group, protected=reason or _trial(lively, blind, probe, whole, group))
+    known = [replace(g, protected=g.protected or _obstacle(model, g)) for g in groups]
+    cuttable = [group for group in known if not group.protected]
+    reasons = dict(_failures(_Trial(lively, probe), cuttable))
+    return [replace(g, protected=g.protected or reasons.get(g.name, "")) for g in known]
 
 
 def _obstacle(model: nn.Module, group: ChannelGroup) -> str:
     """Why a group cannot be cut at all, without trying; empty when nothing is known."""
     if group.channels < 2:
-        return "has a single channel"
+        alone = all(len(member.positions) == 1 for member in group.members)
+        return "has a single channel" if alone else "all its channels are coupled to each other"
     for member in group.members:
         part = find_part(model, member.module)
         if not can_cut(part):
-            kind = type(part).__name__
-            grouped = isinstance(part, CONVOLUTIONS) and part.groups > 1
-            what = f"the grouped {kind}" if grouped else f"the {kind}"
-            return f"{what} '{member.module}' cannot be cut"
+            return f"the {type(part).__name__} '{member.module}' cannot be cut"
         counts = np.bincount(member.channels, minlength=group.channels)
         if (counts != counts[0]).any() or counts[0] == 0:
             return f"'{member.module}' does not treat all channels alike"
     return ""
 
 
-def _trial(
-    model: nn.Module, blind: nn.Module, probe: Tensor, whole: list[Tensor], group: ChannelGroup
-) -> str:
-    """Why a trial cut fails; empty when the smaller network does what it must."""
-    kept = np.arange(group.channels)[np.arange(group.channels) % 3 != 1]
-    try:
-        with torch.no_grad(), quiet(), _Unmixed():
-            with _unread(blind, group, kept):
-                expected = _tensors(blind(probe))
-            smaller = cut_channels(model, kept_places(model, (group,), {group.name: kept}))
-            actual = _tensors(smaller(probe))
-    except Exception as reason:
-        return f"a cut network does not run ({type(reason).__name__}: {one_line(reason)[:80]})"
-    if [t.shape for t in actual] != [t.shape for t in expected]:
-        return "its channels are the network's output"
-    if not all(map(_close, actual, expected, whole)):
-        return "its channels are read in a way that is not understood"
-    return ""
+def _failures(trial: _Trial, groups: list[ChannelGroup]) -> Iterator[tuple[str, str]]:
+    """Names of the groups that fail and why, found by halving."""
+    reason = trial(groups) if groups else ""
+    if not reason:
+        return
+    if reason == _MISREAD and trial.refine():  # rounding may have turned a choice
+        yield from _failures(trial, groups)
+    elif len(groups) == 1:
+        yield groups[0].name, reason
+    else:
+        middle = len(groups) // 2
+        yield from _failures(trial, groups[:middle])
+        yield from _failures(trial, groups[middle:])
+
+
+class _Trial:
+    """Cuts groups of one network and compares."""
+
+    def __init__(self, model: nn.Module, probe: Tensor) -> None:
+        self._model = model
+        self._probe = probe
+
+    def refine(self) -> bool:
+        """Go on in float64, if that is a step; True when it was."""
+        if self._probe.dtype != torch.float32:
+            return False
+        model: nn.Module = copy.deepcopy(self._model).double()
+        try:
+            with torch.no_grad():
+                model(self._probe.double())
+        except TraceError:
+            raise
+        except Exception:  # a network that insists on float32 is judged in it
+            return False
+        self._model, self._probe = model, self._probe.double()
+        return True
+
+    def __call__(self, groups: list[ChannelGroup]) -> str:
+        """Why these groups cannot be cut together; empty when they can."""
+        kept = {group.name: np.flatnonzero(np.arange(group.channels) % 3 != 1) for group in groups}
+        places = kept_places(self._model, tuple(groups), kept)
+        try:
+            with torch.no_grad():
+                smaller = cut_channels(self._model, places)
+                actual = _run(smaller, self._probe)
+                expected = _run(*_blinded(self._model, self._probe, places))
+        except TraceError:
+            raise
+        except Exception as reason:
+            return f"a cut network does not run ({type(reason).__name__}: {one_line(reason)[:80]})"
+        if [name for name, _ in actual] != [name for name, _ in expected]:
+            return _MISREAD
+        for (name, got), (_, whole) in zip(actual, expected, strict=True):
+            out = places[name].out if name in places else None
+            axis = -1 if name and isinstance(find_part(smaller, name), nn.Linear) else 1
+            wanted = whole if out is None else whole.index_select(axis, out)
+            if got.shape != wanted.shape or not _close(got, wanted):
+                return _MISREAD
+        return ""
+
+
+def _run(model: nn.Module, probe: Tensor, mode: Any = None) -> Run:
+    """Run a network and keep what every layer computes."""
+    found: Run = []
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: found.append((name, output))
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+                stack.callback(module.register_forward_hook(watch(name)).remove)
+        if mode is not None:
+            stack.enter_context(mode)
+        output = model(probe)
+    return [*found, *(("", tensor) for tensor in tensors_in(output))]
 
 
 def _lively(model: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -110,11 +170,39 @@ def _lively(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _all_alike(tensor: Tensor) -> bool:
-    return tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+    first = tensor.reshape(-1)[:2]
+    return len(first) > 1 and bool(first[0] == first[1]) and bool((tensor == first[0]).all())
 
 
-class _Unmixed(TorchFunctionMode):
-    """LayerNorm as its affine part alone: its mean over channels changes with every cut."""
+def _blinded(
+    model: nn.Module, probe: Tensor, places: Mapping[str, Places]
+) -> tuple[nn.Module, Tensor, _Partial]:
+    """The whole network, in which nothing reads the channels that go."""
+    blind = share_copy(model)
+    partial: dict[int, Tensor] = {}
+    for name, stays in places.items():
+        part = find_part(blind, name)
+        if isinstance(part, (nn.LayerNorm, nn.GroupNorm)) and stays.out is not None:
+            if part.weight is None:
+                ones = probe.new_ones(axis_size(model, name, "out"))
+                part._parameters["weight"] = nn.Parameter(ones, requires_grad=False)
+            partial[id(part.weight)] = stays.out
+        elif isinstance(part, ChannelMap) and stays.inputs is not None:
+            unread = ~torch.isin(part.sources.long(), stays.inputs)
+            part._buffers["sources"] = part.sources.masked_fill(unread, ZERO)
+        elif isinstance(part, (*CONVOLUTIONS, nn.Linear)) and stays.inputs is not None:
+            weight = torch.zeros_like(part.weight)
+            weight[:, stays.inputs] = part.weight[:, stays.inputs]
+            part._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    return blind, probe, _Partial(partial)
+
+
+class _Partial(TorchFunctionMode):
+    """Normalizations over channels that leave some out, known by their weights' identity."""
+
+    def __init__(self, kept: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._kept = kept
 
     def __torch_function__(
         self,
@@ -124,66 +212,53 @@ class _Unmixed(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is F.layer_norm:
-            return _affine(*args, **(kwargs or {}))
+            return self._layer_norm(*args, **(kwargs or {}))
+        if func is F.group_norm:
+            return self._group_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
+    def _layer_norm(
+        self,
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        kept = self._kept.get(id(weight))
+        if kept is None or weight is None:
+            return F.layer_norm(input, normalized_shape, weight, bias, eps)
+        bias = None if bias is None else bias[kept]
+        some = F.layer_norm(input[..., kept], (len(kept),), weight[kept], bias, eps)
+        return torch.zeros_like(input).index_copy(-1, kept, some)
 
-def _affine(
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """`F.layer_norm` without the normalization; the same arguments under torch's own names."""
-    del normalized_shape, eps
-    scaled = input if weight is None else input * weight
-    return scaled if bias is None else scaled + bias
-
-
-@contextmanager
-def _unread(model: nn.Module, group: ChannelGroup, kept: NDArray[np.int64]) -> Iterator[None]:
-    """Every reader of a group is blind, inside, to the channels that are not kept."""
-    gone = np.setdiff1d(np.arange(group.channels), kept)
-    seeing: list[tuple[dict[str, Any], str, Any]] = []
-    for member in group.members:
-        if member.axis == "out":
-            continue
-        part = find_part(model, member.module)
-        lost = torch.from_numpy(member.positions[np.isin(member.channels, gone)])
-        if isinstance(part, ChannelMap):
-            seeing.append((part._buffers, "sources", part.sources))
-            unread = torch.isin(part.sources.long(), lost)
-            part._buffers["sources"] = part.sources.masked_fill(unread, ZERO)
-        elif isinstance(part, (*CONVOLUTIONS, nn.Linear)):
-            seeing.append((part._parameters, "weight", part.weight))
-            weight = part.weight.index_fill(1, lost, 0.0)
-            part._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    try:
-        yield
-    finally:
-        for table, name, tensor in seeing:
-            table[name] = tensor
+    def _group_norm(
+        self,
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        kept = self._kept.get(id(weight))
+        if kept is None or weight is None:
+            return F.group_norm(input, num_groups, weight, bias, eps)
+        bias = None if bias is None else bias[kept]
+        groups = max(1, num_groups * len(kept) // input.shape[1])
+        some = F.group_norm(input[:, kept], groups, weight[kept], bias, eps)
+        return torch.zeros_like(input).index_copy(1, kept, some)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """All tensors of a network's output, in a fixed order."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [tensor for item in output for tensor in _tensors(item)]
-    return []
-
-
-def _close(actual: Tensor, expected: Tensor, whole: Tensor) -> bool:
-    """Whether a cut gives what it must, seen beside what the whole network gives."""
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    """Whether a cut layer gives what it must, but for rounding."""
     if not expected.is_floating_point():
         return torch.equal(actual, expected)
     if not expected.numel():
         return True
     scale = max(float(expected.abs().max()), 1e-6)
-    effect = float((expected - whole).abs().max())
-    allowed = min(max(_NOISE * scale, _SHARE * effect), _TOLERANCE * scale)
-    return float((actual - expected).abs().max()) <= allowed
+    return float((actual - expected).abs().max()) <= _TOLERANCE[expected.dtype] * scale
+
+
+def one_line(reason: BaseException) -> str:
+    """An error's message in one line, or its type where it has none."""
+    return " ".join(str(reason).split()) or type(reason).__name__

@@ -1,0 +1,341 @@
+"""How labels travel through PyTorch's operations.
+
+Every tensor that carries channels has labels of its own shape, kept `compact`. An operation that
+moves values moves labels likewise; one that combines values unites their labels; one that is not
+known freezes what enters it. So concatenation, flattening, padding and channel shuffle need no
+knowledge of the modules around them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from automl_compress.compress.labels import (
+    FIXED,
+    ZERO,
+    ChannelClasses,
+    compact,
+    lead,
+    varying,
+)
+
+Found = Tensor | None | list[Tensor | None]
+"""Compact labels of an output, or of each output; None without channels."""
+
+
+class LabelRules:
+    """Labels of the outputs of single operations.
+
+    Args:
+        classes: where labels are united and frozen.
+        labels_of: compact labels of a tensor, or None.
+    """
+
+    def __init__(
+        self, classes: ChannelClasses, labels_of: Callable[[Tensor], Tensor | None]
+    ) -> None:
+        self._classes = classes
+        self._labels_of = labels_of
+
+    def __call__(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
+        """Labels of what an operation gave; what it does not understand is frozen."""
+        inputs = list(tensors_in(args))
+        if all(self._labels_of(tensor) is None for tensor in inputs):
+            return None
+        name = func._schema.name.partition("::")[2]
+        rule = _RULES.get(name.rstrip("_"))
+        if not all(tensor.numel() for tensor in inputs):
+            self.freeze(inputs, "no values reach it on the example input")
+            return None
+        if rule is not None:
+            return rule(self, func, args, output)
+        if torch.Tag.pointwise in func.tags or name.rstrip("_") in _POINTWISE:
+            return self.combine(inputs, output)
+        if name in _SPATIAL:
+            return self._spatial(name, args, output)
+        if name in _SHAPES_ONLY:
+            return None
+        self.freeze(inputs, _PRODUCT if name in _PRODUCTS else f"its channels pass '{name}'")
+        return None
+
+    def freeze(self, tensors: Iterable[Tensor], reason: str) -> None:
+        """Freeze all channels of some tensors."""
+        for tensor in tensors:
+            labels = self._labels_of(tensor)
+            if labels is not None:
+                self._classes.freeze(labels.numpy().ravel(), reason)
+
+    def unite(self, one: Tensor, other: Tensor) -> Tensor:
+        """Unite labels of equal shape, pairwise."""
+        shape = [max(sizes) for sizes in zip(one.shape, other.shape, strict=True)]
+        one, other = one.expand(shape), other.expand(shape)
+        self._classes.unite(one.numpy().ravel(), other.numpy().ravel())
+        return self.roots(one)
+
+    def roots(self, labels: Tensor) -> Tensor:
+        """Compact labels, each the smallest of its class."""
+        return compact(torch.from_numpy(self._classes.roots(labels.numpy())))
+
+    def combine(self, inputs: list[Tensor], output: Tensor) -> Tensor | None:
+        """Labels of an elementwise operation."""
+        found: Tensor | None = None
+        for tensor in inputs:
+            labels = self._labels_of(tensor)
+            if labels is None:
+                continue
+            labels = lead(labels, output.dim())
+            if found is None:
+                found = labels
+            elif varying(found) <= varying(labels) or varying(labels) <= varying(found):
+                found = self.unite(found, labels)
+            else:
+                self.freeze(inputs, "its channels meet channels along another axis")
+                return None
+        assert found is not None
+        for tensor in inputs:
+            if self._labels_of(tensor) is None and any(
+                axis >= output.dim() - tensor.dim()
+                and tensor.shape[axis - output.dim() + tensor.dim()] > 1
+                for axis in varying(found)
+            ):
+                self._classes.freeze(found.numpy().ravel(), _FIXED_TENSOR)
+                return None
+        return found
+
+    def _spatial(self, name: str, args: tuple[Any, ...], output: Any) -> Found:
+        """Pooling and resizing: the last axes change, channels do not."""
+        labels = self._labels_of(args[0])
+        first = output if isinstance(output, Tensor) else output[0]
+        digits = re.search(r"([123])d", name)
+        moved = int(digits[1]) if digits else 2
+        if labels is None or max(varying(labels), default=0) >= first.dim() - moved:
+            self.freeze(tensors_in(args), f"its channels pass '{name}'")
+            return None
+        return labels if isinstance(output, Tensor) else [labels, *(None for _ in output[1:])]
+
+    def _permute(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
+        del output
+        labels = self._labels_of(args[0])
+        assert labels is not None
+        moved: Tensor = func(labels.expand(args[0].shape), *args[1:])
+        return compact(moved)
+
+    def _pick(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
+        """Slicing and indexing: understood where it leaves the channels' own axis alone."""
+        labels = self._labels_of(args[0])
+        if labels is None:
+            self.freeze(tensors_in(args), _SLICED)
+            return None
+        del output
+        picked = func(labels.expand(args[0].shape), *args[1:])
+        many = not isinstance(picked, Tensor)
+        found = [compact(part) for part in (picked if many else [picked])]
+        before = labels.squeeze()
+        if not all(torch.equal(part.squeeze(), before) for part in found):
+            self.freeze([args[0]], _SLICED)
+            return None
+        return [*found] if many else found[0]
+
+    def _split(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
+        """Equal parts of an axis: the parts must keep the same channels."""
+        del output
+        labels = self._labels_of(args[0])
+        assert labels is not None
+        axis = (args[2] if len(args) > 2 else 0) % labels.dim()
+        parts = func(labels.expand(args[0].shape), *args[1:])
+        if axis not in varying(labels):
+            return [compact(part) for part in parts]
+        if len({part.shape for part in parts}) > 1:
+            self.freeze([args[0]], _SLICED)
+            return None
+        for part in parts[1:]:
+            self.unite(compact(parts[0]), compact(part))
+        return [self.roots(part) for part in parts]
+
+    def _reshape(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        """An axis that is split in several: all but the last are fixed numbers of parts."""
+        del func
+        labels = self._labels_of(args[0])
+        assert labels is not None
+        moved = labels.expand(args[0].shape).reshape(output.shape)
+        for before, after in _axis_blocks(args[0].shape, output.shape):
+            if not varying(labels) & set(before) or len(after) < 2:
+                continue
+            if len(before) > 1:
+                self.freeze([args[0]], "its channels are reshaped together with other axes")
+                return None
+            for axis in after[:-1]:
+                moved = self.unite(compact(moved), compact(moved.narrow(axis, 0, 1)))
+                moved = moved.expand(output.shape)
+        return compact(moved)
+
+    def _concatenate(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        axis = (args[1] if len(args) > 1 else 0) % output.dim()
+        parts = [tensor for tensor in args[0] if tensor.numel()]
+        stacked = func._schema.name == "aten::stack"
+        found = [self._filled(part) for part in parts]
+        found = [labels.unsqueeze(axis) for labels in found] if stacked else found
+        others = set().union(*map(varying, found)) - {axis}
+        sizes = [1 if stacked else part.shape[axis] for part in parts]
+        shapes = [
+            [
+                size if k == axis else (length if k in others else 1)
+                for k, length in enumerate(output.shape)
+            ]
+            for size in sizes
+        ]
+        return compact(
+            torch.cat([labels.expand(s) for labels, s in zip(found, shapes, strict=True)], axis)
+        )
+
+    def _filled(self, tensor: Tensor) -> Tensor:
+        """Labels of a tensor; those without channels count as fixed, or as zeros."""
+        labels = self._labels_of(tensor)
+        if labels is None:
+            labels = torch.tensor(FIXED if bool(tensor.any()) else ZERO)
+            labels = labels.reshape((1,) * tensor.dim())
+        return labels
+
+    def _pad(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        del func, output
+        labels = self._labels_of(args[0])
+        assert labels is not None
+        pads, value = list(args[1]), args[2] if len(args) > 2 else 0
+        for place in range(len(pads)):
+            if labels.dim() - 1 - place // 2 not in varying(labels):
+                pads[place] = 0
+        if any(pad < 0 for pad in pads):
+            self.freeze([args[0]], _SLICED)
+            return None
+        return torch.constant_pad_nd(labels, pads, FIXED if value else ZERO)
+
+    def _reduce(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
+        labels = self._labels_of(args[0])
+        assert labels is not None
+        axes = args[1] if len(args) > 1 and isinstance(args[1], int | list | tuple) else []
+        given = [axes] if isinstance(axes, int) else list(axes)
+        reduced = {axis % labels.dim() for axis in given} or set(range(labels.dim()))
+        if varying(labels) & reduced:
+            self.freeze([args[0]], f"'{func._schema.name[6:]}' runs over its channels")
+            return None
+        first = output if isinstance(output, Tensor) else output[0]
+        if first.dim() < labels.dim():
+            labels = labels.reshape(
+                [n for axis, n in enumerate(labels.shape) if axis not in reduced]
+            )
+        return labels if isinstance(output, Tensor) else [labels, *(None for _ in output[1:])]
+
+    def _put(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        """Whole rows written into zeros, or over other rows: the channels' axis stays."""
+        del func
+        target, value = self._labels_of(args[0]), self._labels_of(args[2])
+        rows = len(args[1]) == 1 and args[2].shape[1:] == output.shape[1:]
+        empty = target is None and not bool(args[0].any())
+        if value is None or not rows or 0 in varying(value) or not (empty or target is not None):
+            self.freeze(tensors_in(args), "its channels are written into another tensor")
+            return None
+        return value if target is None else self.unite(target, value)
+
+    def _restride(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        """A tensor with one long axis keeps its values whatever its strides."""
+        del func
+        labels = self._labels_of(args[0])
+        assert labels is not None
+        if labels.dim() != output.dim() or output.numel() != labels.numel():
+            self.freeze([args[0]], _SLICED)
+            return None
+        return labels
+
+    def _copy(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        del func
+        if self._labels_of(args[0]) is None:
+            self.freeze(tensors_in(args), "its channels are written into another tensor")
+            return None
+        return self.combine([args[0], args[1]], output)
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """All tensors in the arguments or the output of an operation or network."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def _axis_blocks(
+    before: tuple[int, ...], after: tuple[int, ...]
+) -> Iterable[tuple[list[int], list[int]]]:
+    """Smallest blocks of axes with equal numbers of entries; axes of size 1 are in none."""
+    ins = [axis for axis, size in enumerate(before) if size > 1]
+    outs = [axis for axis, size in enumerate(after) if size > 1]
+    while ins and outs:
+        left, right = [ins.pop(0)], [outs.pop(0)]
+        sizes = [before[left[0]], after[right[0]]]
+        while sizes[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                left.append(ins.pop(0))
+                sizes[0] *= before[left[-1]]
+            else:
+                right.append(outs.pop(0))
+                sizes[1] *= after[right[-1]]
+        yield left, right
+
+
+_FIXED_TENSOR: Final = "its channels are combined with a tensor that cannot be cut"
+_SLICED: Final = "some of its channels are picked by the network's code"
+_PRODUCT: Final = "its channels are multiplied with other activations"
+_PRODUCTS: Final = frozenset({"mm", "bmm", "addmm", "baddbmm", "mv", "dot", "convolution"})
+_POINTWISE: Final = frozenset(
+    {
+        *("_to_copy", "detach", "alias", "hardswish", "native_dropout", "lift_fresh"),
+        *("masked_fill", "zeros_like", "ones_like", "empty_like", "where", "contiguous"),
+    }
+)
+"""Elementwise operations that PyTorch does not tag as such."""
+_SPATIAL: Final = frozenset(
+    {
+        *(f"{kind}_pool{n}d" for kind in ("avg", "adaptive_avg", "max") for n in (1, 2, 3)),
+        *(f"_adaptive_avg_pool{n}d" for n in (2, 3)),
+        *(f"max_pool{n}d_with_indices" for n in (2, 3)),
+        *(f"adaptive_max_pool{n}d" for n in (1, 2, 3)),
+        *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d"),
+        *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_trilinear3d"),
+        *(f"upsample_nearest{n}d" for n in (1, 2, 3)),
+        *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
+        *("roi_align", "grid_sampler_2d"),
+    }
+)
+_SHAPES_ONLY: Final = frozenset({"new_zeros", "new_empty", "new_full", "new_ones", "is_same_size"})
+_Rule = Callable[[LabelRules, OpOverload, tuple[Any, ...], Any], Found]
+_RULES: Final[dict[str, _Rule]] = {
+    **dict.fromkeys(
+        ("permute", "transpose", "t", "squeeze", "unsqueeze", "expand"), LabelRules._permute
+    ),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), LabelRules._reshape),
+    **dict.fromkeys(("split", "unsafe_split", "split_with_sizes"), LabelRules._split),
+    **dict.fromkeys(
+        ("slice", "select", "index", "index_select", "roll", "flip", "unbind", "unfold", "repeat"),
+        LabelRules._pick,
+    ),
+    **dict.fromkeys(
+        ("mean", "sum", "amax", "amin", "var", "std", "prod", "max", "min",
+         "_softmax", "_log_softmax", "cumsum"),
+        LabelRules._reduce,
+    ),
+    "cat": LabelRules._concatenate,
+    "stack": LabelRules._concatenate,
+    "constant_pad_nd": LabelRules._pad,
+    "index_put": LabelRules._put,
+    "copy": LabelRules._copy,
+    "as_strided": LabelRules._restride,
+}  # fmt: skip
