@@ -30,6 +30,15 @@ def add_bench(subparsers: Any) -> None:
     repair.add_argument("--images", type=int, metavar="N", help="test images; default: all")
     add_json_option(repair)
     repair.set_defaults(run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.json))
+    coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
+    coverage.add_argument(
+        "-o", "--output", type=Path, default=Path("results/coverage"), metavar="DIR"
+    )
+    coverage.add_argument("--models", default="", metavar="A,B", help="default: all of them")
+    coverage.add_argument(
+        "--time-limit", type=float, default=600.0, metavar="SECONDS", help="for each model"
+    )
+    coverage.set_defaults(run=lambda a: bench_coverage(a.output, a.models, a.time_limit))
 
 
 def add_json_option(parser: Any) -> None:
@@ -61,3 +70,14 @@ def bench_repair(
     if output is not None:
         output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0
+
+
+def bench_coverage(folder: Path, models: str, time_limit: float) -> int:
+    """Measure what of torchvision's models can be compressed, and write the table."""
+    from automl_compress.bench.coverage import write_coverage
+
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    rows = write_coverage(folder, names, time_limit)
+    good = sum("error" not in row and row["ran"] == row["policies"] for row in rows)
+    print(f"{folder / 'coverage.md'}: {good} of {len(rows)} models yield a space that runs")
+    return 0 if good == len(rows) else 1

@@ -24,7 +24,7 @@ from automl_compress.compress.quantize import (
 from automl_compress.compress.repair import Repair, Repairer, fitting_images
 from automl_compress.compress.slicing import Places, cut_channels, kept_places
 from automl_compress.compress.structure import Structure
-from automl_compress.compress.tracing import trace
+from automl_compress.compress.tracing import TIME_LIMIT, trace
 from automl_compress.errors import InputError, SpaceError
 from automl_compress.space import Policy
 
@@ -41,9 +41,10 @@ class Compressor:
             network; without them, weights are quantized by rule and activations cannot be.
         criterion: a name in `importance.CRITERIA`.
         repair: what `Repairer` does to every built network.
+        time_limit: seconds that following the network may take.
 
     Raises:
-        TraceError: the network cannot be followed.
+        TraceError: the network cannot be followed, or not in time.
         InputError: there is no such criterion.
     """
 
@@ -54,8 +55,9 @@ class Compressor:
         calibration: Tensor | None = None,
         criterion: str = "l1",
         repair: Repair = "auto",
+        time_limit: float = TIME_LIMIT,
     ) -> None:
-        self.model, self.structure = trace(model, example_input)
+        self.model, self.structure = trace(model, example_input, time_limit)
         self.cost = CostModel(self.structure)
         self._order = channel_order(self.model, self.structure.groups, _criterion(criterion))
         self._samples: dict[str, Sample] = {}

@@ -63,7 +63,7 @@ def coupled_groups(
         if layer.name not in written
     ]
     order = {name: place for place, name in enumerate(names)}
-    return sorted(groups, key=lambda group: order[group.name.partition("#")[0]])
+    return sorted(groups, key=lambda group: order[group.first_writer])
 
 
 class _Tracer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.quantize import can_quantize
 from automl_compress.compress.structure import ChannelGroup, LayerShape, Structure
-from automl_compress.compress.tracing import trace
+from automl_compress.compress.tracing import TIME_LIMIT, trace
 from automl_compress.errors import TraceError
 from automl_compress.space import Gene, SearchSpace, SpaceRules
 
@@ -54,15 +54,18 @@ class DerivedSpace:
 
 
 def derive_space(
-    model: nn.Module, example_input: Tensor, rules: SpaceRules | None = None
+    model: nn.Module,
+    example_input: Tensor,
+    rules: SpaceRules | None = None,
+    time_limit: float = TIME_LIMIT,
 ) -> DerivedSpace:
-    """Derive the search space of a network.
+    """Derive the search space of a network; `time_limit` is in seconds.
 
     Raises:
         TraceError: the network cannot be followed, or nothing in it can be compressed.
         SpaceError: the rules do not fit the network.
     """
-    working, structure = trace(model, example_input)
+    working, structure = trace(model, example_input, time_limit)
     return space_of_structure(working, structure, rules or SpaceRules())
 
 
@@ -76,10 +79,10 @@ def space_of_structure(model: nn.Module, structure: Structure, rules: SpaceRules
     rules.check_patterns([layer.name for layer in structure.layers])
     skipped: list[tuple[str, str]] = []
     genes: list[Gene] = []
-    groups = {group.name: group for group in structure.groups}
     for layer in structure.layers:
-        if layer.name in groups:
-            genes += _channel_gene(groups[layer.name], structure, rules, skipped)
+        for group in structure.groups:
+            if group.first_writer == layer.name:
+                genes += _channel_gene(group, structure, rules, skipped)
         genes += _bit_genes(model, layer, rules, skipped)
     if not genes:
         first = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])

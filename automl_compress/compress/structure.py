@@ -38,8 +38,10 @@ class ChannelGroup:
     """Channels that must be cut together: residual sums, depthwise chains, concatenations.
 
     Args:
-        name: name of the first layer that writes the channels.
-        channels: how many there are.
+        name: name of the first layer that writes the channels; a `#` and a number follow where
+            that layer writes other channels too, which are cut apart from these.
+        channels: how many there are. Where positions of one layer go together, as those of a
+            group of a grouped convolution do, they count as one channel.
         members: every module that writes, carries or reads them.
         protected: why the group cannot be cut; empty when it can.
     """
@@ -48,6 +50,11 @@ class ChannelGroup:
     channels: int
     members: tuple[GroupMember, ...]
     protected: str = ""
+
+    @property
+    def first_writer(self) -> str:
+        """Name of the first layer that writes the channels."""
+        return self.name.partition("#")[0]
 
     @property
     def writers(self) -> tuple[str, ...]:

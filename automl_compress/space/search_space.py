@@ -49,7 +49,11 @@ class SearchSpace:
 
     @classmethod
     def from_model(
-        cls, model: nn.Module, example_input: Tensor, rules: SpaceRules | None = None
+        cls,
+        model: nn.Module,
+        example_input: Tensor,
+        rules: SpaceRules | None = None,
+        time_limit: float = 120.0,
     ) -> SearchSpace:
         """Derive the space of a network: a gene per coupled channel group and per layer.
 
@@ -57,15 +61,16 @@ class SearchSpace:
             model: the network; it is not changed.
             example_input: (1, channels, height, width) or whatever the network takes.
             rules: ratios, bits, overrides and protection; the defaults when not given.
+            time_limit: seconds that following the network may take.
 
         Raises:
-            TraceError: the network cannot be followed, or nothing in it can be compressed.
+            TraceError: the network cannot be followed in time, or nothing in it can be compressed.
             SpaceError: the rules do not fit the network.
         """
         # The one import that goes against the data flow: the public one-liner, on call only.
         from automl_compress.compress.derive import derive_space
 
-        return derive_space(model, example_input, rules).space
+        return derive_space(model, example_input, rules, time_limit).space
 
     @property
     def genes(self) -> tuple[Gene, ...]:

@@ -7,6 +7,7 @@ from automl_compress.workload.images import ImageSet, Normalization
 from automl_compress.workload.models import MODELS, ModelSpec, build_model, check_model_name
 from automl_compress.workload.resnet_cifar import PadShortcut
 from automl_compress.workload.splits import Splits, load_splits
+from automl_compress.workload.torchvision_models import torchvision_example, torchvision_tasks
 from automl_compress.workload.weights import load_weights
 from automl_compress.workload.workload import Workload, WorkloadConfig, load_workload
 
@@ -27,4 +28,6 @@ __all__ = [
     "load_weights",
     "load_workload",
     "resolve",
+    "torchvision_example",
+    "torchvision_tasks",
 ]

@@ -266,6 +266,98 @@ class Transformer(nn.Module):
         return self.head(self.encoder(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
 
 
+class Windows(nn.Module):
+    """Attention in shifted windows, written out as in Swin, and two patches merged into one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.norm = nn.LayerNorm(12)
+        self.qkv = nn.Linear(12, 36)
+        self.proj = nn.Linear(12, 12)
+        self.bias = nn.Parameter(torch.randn(2, 4, 4))
+        self.mlp = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
+        self.merge = nn.Linear(24, 14)
+        self.head = nn.Linear(14, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).permute(0, 2, 3, 1)
+        x = x + self.attend(self.norm(x))
+        x = x + self.mlp(x)
+        x = self.merge(torch.cat([x[:, 0::2], x[:, 1::2]], -1))
+        return self.head(x.mean((1, 2)))
+
+    def attend(self, x: Tensor) -> Tensor:
+        n, h, w, c = x.shape
+        x = torch.roll(x, (-1, -1), (1, 2)).view(n, h // 2, 2, w // 2, 2, c)
+        x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
+        q, k, v = self.qkv(x).reshape(len(x), 4, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        x = ((q @ k.transpose(-2, -1) + self.bias).softmax(-1) @ v).transpose(1, 2)
+        x = self.proj(x.reshape(-1, 4, c)).view(n, h // 2, w // 2, 2, 2, c)
+        return torch.roll(x.permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c), (1, 1), (1, 2))
+
+
+class Tokens(nn.Module):
+    """A class token before the patches, read alone at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.norm = nn.LayerNorm(12)
+        self.mlp = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).permute(0, 2, 1)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.head((x + self.mlp(self.norm(x)))[:, 0])
+
+
+class Flattened(nn.Module):
+    """Branches are concatenated, then flattened: channels own runs of unequal places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 4, 3, 8, 1)
+        self.two = nn.Conv2d(3, 6, 1, 8)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc1 = nn.Linear(10 * 4, 8)
+        self.fc2 = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(torch.cat([self.one(x), self.two(x)], 1))
+        return self.fc2(self.relu(self.fc1(x.view(len(x), -1))))
+
+
+class Mixer(nn.Module):
+    """A linear layer over positions; the channels behind it are not its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.mix = nn.Linear(16, 16)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.stem(x)))
+
+
+class FrozenNorm(nn.Module):
+    """BatchNorm as plain arithmetic on buffers, as detection backbones have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.register_buffer("scale", torch.rand(8) + 0.5)
+        self.register_buffer("shift", torch.rand(8))
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.scale.reshape(1, -1, 1, 1), self.shift.reshape(1, -1, 1, 1)
+        return self.head(F.relu(self.stem(x) * scale + shift))
+
+
 class Outputs(nn.Module):
     """Two heads, returned in a dictionary with a tuple inside."""
 
@@ -387,6 +479,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "fixed-offset": lambda: LayerScale(torch.rand(1, 8, 1, 1)),
     "patch-mixer": PatchMixer,
     "transformer": Transformer,
+    "windows": Windows,
+    "tokens": Tokens,
+    "flattened": Flattened,
+    "mixer": Mixer,
+    "frozen-norm": FrozenNorm,
+    "grouped-norm": lambda: Normed(lambda n: nn.GroupNorm(4, n)),
     "outputs": Outputs,
     "groupnorm": lambda: Normed(lambda n: nn.GroupNorm(2, n)),
     "instancenorm": lambda: Normed(lambda n: nn.InstanceNorm2d(n, affine=True)),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, compress, cost
 from automl_compress.errors import InputError, SpaceError, TraceError
-from automl_compress.space import Policy
+from automl_compress.space import Policy, SearchSpace
 
 KINDS = ["resnet8", "vgg", "mobile", "dense", "patch-mixer", "weight-norm", "aliased"]
 
@@ -268,21 +268,44 @@ def test_old_weight_normalization_is_left_whole() -> None:
         assert torch.equal(compressor.build(Policy({}))(example("vgg")), model(example("vgg")))
 
 
-def test_what_torch_pruning_cannot_follow_is_protected(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch_pruning
+def test_operations_that_break_the_tracer_protect_what_enters_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from automl_compress.compress.label_rules import LabelRules
 
-    def fail(*args: Any, **kwargs: Any) -> None:
+    def fail(*args: Any) -> None:
         raise ZeroDivisionError("integer division\nby zero")
 
-    monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", fail)
+    monkeypatch.setattr(LabelRules, "_spatial", fail)
     images = example("vgg", 8)
     compressor = Compressor(network("vgg"), images[:1], images)
-    reason = "the network could not be followed (ZeroDivisionError: integer division by zero)"
-    assert [(g.name, g.protected) for g in compressor.structure.groups] == [
-        (layer.name, reason) for layer in compressor.structure.layers
-    ]
-    built: Any = compressor.build(Policy({"weight_bits:fc1": 4}))
+    reason = "its channels pass 'aten.max_pool2d_with_indices.default' (ZeroDivisionError)"
+    protected = {g.name: g.protected for g in compressor.structure.groups if g.protected}
+    assert protected == {
+        "features.0.0": reason,
+        "features.2.0": reason,
+        "fc2": "its channels are the network's output",
+    }
+    built: Any = compressor.build(Policy({"weight_bits:fc1": 4, "channels:fc1": 3}))
     assert built.fc1.weight_bits == 4
+
+
+def test_tracing_has_a_time_limit() -> None:
+    class Endless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            while x.sum() < torch.inf:
+                x = x + 1
+            return self.layer(x)
+
+    for derive in (Compressor, SearchSpace.from_model):
+        with pytest.raises(TraceError, match="within 0.05 seconds") as caught:
+            derive(Endless(), torch.zeros(1, 4), time_limit=0.05)  # type: ignore[operator]
+        assert "\n" not in str(caught.value)
+        assert "time_limit" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg", "mobile", "dense"])

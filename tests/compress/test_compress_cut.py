@@ -26,7 +26,7 @@ from automl_compress.compress.modules import find_part
 from automl_compress.compress.slicing import cut_channels, cut_module, kept_places
 from automl_compress.space import Policy
 
-MIXED = {"patch-mixer": {"patch"}}
+MIXED = {"patch-mixer": {"patch"}, "tokens": {"patch"}}
 """Groups whose channels pass a LayerNorm: its mean changes with every cut."""
 
 
