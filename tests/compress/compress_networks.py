@@ -598,7 +598,7 @@ def counted_bitops(built: nn.Module, inputs: Tensor) -> int:
     macs: dict[nn.Module, int] = {}
 
     def hook(module: Any, _: Any, output: Tensor) -> None:
-        values = output.numel() // len(inputs) if module.weight.dim() > 2 else output[0].numel()
+        values = output.numel() // len(inputs)
         macs[module] = macs.get(module, 0) + values * module.weight[0].numel()
 
     layers = [m for m in built.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]

@@ -213,3 +213,20 @@ def test_layers_under_two_names_change_under_both() -> None:
     assert built.order[0].weight_bits == 2
     assert built.second.out_channels == 3
     assert torch.isfinite(built(example("aliased"))).all()
+
+
+def test_whole_groups_of_a_grouped_convolution_go() -> None:
+    layer = nn.Conv2d(6, 12, 3, padding=1, groups=3)
+    cut: Any = cut_module(layer, torch.tensor([0, 1, 2, 3, 8, 9, 10, 11]), None)
+    assert (cut.groups, cut.in_channels, cut.out_channels) == (2, 4, 8)
+    x = torch.randn(2, 6, 5, 5)
+    kept = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
+    torch.testing.assert_close(cut(x[:, [0, 1, 4, 5]]), layer(x)[:, kept])
+
+
+def test_whole_groups_of_a_group_normalization_go() -> None:
+    norm = nn.GroupNorm(3, 6)
+    norm.weight.data = torch.rand(6)
+    cut: Any = cut_module(norm, torch.tensor([0, 1, 4, 5]), None)
+    x = torch.randn(2, 6, 5, 5)
+    torch.testing.assert_close(cut(x[:, [0, 1, 4, 5]]), norm(x)[:, [0, 1, 4, 5]])
