@@ -221,12 +221,14 @@ def _markdown(rows: list[Row]) -> str:
     lines = [
         "# Coverage of torchvision's models",
         "",
-        f"{good} of {len(rows)} models yield a space whose random policies run. Weights are "
-        "random; inputs are squares of the given side, as small as a model sensibly takes. *cut* "
-        "counts the channel groups that can be cut, among all *groups*; *parameters* and *MACs* are the "
-        "shares that lie where a gene changes something. A policy runs when the network it "
-        "describes gives finite outputs of the original's form and has the parameters the cost "
-        "model says. `-`: not part of this installation. Seconds are those of a shared machine.",
+        f"{good} of {len(rows)} models yield a space whose random policies run.",
+        "",
+        "Weights are random; inputs are squares of the given side, as small as a model sensibly",
+        "takes. *cut* counts the channel groups that can be cut, among all *groups*; *parameters*",
+        "and *MACs* are the shares that lie where a gene changes something. A policy runs when",
+        "the network it describes gives finite outputs of the original's form and has the",
+        "parameters the cost model says. `-`: not part of this installation. Seconds are those of",
+        "a shared machine.",
         "",
         _line(_COLUMNS),
         _line(["---"] * len(_COLUMNS)),
