@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.errors import CompressError, WorkloadError
-from automl_compress.ledger import write_text
 from automl_compress.space import Policy, SearchSpace, SpaceRules
 from automl_compress.workload import torchvision_example, torchvision_tasks
 
@@ -61,8 +60,8 @@ def write_coverage(folder: Path, models: Sequence[str], time_limit: float) -> li
         rows[name] = _in_own_process(name, time_limit)
         print(_line(_cells(rows[name])), flush=True)
         ordered = [rows[n] for n in tasks if n in rows]
-        write_text(path, json.dumps(ordered, indent=1) + "\n")
-        write_text(folder / "coverage.md", _markdown(ordered))
+        path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+        (folder / "coverage.md").write_text(_markdown(ordered), encoding="utf-8")
     return [rows[n] for n in tasks if n in rows]
 
 

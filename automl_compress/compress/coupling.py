@@ -210,7 +210,8 @@ class _Tracer:
         found = self._labels_of(x)
         if found is not None and x.dim() - 1 not in varying(found):
             self.classes.freeze(labels, "it mixes positions, not channels")
-            return found
+            self._rules.freeze([x], "a linear layer mixes its positions")
+            return None
         self._read(module, x, x.dim() - 1, module.in_features)
         return along(labels, x.dim() - 1, x.dim())
 

@@ -46,7 +46,7 @@ GROUPS = {
     "windows": (2, {"patch", "qkv", "head"}),
     "tokens": (2, {"head"}),
     "flattened": (3, {"fc2"}),
-    "mixer": (1, {"mix", "head.2"}),
+    "mixer": (0, {"stem.0", "mix", "head.2"}),
     "frozen-norm": (1, {"head.2"}),
     "grouped-norm": (2, {"head.2"}),
     "outputs": (1, {"stem.1.0", "one.2", "two"}),
