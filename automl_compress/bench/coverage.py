@@ -1,7 +1,7 @@
 """The coverage table: what can be compressed of every model torchvision lists.
 
 Each model is measured in a process of its own, with a time limit: `python -m
-automl_compress.bench.coverage NAME` prints one row as JSON.
+automl_compress.bench.coverage NAME SECONDS` prints one row as JSON.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_coverage(folder: Path, models: Sequence[str], time_limit: float) -> li
 
 
 def _in_own_process(name: str, time_limit: float) -> Row:
-    command = [sys.executable, "-m", __name__, name]
+    command = [sys.executable, "-m", "automl_compress.bench.coverage", name, str(time_limit)]
     try:
         done = subprocess.run(  # noqa: S603 - this very module
             command, capture_output=True, text=True, timeout=time_limit, check=True
@@ -85,11 +85,11 @@ def _failed(name: str, reason: str) -> Row:
     return {"model": name, "task": torchvision_tasks()[name], "error": reason}
 
 
-def measure(name: str) -> Row:
+def measure(name: str, time_limit: float) -> Row:
     """What can be compressed of one model, and whether what is built runs."""
     model, inputs = torchvision_example(name)
     start = time.perf_counter()
-    compressor = Compressor(model, inputs, repair="none")
+    compressor = Compressor(model, inputs, repair="none", time_limit=time_limit)
     seconds = time.perf_counter() - start
     derived = space_of_structure(compressor.model, compressor.structure, SpaceRules())
     with torch.no_grad():
@@ -248,4 +248,4 @@ def _markdown(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])))
+    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]))))
