@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "engine": {"space", "workload", "compress", "evaluate", "ledger", "search", "pareto"},
     "report": {"space", "evaluate", "ledger", "pareto"},
     "testing": {"space", "evaluate", "search", "ledger", "engine", "workload", "pareto"},
-    "bench": {"space", "workload", "compress", "evaluate"},
+    "bench": {"space", "workload", "compress", "deploy", "evaluate"},
     "cli": {
         "bench",
         "space",

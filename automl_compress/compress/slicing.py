@@ -101,10 +101,10 @@ def places_of_shapes(model: nn.Module, shapes: Mapping[str, Shapes]) -> dict[str
             firsts = {axis: _firsts(model, name, axis, size) for axis, size in sizes.items()}
             places[name] = Places(firsts.get("out"), firsts.get("in"))
             continue
-        for last, parameter in module._parameters.items():
-            if parameter is not None and len(tensors.get(last, ())) == parameter.dim() > 0:
+        for last, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and len(tensors.get(last, ())) == tensor.dim() > 0:
                 own = f"{name}.{last}".lstrip(".")
-                size = tensors[last][parameter_axis(parameter)]
+                size = tensors[last][parameter_axis(tensor)]
                 places[own] = Places(_firsts(model, own, "out", size))
     return {n: p for n, p in places.items() if p.out is not None or p.inputs is not None}
 
@@ -114,8 +114,8 @@ def _sizes_of_shapes(module: nn.Module, shapes: Shapes) -> dict[Axis, int]:
     if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
         return {"out": max((s[-1] for s in shapes.values() if s), default=0)}  # all alike
     out, inputs = shapes.get("weight", (0, 0))[:2]
-    depthwise = getattr(module, "groups", 1) > 1  # outputs and inputs are the same channels
-    return {"out": out} if depthwise else {"out": out, "in": inputs}
+    grouped = getattr(module, "groups", 1) > 1  # whole groups go, outputs and inputs alike
+    return {"out": out} if grouped else {"out": out, "in": inputs}
 
 
 def _firsts(model: nn.Module, name: str, axis: Axis, size: int) -> Tensor | None:
