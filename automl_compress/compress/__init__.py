@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         derive_space,
         space_of_structure,
     )
-    from automl_compress.compress.features import FEATURES, gene_features
-    from automl_compress.compress.importance import CRITERIA
+    from automl_compress.compress.feature_ranks import layer_ranks
+    from automl_compress.compress.features import FEATURES, gene_features, low_rank_shares
+    from automl_compress.compress.importance import CRITERIA, Criterion
     from automl_compress.compress.repair import REPAIRS, Repair
     from automl_compress.compress.structure import Structure
     from automl_compress.compress.tracing import trace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "CRITERIA": "automl_compress.compress.importance",
+    "Criterion": "automl_compress.compress.importance",
     "Compressor": "automl_compress.compress.compressor",
     "CostModel": "automl_compress.compress.cost_model",
     "Coverage": "automl_compress.compress.derive",
@@ -45,6 +47,8 @@ _PLACES = {
     "cost": "automl_compress.compress.compressor",
     "derive_space": "automl_compress.compress.derive",
     "gene_features": "automl_compress.compress.features",
+    "layer_ranks": "automl_compress.compress.feature_ranks",
+    "low_rank_shares": "automl_compress.compress.features",
     "space_of_structure": "automl_compress.compress.derive",
     "trace": "automl_compress.compress.tracing",
 }
@@ -56,6 +60,7 @@ __all__ = [
     "Compressor",
     "CostModel",
     "Coverage",
+    "Criterion",
     "DerivedSpace",
     "LayerCost",
     "Repair",
@@ -64,6 +69,8 @@ __all__ = [
     "cost",
     "derive_space",
     "gene_features",
+    "layer_ranks",
+    "low_rank_shares",
     "space_of_structure",
     "trace",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.calibration import Sample, sample_layers
 from automl_compress.compress.cost_model import CostModel
-from automl_compress.compress.importance import CRITERIA, Criterion, channel_order
+from automl_compress.compress.importance import Criterion, channel_order, find_criterion
 from automl_compress.compress.modules import become, share_copy
 from automl_compress.compress.quantize import (
     InputQuantizer,
@@ -25,7 +25,7 @@ from automl_compress.compress.repair import Repair, Repairer, fitting_images
 from automl_compress.compress.slicing import Places, cut_channels, kept_places
 from automl_compress.compress.structure import Structure
 from automl_compress.compress.tracing import TIME_LIMIT, trace
-from automl_compress.errors import InputError, SpaceError
+from automl_compress.errors import SpaceError
 from automl_compress.space import Policy
 
 _CACHED_SCALES: Final = 20_000
@@ -39,13 +39,14 @@ class Compressor:
         example_input: (1, channels, height, width), or whatever the network takes.
         calibration: (n, channels, height, width) images that choose clips and repair the
             network; without them, weights are quantized by rule and activations cannot be.
-        criterion: a name in `importance.CRITERIA`.
+        criterion: a name in `importance.CRITERIA`, or a function like those.
         repair: what `Repairer` does to every built network.
         time_limit: seconds that following the network may take.
+        seed: for criteria that draw.
 
     Raises:
         TraceError: the network cannot be followed, or not in time.
-        InputError: there is no such criterion.
+        InputError: there is no such criterion, or it needs calibration images.
     """
 
     def __init__(
@@ -53,13 +54,15 @@ class Compressor:
         model: nn.Module,
         example_input: Tensor,
         calibration: Tensor | None = None,
-        criterion: str = "l1",
+        criterion: str | Criterion = "l1",
         repair: Repair = "auto",
+        seed: int = 0,
         time_limit: float = TIME_LIMIT,
     ) -> None:
+        score = find_criterion(criterion)
         self.model, self.structure = trace(model, example_input, time_limit)
         self.cost = CostModel(self.structure)
-        self._order = channel_order(self.model, self.structure.groups, _criterion(criterion))
+        self._order = channel_order(self.model, self.structure.groups, score, calibration, seed)
         self._samples: dict[str, Sample] = {}
         self._repairer: Repairer | None = None
         self._scales: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
@@ -142,14 +145,6 @@ class Compressor:
             grid = choose_input_quantizer(weight, bits, self._samples[name].inputs)
             self._input_grids[name, bits] = grid
         return share_copy(self._input_grids[name, bits])
-
-
-def _criterion(name: str) -> Criterion:
-    if name not in CRITERIA:
-        raise InputError(
-            f"criterion must be one of {', '.join(CRITERIA)}, but is '{name}'; correct it"
-        )
-    return CRITERIA[name]
 
 
 def _of_channels(sample: Tensor, channels: Tensor, weight: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.compress.cost_model import CostModel
+from automl_compress.compress.feature_ranks import LOW_RANK
 from automl_compress.compress.structure import LayerShape, Structure
 from automl_compress.space import Policy, SearchSpace
 
@@ -44,6 +46,25 @@ def gene_features(space: SearchSpace, structure: Structure, cost: CostModel) -> 
     shapes = slice(5, 10)
     table[:, shapes] /= np.maximum(table[:, shapes].max(axis=0), 1e-12)
     return table
+
+
+def low_rank_shares(
+    space: SearchSpace, ranks: Mapping[str, NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """How sensitive the layer of every gene is (Yang et al. 2023).
+
+    Args:
+        space: the search space.
+        ranks: by layer name, expected ranks of its feature maps, from `layer_ranks`.
+
+    Returns:
+        (n_genes,) share of maps whose rank is below `LOW_RANK`, in [0, 1]; 0 where no rank is
+        known.
+    """
+    known = {name: found[~np.isnan(found)] for name, found in ranks.items()}
+    return np.array(
+        [(known[gene.target] < LOW_RANK).mean() if gene.target in known else 0.0 for gene in space]
+    )
 
 
 def _logarithms(layer: LayerShape) -> list[float]:

@@ -127,7 +127,11 @@ def _firsts(model: nn.Module, name: str, axis: Axis, size: int) -> Tensor | None
 
 
 def axis_size(model: nn.Module, name: str, axis: Axis) -> int:
-    """Places along one axis of a module that `can_cut`, or of a free parameter or buffer."""
+    """Places along one axis of a module that `can_cut`, or of a free parameter or buffer.
+
+    Raises:
+        CompressError: channels cannot be cut out of it.
+    """
     part = find_part(model, name)
     if isinstance(part, ChannelMap):
         return part.out_channels if axis == "out" else part.in_channels

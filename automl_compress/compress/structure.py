@@ -32,6 +32,16 @@ class GroupMember:
         """Places every channel of the group owns in this module."""
         return len(self.positions) // group_channels
 
+    @property
+    def by_channel(self) -> NDArray[np.int64]:
+        """(n,) places along the axis, those of the group's first channel first."""
+        return self.positions[np.argsort(self.channels, kind="stable")]
+
+    def per_channel(self, values: NDArray[np.float64], group_channels: int) -> NDArray[np.float64]:
+        """(group_channels,) sums of (places,) values over the places of each channel."""
+        sums: NDArray[np.float64] = values[self.by_channel].reshape(group_channels, -1).sum(axis=1)
+        return sums
+
 
 @dataclass(frozen=True)
 class ChannelGroup:

@@ -38,7 +38,7 @@ class EstimateSettings:
         repair: what is done after cutting and rounding, see `compress.repair`.
         criterion: importance criterion of channels.
         split: `validation` for searching, `test` for the final word.
-        seed: decides which images are drawn.
+        seed: decides which images are drawn, and what the criterion `random` says.
     """
 
     images: int | None = 512
@@ -93,6 +93,7 @@ class NetworkEstimator(Estimator):
             _channels_last(calibration.tensor(workload.normalization)),
             settings.criterion,
             settings.repair,
+            settings.seed,
         )
 
     @property
