@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from automl_compress.compress.feature_ranks import layer_ranks
     from automl_compress.compress.features import FEATURES, gene_features, low_rank_shares
     from automl_compress.compress.importance import CRITERIA, Criterion
+    from automl_compress.compress.kernel_sparsity import KERNEL_CRITERIA, KernelCriterion
     from automl_compress.compress.repair import REPAIRS, Repair
     from automl_compress.compress.structure import Structure
     from automl_compress.compress.tracing import trace
@@ -39,6 +40,8 @@ _PLACES = {
     "Coverage": "automl_compress.compress.derive",
     "DerivedSpace": "automl_compress.compress.derive",
     "FEATURES": "automl_compress.compress.features",
+    "KERNEL_CRITERIA": "automl_compress.compress.kernel_sparsity",
+    "KernelCriterion": "automl_compress.compress.kernel_sparsity",
     "LayerCost": "automl_compress.compress.cost_model",
     "REPAIRS": "automl_compress.compress.repair",
     "Repair": "automl_compress.compress.repair",
@@ -56,12 +59,14 @@ _PLACES = {
 __all__ = [
     "CRITERIA",
     "FEATURES",
+    "KERNEL_CRITERIA",
     "REPAIRS",
     "Compressor",
     "CostModel",
     "Coverage",
     "Criterion",
     "DerivedSpace",
+    "KernelCriterion",
     "LayerCost",
     "Repair",
     "Structure",

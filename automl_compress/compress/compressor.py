@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from automl_compress.compress.calibration import Sample, sample_layers
 from automl_compress.compress.cost_model import CostModel
 from automl_compress.compress.importance import Criterion, channel_order, find_criterion
+from automl_compress.compress.kernel_sparsity import (
+    KernelCriterion,
+    kernel_norms,
+    removed_kernels,
+    signal_to_noise,
+    without_kernels,
+)
 from automl_compress.compress.modules import become, share_copy
 from automl_compress.compress.quantize import (
     InputQuantizer,
@@ -41,12 +48,13 @@ class Compressor:
             network; without them, weights are quantized by rule and activations cannot be.
         criterion: a name in `importance.CRITERIA`, or a function like those.
         repair: what `Repairer` does to every built network.
-        time_limit: seconds that following the network may take.
+        kernel_criterion: which kernels a `kernel_sparsity` gene removes, see `kernel_sparsity`.
         seed: for criteria that draw.
+        time_limit: seconds that following the network may take.
 
     Raises:
         TraceError: the network cannot be followed, or not in time.
-        InputError: there is no such criterion, or it needs calibration images.
+        InputError: there is no such criterion, or it cannot score this network.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class Compressor:
         calibration: Tensor | None = None,
         criterion: str | Criterion = "l1",
         repair: Repair = "auto",
+        kernel_criterion: KernelCriterion = "magnitude",
         seed: int = 0,
         time_limit: float = TIME_LIMIT,
     ) -> None:
@@ -63,6 +72,10 @@ class Compressor:
         self.model, self.structure = trace(model, example_input, time_limit)
         self.cost = CostModel(self.structure)
         self._order = channel_order(self.model, self.structure.groups, score, calibration, seed)
+        self._kernel_scores: dict[str, Tensor] = {}
+        if kernel_criterion == "variational":
+            convolutions = [layer.name for layer in self.structure.layers if layer.convolution]
+            self._kernel_scores = signal_to_noise(self.model, convolutions, calibration, seed)
         self._samples: dict[str, Sample] = {}
         self._repairer: Repairer | None = None
         self._scales: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
@@ -87,10 +100,11 @@ class Compressor:
         with torch.no_grad():
             places = kept_places(self.model, self.structure.groups, kept)
             network = cut_channels(self.model, places)
+            removed = self._remove_kernels(network, policy, places)
             weights = {n: network.get_submodule(n).get_parameter("weight") for n in self._samples}
             self._quantize(network, policy, places)
             if len(policy) and self._repairer is not None:
-                network = self._repairer(network, weights, places)
+                network = self._repairer(network, weights, places, removed)
         return network
 
     def _kept(self, policy: Policy) -> dict[str, NDArray[np.int64]]:
@@ -100,6 +114,21 @@ class Compressor:
             for name, count in policy.of_kind("channels").items()
             if name in self._order
         }
+
+    def _remove_kernels(
+        self, network: nn.Module, policy: Policy, places: dict[str, Places]
+    ) -> dict[str, Tensor]:
+        """Set kernels to zero; by layer name, (out, in / groups) which ones."""
+        found = {}
+        for name, sparsity in policy.of_kind("kernel_sparsity").items():
+            layer = network.get_submodule(name)
+            weight = layer.get_parameter("weight")
+            scores = self._kernel_scores.get(name)
+            scores = kernel_norms(weight) if scores is None else _at(scores, places.get(name))
+            found[name] = removed_kernels(scores, sparsity)
+            thinned = without_kernels(weight.detach(), found[name])
+            layer._parameters["weight"] = nn.Parameter(thinned, weight.requires_grad)
+        return found
 
     def _quantize(self, network: nn.Module, policy: Policy, places: dict[str, Places]) -> None:
         weight_bits = policy.of_kind("weight_bits")
@@ -145,6 +174,14 @@ class Compressor:
             grid = choose_input_quantizer(weight, bits, self._samples[name].inputs)
             self._input_grids[name, bits] = grid
         return share_copy(self._input_grids[name, bits])
+
+
+def _at(scores: Tensor, stays: Places | None) -> Tensor:
+    """(out, in) scores of the kernels that stay; of a depthwise layer, in is 1."""
+    if stays is None:
+        return scores
+    kept = scores if stays.out is None else scores[stays.out]
+    return kept if stays.inputs is None or kept.shape[1] == 1 else kept[:, stays.inputs]
 
 
 def _of_channels(sample: Tensor, channels: Tensor, weight: Tensor) -> Tensor:

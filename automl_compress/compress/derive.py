@@ -21,7 +21,7 @@ class Coverage:
 
     Args:
         groups: channel groups that can be cut.
-        layers: layers that can be quantized.
+        layers: layers that can be quantized or thinned.
         parameters_share: share of all parameters that lie where a gene changes something, in
             [0, 1].
         macs_share: share of all multiply-accumulates likewise.
@@ -84,6 +84,7 @@ def space_of_structure(model: nn.Module, structure: Structure, rules: SpaceRules
             if group.first_writer == layer.name:
                 genes += _channel_gene(group, structure, rules, skipped)
         genes += _bit_genes(model, layer, rules, skipped)
+        genes += _kernel_gene(layer, rules, skipped)
     if not genes:
         first = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
         raise TraceError(
@@ -127,10 +128,27 @@ def _bit_genes(
         yield Gene(f"activation_bits:{layer.name}", "activation_bits", own.activation_bits)
 
 
+def _kernel_gene(
+    layer: LayerShape, rules: SpaceRules, skipped: list[tuple[str, str]]
+) -> Iterator[Gene]:
+    shares = sorted(set(rules.for_names([layer.name]).kernel_sparsity), reverse=True)
+    name = f"kernel_sparsity:{layer.name}"
+    if not shares or shares == [0]:
+        return
+    if rules.is_protected([layer.name]):
+        skipped.append((name, "protected by the rules"))
+    elif not layer.convolution:
+        skipped.append((name, f"a {layer.kind} has no kernels"))
+    elif layer.depthwise:
+        skipped.append((name, "each of its kernels is a whole channel"))
+    else:
+        yield Gene(name, "kernel_sparsity", tuple(shares))
+
+
 def _coverage(genes: list[Gene], structure: Structure, skipped: list[tuple[str, str]]) -> Coverage:
     cut = {gene.target for gene in genes if gene.kind == "channels"}
-    quantized = {gene.target for gene in genes if gene.kind != "channels"}
-    touched = quantized | {
+    layers = {gene.target for gene in genes if gene.kind != "channels"}
+    touched = layers | {
         member.module for group in structure.groups if group.name in cut for member in group.members
     }
     other = "neither a layer that runs nor a normalization"
@@ -146,7 +164,7 @@ def _coverage(genes: list[Gene], structure: Structure, skipped: list[tuple[str, 
             skipped.append((part.name, other))
     return Coverage(
         groups=len(cut),
-        layers=len(quantized),
+        layers=len(layers),
         parameters_share=_share(parameters, touched),
         macs_share=_share(macs, touched),
         skipped=tuple(skipped),

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.modules import find_part
 from automl_compress.compress.slicing import CONVOLUTIONS
 from automl_compress.compress.structure import ChannelGroup, GroupMember, Structure
@@ -119,7 +120,7 @@ def _ranker(
     by_channel = torch.from_numpy(member.by_channel)
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x: Tensor = inputs[0] if inputs else named["input"]
+        x = layer_input(inputs, named)
         if isinstance(module, nn.Linear):
             places = member.places_per_channel(group.channels)
             values = x[..., by_channel].reshape(len(x), -1, group.channels, places)

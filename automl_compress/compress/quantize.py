@@ -104,7 +104,9 @@ def scale_outputs(layer: nn.Module, gain: Tensor) -> None:
     layer._parameters["weight"] = nn.Parameter(scaled, requires_grad=False)
 
 
-def round_compensated(weight: Tensor, scales: Tensor, bits: int, moment: Tensor) -> Tensor:
+def round_compensated(
+    weight: Tensor, scales: Tensor, bits: int, moment: Tensor, free: Tensor | None = None
+) -> Tensor:
     """Weights rounded one input after the other, each error spread over the inputs still open.
 
     Frantar et al. 2023 (GPTQ): with the inputs' second moment, the best change of the remaining
@@ -115,6 +117,8 @@ def round_compensated(weight: Tensor, scales: Tensor, bits: int, moment: Tensor)
         scales: (groups, out) step of each output's grid.
         bits: 2..8.
         moment: (groups, fan_in, fan_in) second moment of the inputs.
+        free: (groups, out, fan_in) weights that need not be zero, or None for all; what others
+            would take up is passed on too (Frantar and Alistarh 2023, SparseGPT).
 
     Returns:
         (groups, out, fan_in) weights on their grids; where the moment cannot be factorised, each
@@ -131,7 +135,9 @@ def round_compensated(weight: Tensor, scales: Tensor, bits: int, moment: Tensor)
     if bool(wrong.any()) or bool(also_wrong.any()):
         return quantize_weight(weight.flatten(0, 1), scales.flatten(), bits).reshape(weight.shape)
     columns = weight.gather(2, order[:, None, :].expand_as(weight)).transpose(1, 2).numpy().copy()
-    rounded = _round_in_order(columns, inverse.numpy(), scales.numpy(), levels(bits))
+    open_ = None if free is None else free.gather(2, order[:, None, :].expand_as(free))
+    mask = None if open_ is None else open_.transpose(1, 2).numpy()
+    rounded = _round_in_order(columns, inverse.numpy(), scales.numpy(), levels(bits), mask)
     back = order.argsort(dim=1)[:, None, :].expand_as(weight)
     return torch.from_numpy(rounded).transpose(1, 2).gather(2, back)
 
@@ -141,6 +147,7 @@ def _round_in_order(
     inverse: NDArray[np.float32],
     scales: NDArray[np.float32],
     bound: int,
+    free: NDArray[np.bool_] | None,
 ) -> NDArray[np.float32]:
     """(groups, fan_in, out) columns on their grid; later ones of the given array are changed.
 
@@ -153,6 +160,8 @@ def _round_in_order(
         for i in range(start, stop):
             column = columns[:, i]
             rounded[:, i] = np.clip(np.rint(column / scales), -bound, bound) * scales
+            if free is not None:
+                rounded[:, i] *= free[:, i]
             errors[:, i] = (column - rounded[:, i]) / inverse[:, i, i, None]
             columns[:, i + 1 : stop] -= inverse[:, i, i + 1 : stop, None] * errors[:, i, None]
         columns[:, stop:] -= inverse[:, start:stop, stop:].swapaxes(1, 2) @ errors[:, start:stop]

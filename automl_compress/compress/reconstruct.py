@@ -41,6 +41,8 @@ from automl_compress.compress.quantize import (
 
 RIDGE: Final = 0.03
 """Pull towards the weights as they were, as a share of the inputs' mean second moment."""
+STEPS: Final = 20
+"""Conjugate-gradient steps of layers that lack kernels."""
 COMPENSATED_FAN_IN: Final = 2304
 """Layers that read more values round every weight alone: compensation takes cubic time."""
 
@@ -53,16 +55,24 @@ class FitTask:
         weight: (out, in / groups, ...) its weights in floating point, cut, not rounded.
         sample: what the layer did in the original network.
         kept: (out,) its outputs' places in the original, or None for all.
+        removed: (out, in / groups) kernels whose weights are zero and stay zero, or None.
     """
 
     weight: Tensor
     sample: Sample
     kept: Tensor | None
+    removed: Tensor | None = None
 
     def outputs(self) -> Tensor:
         """(n, out) what the original gave, for the outputs that are left."""
         outputs = self.sample.outputs
         return outputs if self.kept is None else outputs[:, self.kept]
+
+    def free(self) -> Tensor | None:
+        """(out, fan_in) weights that need not be zero; None when none need be."""
+        if self.removed is None:
+            return None
+        return (~self.removed).repeat_interleave(self.weight[0, 0].numel(), dim=1)
 
 
 Fit = Callable[[nn.Module, FitTask, Tensor], None]
@@ -136,15 +146,18 @@ def reconstruct(layer: nn.Module, task: FitTask, inputs: Tensor) -> None:
     groups = len(inputs)
     outputs = task.outputs().reshape(len(task.outputs()), groups, -1).transpose(0, 1)
     weight = task.weight.reshape(groups, outputs.shape[2], -1)
+    free = task.free()
+    free = None if free is None else free.reshape(weight.shape)
     mean_in, mean_out = _means(layer, inputs, outputs)
     centred = inputs - mean_in
-    fitted, moment = least_squares(weight, centred, outputs - mean_out)
+    fitted, moment = least_squares(weight, centred, outputs - mean_out, free)
     rows = fitted.flatten(0, 1)
     bits: int | None = getattr(layer, "weight_bits", None)
     if bits is not None:
         scales = choose_scales(rows, bits, centred[:, :INPUTS])
         if moment is not None and moment.shape[-1] <= COMPENSATED_FAN_IN:
-            rows = round_compensated(fitted, scales.reshape(groups, -1), bits, moment).flatten(0, 1)
+            steps = scales.reshape(groups, -1)
+            rows = round_compensated(fitted, steps, bits, moment, free).flatten(0, 1)
         else:
             rows = quantize_weight(rows, scales, bits)
         layer._buffers["weight_scale"] = scales
@@ -161,7 +174,9 @@ def _means(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, T
     return inputs.mean(dim=1, keepdim=True), outputs.mean(dim=1, keepdim=True)
 
 
-def least_squares(weight: Tensor, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+def least_squares(
+    weight: Tensor, inputs: Tensor, outputs: Tensor, free: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Weights that bring a linear map nearest to outputs, without leaving the old ones for noise.
 
     Minimises |inputs weight' - outputs|^2 / n + ridge |weight' - weight|^2, in whichever form is
@@ -171,6 +186,7 @@ def least_squares(weight: Tensor, inputs: Tensor, outputs: Tensor) -> tuple[Tens
         weight: (groups, out, fan_in).
         inputs: (groups, n, fan_in).
         outputs: (groups, n, out).
+        free: (groups, out, fan_in) weights that may change, or None for all.
 
     Returns:
         (groups, out, fan_in) weights, `weight` itself where the system cannot be solved; and the
@@ -179,11 +195,12 @@ def least_squares(weight: Tensor, inputs: Tensor, outputs: Tensor) -> tuple[Tens
     count, fan_in = inputs.shape[1:]
     missing = outputs - inputs @ weight.transpose(1, 2)
     ridge = RIDGE * inputs.pow(2).mean(dim=(1, 2)).clamp(min=1e-12)[:, None, None]
-    if fan_in <= count:
-        moment = inputs.transpose(1, 2) @ inputs / count
+    moment = inputs.transpose(1, 2) @ inputs / count if fan_in <= count else None
+    if free is not None:
+        change = _solve_free(inputs, moment, ridge, missing, free)
+    elif moment is not None:
         change = _solve(moment, ridge, inputs.transpose(1, 2) @ missing / count)
     else:
-        moment = None
         products = inputs @ inputs.transpose(1, 2) / count
         change = inputs.transpose(1, 2) @ _solve(products, ridge, missing / count)
     fitted = weight + change.transpose(1, 2)
@@ -196,6 +213,37 @@ def _solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
     factor, wrong = torch.linalg.cholesky_ex(regular)
     solution = torch.cholesky_solve(right, factor)
     return solution if not bool(wrong.any()) else torch.full_like(solution, torch.nan)
+
+
+def _solve_free(
+    inputs: Tensor, moment: Tensor | None, ridge: Tensor, missing: Tensor, free: Tensor
+) -> Tensor:
+    """(groups, fan_in, out) least-squares change of the free weights alone.
+
+    Every output has free weights of its own, so one factorisation does not serve all. Conjugate
+    gradients, preconditioned by the diagonal, solve all outputs side by side; they are stopped
+    after `STEPS`, when the ridge has made the rest small.
+    """
+    count = inputs.shape[1]
+    open_ = free.transpose(1, 2).to(inputs.dtype)
+
+    def apply(x: Tensor) -> Tensor:
+        product = inputs.transpose(1, 2) @ (inputs @ x) / count if moment is None else moment @ x
+        return open_ * (product + ridge * x)
+
+    scale = 1 / (inputs.pow(2).mean(dim=1)[:, :, None] + ridge)
+    left = open_ * (inputs.transpose(1, 2) @ missing) / count
+    solution = torch.zeros_like(left)
+    direction = scale * left
+    power = (left * direction).sum(dim=1, keepdim=True)
+    for _ in range(STEPS):
+        applied = apply(direction)
+        step = power / (direction * applied).sum(dim=1, keepdim=True).clamp(min=1e-30)
+        solution += step * direction
+        left -= step * applied
+        before, power = power, (left * scale * left).sum(dim=1, keepdim=True)
+        direction = scale * left + power / before.clamp(min=1e-30) * direction
+    return solution
 
 
 def match_variance(layer: nn.Module, task: FitTask, inputs: Tensor) -> None:

@@ -90,7 +90,11 @@ class Repairer:
             self._targets = output if isinstance(output, Tensor) else None
 
     def __call__(
-        self, network: nn.Module, weights: Mapping[str, Tensor], places: Mapping[str, Places]
+        self,
+        network: nn.Module,
+        weights: Mapping[str, Tensor],
+        places: Mapping[str, Places],
+        removed: Mapping[str, Tensor],
     ) -> nn.Module:
         """The repaired network.
 
@@ -98,6 +102,7 @@ class Repairer:
             network: a compressed form; may be changed in place.
             weights: by layer name, its weights cut but not rounded.
             places: what is left of the modules that are cut.
+            removed: by layer name, (out, in / groups) kernels that stay zero.
         """
         if self._repair == "none":
             return network
@@ -105,7 +110,7 @@ class Repairer:
             recalibrate(network, self._images)
             return network
         tasks = {
-            name: FitTask(weights[name], sample, places.get(name, Places()).out)
+            name: FitTask(weights[name], sample, places.get(name, Places()).out, removed.get(name))
             for name, sample in self._samples.items()
         }
         if self._repair != "auto":

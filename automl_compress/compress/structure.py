@@ -86,6 +86,7 @@ class LayerShape:
         positions: output positions per image, summed over all uses of a shared layer.
         bias: whether it has one.
         quantizable: whether it has a low-bit form.
+        convolution: whether its weights are kernels, one per pair of channels.
     """
 
     name: str
@@ -97,6 +98,7 @@ class LayerShape:
     positions: int
     bias: bool
     quantizable: bool
+    convolution: bool
 
     @property
     def depthwise(self) -> bool:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from automl_compress.compress.calibration import class_outputs, layer_input
 from automl_compress.compress.slicing import axis_size
 from automl_compress.compress.structure import ChannelGroup
 from automl_compress.errors import InputError
@@ -94,12 +95,7 @@ def gate_slopes(
         for gate in gates.values():
             gate.requires_grad_(True)
         with _gated(model, gates):
-            outputs = model(images)
-        if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
-            raise InputError(
-                "the criterion 'taylor' needs a network whose output holds classes along axis 1, "
-                f"but it is {_described(outputs)}; choose another criterion"
-            )
+            outputs = class_outputs(model(images), "criterion 'taylor'")
         loss = F.cross_entropy(outputs, outputs.detach().argmax(dim=1))
         found = torch.autograd.grad(loss, list(gates.values()), materialize_grads=True)
     return {name: slope.double().numpy() for name, slope in zip(gates, found, strict=True)}
@@ -126,7 +122,7 @@ def _gated(model: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
 
 def _multiplier(gate: Tensor) -> Callable[..., Any]:
     def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        x: Tensor = inputs[0] if inputs else named["input"]
+        x = layer_input(inputs, named)
         last = isinstance(module, nn.Linear)
         shaped = gate if last else gate.reshape(-1, *[1] * (x.dim() - 2))
         if inputs:
@@ -134,9 +130,3 @@ def _multiplier(gate: Tensor) -> Callable[..., Any]:
         return inputs, {**named, "input": x * shaped}
 
     return hook
-
-
-def _described(output: Any) -> str:
-    if isinstance(output, Tensor):
-        return f"a tensor of shape {tuple(output.shape)}"
-    return f"a {type(output).__name__}"

@@ -224,6 +224,7 @@ def _layer_shape(name: str, module: Any, positions: int) -> LayerShape:
         positions=positions,
         bias=module.bias is not None,
         quantizable=can_quantize(module),
+        convolution=not linear,
     )
 
 

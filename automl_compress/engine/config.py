@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from automl_compress.compress import CRITERIA, REPAIRS
+from automl_compress.compress import CRITERIA, KERNEL_CRITERIA, REPAIRS
 from automl_compress.engine.engine import ENGINES, EngineSettings
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import Constraint, check_objectives
@@ -161,6 +161,9 @@ def _estimate(section: Section) -> EstimateSettings:
         ),
         repair=section.choice("repair", REPAIRS, default.repair),  # type: ignore[arg-type]
         criterion=section.choice("criterion", CRITERIA, default.criterion),
+        kernel_criterion=section.choice(  # type: ignore[arg-type]
+            "kernel_criterion", KERNEL_CRITERIA, default.kernel_criterion
+        ),
         seed=section.number("seed", int, default.seed, low=0),
     )
     section.close()

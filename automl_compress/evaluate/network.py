@@ -13,7 +13,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from automl_compress.compress import Compressor, Repair
+from automl_compress.compress import Compressor, KernelCriterion, Repair
 from automl_compress.errors import EstimateError, WorkloadError
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import Evaluation
@@ -37,14 +37,16 @@ class EstimateSettings:
         calibration_images: unlabelled training images for clips and repair.
         repair: what is done after cutting and rounding, see `compress.repair`.
         criterion: importance criterion of channels.
+        kernel_criterion: importance criterion of single kernels.
         split: `validation` for searching, `test` for the final word.
-        seed: decides which images are drawn, and what the criterion `random` says.
+        seed: decides which images are drawn, and what criteria that draw say.
     """
 
     images: int | None = 512
     calibration_images: int = 256
     repair: Repair = "auto"
     criterion: str = "l1"
+    kernel_criterion: KernelCriterion = "magnitude"
     split: Split = "validation"
     seed: int = 0
 
@@ -93,6 +95,7 @@ class NetworkEstimator(Estimator):
             _channels_last(calibration.tensor(workload.normalization)),
             settings.criterion,
             settings.repair,
+            settings.kernel_criterion,
             settings.seed,
         )
 

@@ -12,6 +12,8 @@ Kind: TypeAlias = Literal["channels", "weight_bits", "activation_bits", "kernel_
 Value: TypeAlias = int | float
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+LAYER_KINDS: Final[tuple[Kind, ...]] = ("weight_bits", "activation_bits", "kernel_sparsity")
+"""Kinds that decide about a single layer."""
 WEIGHT_BITS: Final = range(2, 9)
 ACTIVATION_BITS: Final = range(4, 9)
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from automl_compress.errors import SpaceError
 from automl_compress.settings import Origin, Section
-from automl_compress.space.genes import check_value
+from automl_compress.space.genes import LAYER_KINDS, Kind, check_value
 
 BitKind = Literal["weight_bits", "activation_bits"]
 
@@ -69,6 +69,7 @@ class Override:
         channels: replaces the channel rule, or None to keep it.
         weight_bits: replaces the weight bits, or None to keep them.
         activation_bits: replaces the activation bits, or None to keep them.
+        kernel_sparsity: replaces the shares of kernels removed, or None to keep them.
         origin: where the override was written.
     """
 
@@ -76,11 +77,12 @@ class Override:
     channels: ChannelRule | None = None
     weight_bits: tuple[int, ...] | None = None
     activation_bits: tuple[int, ...] | None = None
+    kernel_sparsity: tuple[float, ...] | None = None
     origin: Origin = field(default=Origin("overrides"), compare=False)
 
     def __post_init__(self) -> None:
-        _check_bits("weight_bits", self.weight_bits or (), f"override '{self.match}'")
-        _check_bits("activation_bits", self.activation_bits or (), f"override '{self.match}'")
+        for kind in LAYER_KINDS:
+            _check_values(kind, getattr(self, kind) or (), f"override '{self.match}'")
 
 
 @dataclass(frozen=True)
@@ -91,24 +93,27 @@ class SpaceRules:
         channels: which channel counts groups may keep.
         weight_bits: bit-widths of every layer's weights; empty leaves weights in float32.
         activation_bits: bit-widths of every layer's input; empty leaves them in float32.
+        kernel_sparsity: shares of every convolution's 2-D kernels that may be removed, each in
+            [0, 1); empty removes none.
         overrides: replacements by name pattern; later ones win.
-        protect: patterns of layers that are neither cut nor quantized.
+        protect: patterns of layers that are neither cut nor quantized nor thinned.
         origin: where the rules were written, for messages.
 
     Raises:
-        SpaceError: a ratio, multiple or bit-width is out of range.
+        SpaceError: a ratio, multiple, bit-width or share is out of range.
     """
 
     channels: ChannelRule = ChannelRule()
     weight_bits: tuple[int, ...] = DEFAULT_WEIGHT_BITS
     activation_bits: tuple[int, ...] = ()
+    kernel_sparsity: tuple[float, ...] = ()
     overrides: tuple[Override, ...] = ()
     protect: tuple[str, ...] = ()
     origin: Origin = field(default=Origin("space rules"), compare=False)
 
     def __post_init__(self) -> None:
-        _check_bits("weight_bits", self.weight_bits, "the space")
-        _check_bits("activation_bits", self.activation_bits, "the space")
+        for kind in LAYER_KINDS:
+            _check_values(kind, getattr(self, kind), "the space")
 
     def for_names(self, names: Iterable[str]) -> SpaceRules:
         """The rules with every override applied that matches one of a part's names."""
@@ -118,7 +123,7 @@ class SpaceRules:
             if _matches(override.match, known):
                 changes = {
                     name: value
-                    for name in ("channels", "weight_bits", "activation_bits")
+                    for name in ("channels", *LAYER_KINDS)
                     if (value := getattr(override, name)) is not None
                 }
                 result = replace(result, **changes)
@@ -158,7 +163,7 @@ def load_rules(path: str | Path) -> SpaceRules:
 
 
 def rules_from_section(section: Section) -> SpaceRules:
-    """Rules of a mapping with `channels`, `weight_bits`, `activation_bits`, `overrides`, `protect`.
+    """Rules of a mapping with a search-space file's keys.
 
     Raises:
         SpaceError: a key is unknown or a value is wrong.
@@ -168,6 +173,7 @@ def rules_from_section(section: Section) -> SpaceRules:
         channels=_read_channel_rule(section),
         weight_bits=_read_bits(section, "weight_bits", DEFAULT_WEIGHT_BITS),
         activation_bits=_read_bits(section, "activation_bits", ()),
+        kernel_sparsity=_read_sparsity(section),
         overrides=tuple(_read_override(inner) for inner in section.sections("overrides")),
         protect=section.items("protect", str, ()),
         origin=section.origin("protect"),
@@ -184,6 +190,7 @@ def _read_override(section: Section) -> Override:
         activation_bits=(
             _read_bits(section, "activation_bits", ()) if "activation_bits" in section else None
         ),
+        kernel_sparsity=_read_sparsity(section) if "kernel_sparsity" in section else None,
         origin=section.origin("match"),
     )
     section.close()
@@ -204,15 +211,25 @@ def _read_channel_rule(section: Section) -> ChannelRule:
 
 def _read_bits(section: Section, kind: BitKind, default: tuple[int, ...]) -> tuple[int, ...]:
     bits = section.items(kind, int, default)
-    try:
-        _check_bits(kind, bits, f"'{section.name(kind)}'")
-    except SpaceError as reason:
-        raise section.fail(str(reason), kind) from reason
+    _check_read(section, kind, bits)
     return tuple(sorted(set(bits)))
 
 
-def _check_bits(kind: BitKind, bits: tuple[int, ...], where: str) -> None:
-    for value in bits:
+def _read_sparsity(section: Section) -> tuple[float, ...]:
+    shares = section.items("kernel_sparsity", float, ())
+    _check_read(section, "kernel_sparsity", shares)
+    return tuple(sorted({float(share) for share in shares}))
+
+
+def _check_read(section: Section, kind: Kind, values: tuple[float, ...]) -> None:
+    try:
+        _check_values(kind, values, f"'{section.name(kind)}'")
+    except SpaceError as reason:
+        raise section.fail(str(reason), kind) from reason
+
+
+def _check_values(kind: Kind, values: tuple[float, ...], where: str) -> None:
+    for value in values:
         check_value(kind, value, where)
 
 

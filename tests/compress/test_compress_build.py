@@ -205,7 +205,8 @@ def test_networks_that_cannot_be_traced_are_refused_in_one_line(
         ({"channels:linear": 9}, "cannot be cut"),
         ({"weight_bits:nothing": 4}, "'weight_bits:nothing' is none"),
         ({"activation_bits:bn1": 4}, "'activation_bits:bn1' is none"),
-        ({"kernel_sparsity:conv1": 0.5}, "cannot be applied"),
+        ({"kernel_sparsity:bn1": 0.5}, "'kernel_sparsity:bn1' is none"),
+        ({"kernel_sparsity:linear": 0.5}, "must be a convolution, but 'linear' is a Linear"),
     ],
 )
 def test_policies_that_do_not_fit_are_refused_in_one_line(genes: dict[str, Any], text: str) -> None:

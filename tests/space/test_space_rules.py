@@ -88,3 +88,28 @@ def test_ratios_and_multiples_made_in_code(ratio: float) -> None:
         ChannelRule((0.5, ratio))
     with pytest.raises(SpaceError, match=r"channels\.round_to"):
         ChannelRule((0.5,), 0)
+
+
+def test_shares_of_kernels_are_read_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "kernel_sparsity: [0.5, 0, 0.25]\noverrides:\n  - {match: a, kernel_sparsity: []}\n"
+    )
+    rules = load_rules(path)
+    assert rules.kernel_sparsity == (0.0, 0.25, 0.5)
+    assert rules.for_names(["a"]).kernel_sparsity == ()
+    assert rules.for_names(["b"]).kernel_sparsity == (0.0, 0.25, 0.5)
+    path.write_text("weight_bits: [4]\nkernel_sparsity: [0.5, 1]\n")
+    with pytest.raises(SpaceError, match=r"in \[0, 1\).*has 1 .*space.yaml, line 2"):
+        load_rules(path)
+    path.write_text("kernel_sparsity: 0.5\n")
+    with pytest.raises(SpaceError, match="must be a list"):
+        load_rules(path)
+
+
+@pytest.mark.parametrize("share", [1.0, -0.1, float("nan"), "0.5"])
+def test_shares_made_in_code_are_checked_too(share: float) -> None:
+    with pytest.raises(SpaceError, match="kernel_sparsity"):
+        SpaceRules(kernel_sparsity=(0.0, share))
+    with pytest.raises(SpaceError, match="kernel_sparsity"):
+        Override("a", kernel_sparsity=(share,))

@@ -1,0 +1,266 @@
+"""Single kernels set to zero: which ones, how many, and what the rest costs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compress_networks import (
+    counted_bitops,
+    counted_bytes,
+    counted_macs,
+    example,
+    network,
+    random_policy,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from automl_compress.compress import Compressor, derive_space, gene_features
+from automl_compress.compress.cost_model import kept_kernels, packed_weight_bytes
+from automl_compress.compress.features import FEATURES
+from automl_compress.compress.kernel_sparsity import (
+    kernel_norms,
+    removed_kernels,
+    signal_to_noise,
+    without_kernels,
+)
+from automl_compress.errors import InputError, SpaceError
+from automl_compress.space import ChannelRule, Override, Policy, SpaceRules
+
+KINDS = ["resnet8", "vgg", "mobile", "dense", "squeeze-excite", "grouped", "signal", "shared"]
+
+
+def zero_kernels(layer: nn.Module) -> int:
+    """Kernels of a layer without a single weight, by a loop."""
+    weight: Any = layer.weight.detach().numpy()
+    return sum(not kernel.any() for filters in weight for kernel in filters)
+
+
+def sparse_policy(compressor: Compressor, seed: int, bits: bool = True) -> Policy:
+    """A random policy with a share of kernels for about two convolutions of three."""
+    rng = np.random.default_rng(seed)
+    genes = dict(random_policy(compressor.structure, rng, activations=bits))
+    if not bits:
+        genes = {name: value for name, value in genes.items() if name.startswith("channels:")}
+    for layer in compressor.structure.layers:
+        if layer.convolution and rng.random() < 0.7:
+            genes[f"kernel_sparsity:{layer.name}"] = float(rng.choice([0, 0.25, 0.5, 0.9, 0.999]))
+    return Policy(genes)
+
+
+@given(st.integers(1, 5000), st.floats(0, 1, exclude_max=True))
+def test_a_share_is_met_within_half_a_kernel(kernels: int, share: float) -> None:
+    kept = kept_kernels(kernels, share)
+    assert 1 <= kept <= kernels
+    assert kept == 1 or abs((kernels - kept) - share * kernels) <= 0.5 + 1e-9
+
+
+@given(
+    st.integers(1, 400), st.sampled_from([1, 9, 49]), st.sampled_from([2, 3, 8, 32]),
+    st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True),
+)  # fmt: skip
+def test_bytes_never_rise_when_kernels_go(
+    kernels: int, kernel: int, bits: int, one: float, other: float
+) -> None:
+    low, high = sorted((one, other))
+    few, many = (kept_kernels(kernels, share) for share in (high, low))
+    assert few <= many
+    sizes = [packed_weight_bytes(kernels, kept, kernel, bits) for kept in (few, many)]
+    assert sizes[0] <= sizes[1] <= math.ceil(kernels * kernel * bits / 8)
+    assert kept_kernels(kernels + 1, low) >= many
+    assert (
+        packed_weight_bytes(kernels + 1, kept_kernels(kernels + 1, low), kernel, bits) >= sizes[1]
+    )
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_costs_are_those_of_the_kernels_that_stay(name: str, seed: int) -> None:
+    inputs = example(name)
+    compressor = Compressor(network(name), inputs, example(name, 8), repair="none")
+    policy = sparse_policy(compressor, seed)
+    built = compressor.build(policy)
+    positions: dict[str, int] = {}
+
+    def hook(layer_name: str) -> Any:
+        def count(module: nn.Module, _: Any, output: Tensor) -> None:
+            positions[layer_name] = positions.get(layer_name, 0) + output[0, 0].numel()
+
+        return count
+
+    expected = {
+        "macs": counted_macs(built, inputs),
+        "params": sum(parameter.numel() for parameter in built.parameters()),
+        "size_bytes": counted_bytes(built),
+        "bitops": counted_bitops(built, inputs),
+    }
+    shares = policy.of_kind("kernel_sparsity")
+    for layer_name in shares:
+        built.get_submodule(layer_name).register_forward_hook(hook(layer_name))
+    built(inputs)
+    for layer_name, share in shares.items():
+        layer: Any = built.get_submodule(layer_name)
+        outputs, reads, *sides = layer.weight.shape
+        gone = min(round(outputs * reads * share), outputs * reads - 1)
+        lost = gone * math.prod(sides)
+        bits = getattr(layer, "weight_bits", None) or 32
+        quantizer = getattr(layer, "input_quantizer", None)
+        dense = math.ceil(layer.weight.numel() * bits / 8)
+        sparse = math.ceil(outputs * reads / 8) + math.ceil(
+            (layer.weight.numel() - lost) * bits / 8
+        )
+        expected["params"] -= lost
+        expected["size_bytes"] -= dense - min(dense, sparse)
+        expected["macs"] -= lost * positions[layer_name]
+        expected["bitops"] -= (
+            lost * positions[layer_name] * bits * (32 if quantizer is None else quantizer.bits)
+        )
+    assert compressor.cost(policy) == expected
+    assert any(shares.values())
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("bits", [False, True])
+def test_as_many_kernels_are_zero_as_the_gene_says(name: str, bits: bool) -> None:
+    images = example(name, 12)
+    compressor = Compressor(network(name), images[:1], images)
+    for seed in range(3):
+        policy = sparse_policy(compressor, seed, bits)
+        built = compressor.build(policy)
+        for layer_name, share in policy.of_kind("kernel_sparsity").items():
+            layer: Any = built.get_submodule(layer_name)
+            kernels = layer.weight.shape[0] * layer.weight.shape[1]
+            gone = kernels - kept_kernels(kernels, share)
+            few_bits = policy.get(f"weight_bits:{layer_name}", 32) < 8
+            # Rounding to few bits may make further kernels vanish.
+            assert zero_kernels(layer) >= gone if few_bits else zero_kernels(layer) == gone
+
+
+def test_the_smallest_kernels_go() -> None:
+    compressor = Compressor(network("vgg"), example("vgg"))
+    model: Any = compressor.model
+    policy = Policy({"kernel_sparsity:features.2.0": 0.5, "channels:features.0.0": 6})
+    layer: Any = compressor.build(policy).get_submodule("features.2.0")
+    whole: Any = model.get_submodule("features.2.0").weight
+    kept = torch.from_numpy(np.sort(compressor._order["features.0.0"][:6]))
+    norms = whole[:, kept].pow(2).sum(dim=(2, 3)).sqrt()
+    assert torch.equal(layer.weight.abs().sum(dim=(2, 3)) > 0, norms > norms.median())
+
+
+def test_selection_by_hand() -> None:
+    weight = torch.tensor([[3.0, 1.0], [1.0, 2.0]])[:, :, None, None].expand(2, 2, 3, 3)
+    norms = kernel_norms(weight)
+    torch.testing.assert_close(norms, 3 * torch.tensor([[3.0, 1.0], [1.0, 2.0]]))
+    removed = removed_kernels(norms, 0.25)
+    assert removed.tolist() == [[False, True], [False, False]]  # the first of equals
+    assert removed_kernels(norms, 0.99).sum() == 3
+    assert without_kernels(weight, removed)[0, 1].abs().max() == 0
+    assert torch.equal(without_kernels(weight, removed)[1], weight[1])
+
+
+def test_single_weights_are_kernels_of_one_by_one_layers() -> None:
+    compressor = Compressor(network("mobile"), example("mobile"))
+    built: Any = compressor.build(Policy({"kernel_sparsity:1.project": 0.5}))
+    weight = built.get_submodule("1.project").weight
+    assert int((weight == 0).sum()) == weight.numel() // 2
+
+
+def learner() -> nn.Module:
+    """Two classes told apart by channel 0; channel 1 is read strongly, and in vain."""
+    layer, head = nn.Conv2d(2, 2, 1, bias=False), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        layer.weight[:, :, 0, 0] = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+        head.weight[:] = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(layer, pool, head).eval().requires_grad_(False)
+
+
+def test_noise_finds_what_the_decision_needs() -> None:
+    images = 3 * example("vgg", 32)[:, :2]
+    ratios = signal_to_noise(learner(), ["0"], images, 0)["0"]
+    assert kernel_norms(learner()[0].weight).argmax() == 3  # type: ignore[index]
+    assert ratios.argmax() == 0
+    assert ratios[0, 0] > ratios[1, 1] + 0.5
+    same, other = (signal_to_noise(learner(), ["0"], images, seed)["0"] for seed in (0, 1))
+    assert torch.equal(ratios, same)
+    assert not torch.equal(ratios, other)
+
+
+def test_learnt_ratios_choose_among_the_kept_channels() -> None:
+    images = example("vgg", 16)
+    compressor = Compressor(network("vgg"), images[:1], images, kernel_criterion="variational")
+    with torch.inference_mode():
+        layer: Any = compressor.build(
+            Policy({"kernel_sparsity:features.2.0": 0.75, "channels:features.0.0": 6})
+        ).get_submodule("features.2.0")
+    kept = np.sort(compressor._order["features.0.0"][:6])
+    ratios = signal_to_noise(compressor.model, list(compressor._kernel_scores), images, 0)
+    inside = ratios["features.2.0"][:, kept]
+    smallest = inside.flatten().sort().values[-inside.numel() // 4]
+    assert torch.equal(layer.weight.abs().sum(dim=(2, 3)) > 0, inside >= smallest)
+
+
+def test_learnt_ratios_need_images_and_classes() -> None:
+    with pytest.raises(InputError, match="needs calibration images"):
+        Compressor(network("vgg"), example("vgg"), kernel_criterion="variational")
+    images = example("outputs", 4)
+    with pytest.raises(InputError, match="classes along axis 1, but it is a dict"):
+        Compressor(network("outputs"), images[:1], images, kernel_criterion="variational")
+
+
+def test_spaces_get_a_gene_per_convolution() -> None:
+    rules = SpaceRules(
+        kernel_sparsity=(0, 0.5, 0.25),
+        overrides=(Override("1.project", kernel_sparsity=(0.9,)),),
+        protect=("2.expand.0",),
+    )
+    derived = derive_space(network("mobile"), example("mobile"), rules)
+    genes = {g.target: g.values for g in derived.space if g.kind == "kernel_sparsity"}
+    assert genes == {
+        "0.0": (0.5, 0.25, 0),
+        "1.expand.0": (0.5, 0.25, 0),
+        "1.project": (0.9,),
+        "2.project": (0.5, 0.25, 0),
+        "3.0": (0.5, 0.25, 0),
+    }
+    skipped = dict(derived.coverage.skipped)
+    assert skipped["kernel_sparsity:2.expand.0"] == "protected by the rules"
+    assert skipped["kernel_sparsity:4.2"] == "a Linear has no kernels"
+    assert skipped["kernel_sparsity:1.depthwise.0"] == "each of its kernels is a whole channel"
+    order = [gene.name for gene in derived.space]
+    assert order.index("kernel_sparsity:1.project") == order.index("weight_bits:1.project") + 1
+
+
+def test_coverage_counts_layers_that_are_only_thinned() -> None:
+    rules = SpaceRules(ChannelRule(()), weight_bits=(), kernel_sparsity=(0.0, 0.5))
+    coverage = derive_space(network("signal"), example("signal"), rules).coverage
+    assert (coverage.groups, coverage.layers) == (0, 2)
+    assert 0.5 < coverage.macs_share < 1
+
+
+def test_features_know_what_thinning_saves() -> None:
+    inputs = example("vgg")
+    compressor = Compressor(network("vgg"), inputs)
+    space = derive_space(
+        network("vgg"), inputs, SpaceRules(weight_bits=(8,), kernel_sparsity=(0, 0.75))
+    ).space
+    table = gene_features(space, compressor.structure, compressor.cost)
+    column = FEATURES.index("kernel_sparsity")
+    rows = {g.name: row for g, row in zip(space, table, strict=True)}
+    row = rows["kernel_sparsity:features.2.0"]
+    assert row[column] == 1
+    assert row[:4].sum() == 1
+    whole = compressor.cost(space.largest)["macs"]
+    saved = 0.75 * compressor.cost.layers(space.largest)["features.2.0"].macs
+    assert row[FEATURES.index("macs_share")] == pytest.approx(saved / whole)
+
+
+def test_policies_for_other_layers_are_refused() -> None:
+    compressor = Compressor(network("vgg"), example("vgg"))
+    with pytest.raises(SpaceError, match="'fc1' is a Linear"):
+        compressor.cost(Policy({"kernel_sparsity:fc1": 0.5}))
