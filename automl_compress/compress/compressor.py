@@ -125,9 +125,11 @@ class Compressor:
             weight = layer.get_parameter("weight")
             scores = self._kernel_scores.get(name)
             scores = kernel_norms(weight) if scores is None else _at(scores, places.get(name))
-            found[name] = removed_kernels(scores, sparsity)
-            thinned = without_kernels(weight.detach(), found[name])
-            layer._parameters["weight"] = nn.Parameter(thinned, weight.requires_grad)
+            removed = removed_kernels(scores, sparsity)
+            if removed.any():
+                found[name] = removed
+                thinned = without_kernels(weight.detach(), removed)
+                layer._parameters["weight"] = nn.Parameter(thinned, weight.requires_grad)
         return found
 
     def _quantize(self, network: nn.Module, policy: Policy, places: dict[str, Places]) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from automl_compress.compress import Compressor, derive_space, gene_features
+from automl_compress.compress import REPAIRS, Compressor, Repair, derive_space, gene_features
 from automl_compress.compress.cost_model import kept_kernels, packed_weight_bytes
 from automl_compress.compress.features import FEATURES
 from automl_compress.compress.kernel_sparsity import (
@@ -29,6 +29,8 @@ from automl_compress.compress.kernel_sparsity import (
     signal_to_noise,
     without_kernels,
 )
+from automl_compress.compress.quantize import levels, quantize_weight, round_compensated
+from automl_compress.compress.reconstruct import RIDGE, least_squares
 from automl_compress.errors import InputError, SpaceError
 from automl_compress.space import ChannelRule, Override, Policy, SpaceRules
 
@@ -150,6 +152,93 @@ def test_the_smallest_kernels_go() -> None:
     kept = torch.from_numpy(np.sort(compressor._order["features.0.0"][:6]))
     norms = whole[:, kept].pow(2).sum(dim=(2, 3)).sqrt()
     assert torch.equal(layer.weight.abs().sum(dim=(2, 3)) > 0, norms > norms.median())
+
+
+def test_a_share_of_nothing_changes_nothing() -> None:
+    images = example("vgg", 12)
+    compressor = Compressor(network("vgg"), images[:1], images)
+    genes = {"weight_bits:features.2.0": 3, "channels:features.0.0": 5}
+    plain = compressor.build(Policy(genes))
+    thinned = compressor.build(Policy({**genes, "kernel_sparsity:features.2.0": 0.0}))
+    assert torch.equal(plain(images), thinned(images))
+
+
+def system(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights (2, 5, 12), their free places, correlated inputs (2, count, 12), and outputs."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 5, 12, generator=generator)
+    free = torch.rand(2, 5, 12, generator=generator) < 0.6
+    free[0, 0] = False
+    mixed = torch.randn(2, 12, 12, generator=generator)
+    inputs = torch.randn(2, count, 12, generator=generator) @ mixed
+    return weight * free, free, inputs, torch.randn(2, count, 5, generator=generator)
+
+
+@pytest.mark.parametrize("count", [200, 8])
+def test_free_weights_are_the_least_squares_solution(count: int) -> None:
+    weight, free, inputs, outputs = system(count)
+    fitted, moment = least_squares(weight, inputs, outputs, free)
+    assert (moment is None) == (count < 12)
+    for group in range(2):
+        ridge = RIDGE * float(inputs[group].pow(2).mean())
+        for row in range(5):
+            places = free[group, row].nonzero()[:, 0]
+            read = inputs[group][:, places].double().numpy()
+            start = weight[group, row, places].double().numpy()
+            missing = outputs[group, :, row].double().numpy() - read @ start
+            matrix = read.T @ read / count + ridge * np.eye(len(places))
+            expected = np.zeros(12)
+            expected[places] = start + np.linalg.solve(matrix, read.T @ missing / count)
+            np.testing.assert_allclose(fitted[group, row].numpy(), expected, atol=1e-3)
+
+
+def test_compensation_passes_on_what_removed_weights_would_take() -> None:
+    weight, free, inputs, _ = system(200)
+    moment = inputs.transpose(1, 2) @ inputs / 200
+    scales = weight.abs().amax(dim=2).clamp(min=1e-12) / levels(4)
+    rounded = round_compensated(weight, scales, 4, moment, free)
+    assert (rounded[~free] == 0).all()
+    codes = rounded / scales[:, :, None]
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
+    afterwards = torch.where(free, round_compensated(weight, scales, 4, moment), 0.0)
+    alone = quantize_weight(weight.flatten(0, 1), scales.flatten(), 4).reshape(weight.shape)
+
+    def error(changed: Tensor) -> float:
+        return float((inputs @ (changed - weight).transpose(1, 2)).pow(2).sum())
+
+    assert error(rounded) < error(alone)
+    assert error(rounded) < error(afterwards)
+    everything = torch.ones_like(free)
+    plain = round_compensated(weight, scales, 4, moment)
+    assert torch.equal(round_compensated(weight, scales, 4, moment, everything), plain)
+
+
+@pytest.mark.parametrize("repair", REPAIRS)
+@pytest.mark.parametrize("name", ["resnet8", "grouped"])
+def test_removed_kernels_survive_every_repair(name: str, repair: Repair) -> None:
+    images = example(name, 12)
+    compressor = Compressor(network(name), images[:1], images, repair=repair)
+    plain = Compressor(network(name), images[:1], images, repair="none")
+    policy = sparse_policy(compressor, 1, bits=False)
+    genes = {f"weight_bits:{layer}": 8 for layer in policy.of_kind("kernel_sparsity")}
+    for used in (policy, Policy({**policy, **genes})):
+        built, masked = compressor.build(used), plain.build(policy)
+        for layer_name in policy.of_kind("kernel_sparsity"):
+            layers: Any = [n.get_submodule(layer_name) for n in (built, masked)]
+            present = [layer.weight.flatten(2).abs().sum(dim=2) > 0 for layer in layers]
+            assert torch.equal(present[0], present[1])
+
+
+def test_reconstruction_helps_thinned_layers() -> None:
+    images = example("resnet8", 60)
+    policy = Policy({"kernel_sparsity:layer1.0.conv2": 0.5, "kernel_sparsity:layer2.0.conv1": 0.5})
+    model = network("resnet8")
+    distances = []
+    for repair in ("none", "reconstruct"):
+        built = Compressor(model, images[:1], images, repair=repair).build(policy)
+        with torch.no_grad():
+            distances.append(float((built(images) - model(images)).pow(2).mean()))
+    assert distances[1] < 0.7 * distances[0]
 
 
 def test_selection_by_hand() -> None:

@@ -81,7 +81,7 @@ def test_auto_takes_the_share_nearest_to_the_original(share: float) -> None:
         target = share_copy(start)
         norms = measurable_norms(target)
         mix_statistics(norms, statistics(norms), statistics(measurable_norms(fresh)), share)
-        chosen = Repairer(target, x, {}, "auto")(share_copy(start), {}, {})
+        chosen = Repairer(target, x, {}, "auto")(share_copy(start), {}, {}, {})
         judges = x[48 - 48 // HELD_OUT :]
         torch.testing.assert_close(chosen(judges), target(judges), rtol=1e-4, atol=1e-5)
 
