@@ -42,8 +42,9 @@ def kept_kernels(kernels: int, sparsity: Value) -> int:
 def packed_weight_bytes(kernels: int, kept: int, kernel: int, bits: int) -> int:
     """Bytes of a layer's weights: a bit per kernel and those that stay, or all of them.
 
-    A run-length code is not promised: its length depends on which kernels stay. At random
-    places it needs 0.81 bits a kernel for a quarter and more for up to a half, against 1 here.
+    A run-length code is not promised: its length depends on which kernels stay. No code of
+    random places can do with less than 0.81 bits a kernel where a quarter stays or goes, and 1
+    where half does; the bitmap takes 1 always.
 
     Args:
         kernels: the layer's kernels.

@@ -16,6 +16,12 @@ serves every policy; the target is the network's own output on calibration image
 (Kullback-Leibler divergence, no label); the bound weighs data and prior as if `SEEN` images had
 been seen; noise is learnt for a few steps only, because nothing but the order of the ratios
 within a layer counts; the share comes from the gene.
+
+Measured on ResNet-20 (CIFAR-10, 512 images, 89.8 % whole, BatchNorm re-estimated, no layer
+reconstructed), the same share everywhere: at 25 % the learnt noise keeps 84.4 % against 82.4 % by
+magnitude, at 50 % 58.4 against 71.7 %. It says what the network could lose beside everything else
+it has, which stops being true when much is lost. By magnitude and reconstructed (`reconstruct`),
+25, 50 and 75 % keep 88.3, 83.6 and 62.3 %.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_shares_of_kernels_are_read_and_checked(tmp_path: Path) -> None:
     assert rules.for_names(["a"]).kernel_sparsity == ()
     assert rules.for_names(["b"]).kernel_sparsity == (0.0, 0.25, 0.5)
     path.write_text("weight_bits: [4]\nkernel_sparsity: [0.5, 1]\n")
-    with pytest.raises(SpaceError, match=r"in \[0, 1\).*has 1 .*space.yaml, line 2"):
+    with pytest.raises(SpaceError, match=r"in \[0, 1\).*has 1;.*space.yaml, line 2"):
         load_rules(path)
     path.write_text("kernel_sparsity: 0.5\n")
     with pytest.raises(SpaceError, match="must be a list"):
