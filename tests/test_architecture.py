@@ -54,6 +54,7 @@ ONLY_IN = {
     "ray": {"engine/cluster.py"},
     "pymoo": {"search/nsga2.py"},
     "matplotlib": {"report"},
+    "scipy": {"report/replay.py"},
     "sklearn": {"workload"},
     "torchvision": {"workload"},
     "yaml": {"settings_file.py"},

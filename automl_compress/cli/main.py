@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from automl_compress.cli import commands
 from automl_compress.cli.bench import add_bench
+from automl_compress.cli.replay import ReplayRequest, run_replay
 from automl_compress.errors import CompressError, InputError, InterruptedStudy
 
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(subparsers)
     _add_space(subparsers)
     add_bench(subparsers)
+    _add_replay(subparsers)
     doctor = subparsers.add_parser("doctor", help="check this installation and machine")
     doctor.set_defaults(run=lambda _: commands.doctor())
     for subparser in subparsers.choices.values():
@@ -129,6 +131,39 @@ def _add_space(subparsers: Any) -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.set_defaults(
         run=lambda a: commands.space(a.model, a.output, a.input_shape, force=a.force)
+    )
+
+
+def _add_replay(subparsers: Any) -> None:
+    parser = subparsers.add_parser("replay", help="race strategies on a recorded table")
+    parser.add_argument("table", type=Path, metavar="TABLE", help=".csv or .parquet")
+    parser.add_argument(
+        "--strategies", nargs="+", metavar="NAME", default=[], help="default: all registered"
+    )
+    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
+    parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
+    parser.add_argument(
+        "--objectives", nargs="+", metavar="NAME", default=[], help="default: all recorded"
+    )
+    parser.add_argument(
+        "--constraints", nargs="+", metavar="TEXT", default=[], help="such as 'macs <= 0.5x'"
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="METRIC=COLUMN",
+        default=[],
+        help="columns of metrics, such as accuracy=test_accuracy",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all curves")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    parser.set_defaults(
+        run=lambda a: run_replay(
+            ReplayRequest(
+                *(a.table, a.strategies, a.seeds, a.budget, a.objectives, a.constraints),
+                *(a.columns, a.json, a.markdown),
+            )
+        )
     )
 
 

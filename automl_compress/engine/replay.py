@@ -1,0 +1,151 @@
+"""Races on a recorded table: no network, no ledger, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.engine.contestant import Contestant
+from automl_compress.errors import StudyError
+from automl_compress.evaluate import Constraint, Evaluation, check_objectives, objective_values
+from automl_compress.evaluate.estimator import answer
+from automl_compress.evaluate.recorded import RecordedEstimator
+from automl_compress.ledger import ContestantRecord
+from automl_compress.pareto import Reference
+from automl_compress.search import Problem, check_strategy
+
+
+@dataclass(frozen=True)
+class ReplayedContestant:
+    """What one strategy with one seed reached on a table.
+
+    Args:
+        strategy: registered name.
+        seed: its seed.
+        hypervolume: (budget,) after each evaluation, as a share of the exact front's, in [0, 1].
+            Who exhausts the space earlier keeps the last value.
+        accuracy: (budget,) best accuracy so far, in [0, 1]; 0 before the first that counts.
+    """
+
+    strategy: str
+    seed: int
+    hypervolume: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
+def table_problem(
+    table: RecordedEstimator, objectives: Sequence[str] = (), constraints: Iterable[str] = ()
+) -> Problem:
+    """The problem a recorded table poses.
+
+    Args:
+        table: the recorded space; its least compressed policy is the baseline.
+        objectives: names; empty for the error and every recorded cost.
+        constraints: texts such as `macs <= 0.5x`.
+
+    Raises:
+        StudyError: an objective or the metric of a constraint is not recorded.
+    """
+    chosen = check_objectives(objectives or table.recorded)
+    limits = [Constraint.parse(text) for text in constraints]
+    for name in (*chosen, *(limit.metric for limit in limits)):
+        if name not in table.recorded:
+            raise StudyError(
+                f"objectives and constraints must be recorded, one of "
+                f"{', '.join(table.recorded)}, but the table has no '{name}'; choose among them"
+            )
+    return Problem(
+        space=table.space,
+        objectives=chosen,
+        baseline=table.baseline,
+        cost=table.costs,
+        constraints=tuple(limit.absolute(table.baseline) for limit in limits),
+    )
+
+
+def replay(
+    table: RecordedEstimator,
+    problem: Problem,
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    budget: int,
+    listener: Callable[[ReplayedContestant], None],
+) -> list[ReplayedContestant]:
+    """Race strategies on a recorded table, one contestant after another.
+
+    The hypervolume is taken against the worst values in the table, and evaluations that break a
+    constraint count nothing.
+
+    Args:
+        table: the recorded space.
+        problem: `table_problem` of it.
+        strategies: registered names.
+        seeds: one contestant per strategy and seed.
+        budget: evaluations of each contestant.
+        listener: hears of each contestant when it is done.
+
+    Raises:
+        StudyError: a strategy is unknown.
+    """
+    for name in strategies:
+        check_strategy(name)
+    reference, whole = _scale(table, problem)
+    done = []
+    for strategy in strategies:
+        for seed in seeds:
+            told = _race(table, problem, ContestantRecord("replay", strategy, seed), budget)
+            values = objective_values(told, problem.objectives)
+            values[[problem.violation(e) > 0 for e in told]] = np.inf
+            errors = np.minimum(values[:, problem.objectives.index("error")], 1.0)
+            done.append(
+                ReplayedContestant(
+                    strategy,
+                    seed,
+                    _padded(reference.progress(values) / whole, budget),
+                    _padded(1.0 - np.minimum.accumulate(errors), budget),
+                )
+            )
+            listener(done[-1])
+    return done
+
+
+def _scale(table: RecordedEstimator, problem: Problem) -> tuple[Reference, float]:
+    """The worst values of the table, and the share of their box that its exact front dominates.
+
+    Raises:
+        StudyError: no policy meets the constraints.
+    """
+    values = table.values(problem.objectives)
+    reference = Reference(values.max(axis=0))
+    for limit in problem.constraints:
+        values[table.values([limit.metric])[:, 0] > limit.limit] = np.inf
+    whole = reference.share(values)
+    if not whole:
+        texts = ", ".join(limit.text for limit in problem.constraints)
+        raise StudyError(
+            f"constraints must leave policies, but none of the table meets {texts}; loosen them"
+        )
+    return reference, whole
+
+
+def _race(
+    table: RecordedEstimator, problem: Problem, record: ContestantRecord, budget: int
+) -> list[Evaluation]:
+    """All a contestant is told until its budget is spent or the space exhausted."""
+    contestant = Contestant(record, problem, budget)
+    told: list[Evaluation] = []
+    while requests := contestant.next_round():
+        evaluations = [answer(table, request.policy) for request in requests]
+        contestant.finish_round(evaluations, hits=0)
+        told += evaluations
+    return told
+
+
+def _padded(curve: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    """A curve with its last value repeated; zeros when nothing was asked."""
+    if not len(curve):
+        return np.zeros(length)
+    return np.append(curve, np.full(length - len(curve), curve[-1]))

@@ -1,0 +1,207 @@
+"""A recorded search space: every policy's metrics stand in a table, so nothing is measured.
+
+Such a table replays searches in seconds (Dong et al. 2021, NATS-Bench, is one).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from automl_compress.errors import EstimateError, StudyError
+from automl_compress.evaluate.estimator import Estimator
+from automl_compress.evaluate.evaluation import COSTS, Evaluation
+from automl_compress.settings import one_line, suggestion
+from automl_compress.space import Gene, Policy, SearchSpace
+from automl_compress.space.genes import KINDS, Kind
+
+METRICS: Final = ("accuracy", *COSTS)
+"""Metrics a table may record."""
+
+
+class RecordedEstimator(Estimator):
+    """Answers from a table that holds every policy of a space once.
+
+    Args:
+        space: the search space.
+        metrics: by name, accuracy in [0, 1] among them: (size of the first gene, ..., size of
+            the last) values at the indices of each policy.
+    """
+
+    def __init__(self, space: SearchSpace, metrics: Mapping[str, NDArray[np.float64]]) -> None:
+        self.space = space
+        self._metrics = dict(metrics)
+        digest = hashlib.sha256(repr(space.to_dict()).encode())
+        for name in sorted(self._metrics):
+            digest.update(name.encode() + np.ascontiguousarray(self._metrics[name]).tobytes())
+        self._identity = "table-" + digest.hexdigest()[:16]
+
+    @property
+    def identity(self) -> str:
+        """Hash of the space and all values."""
+        return self._identity
+
+    def estimate(self, policy: Policy) -> Evaluation:
+        """Look a policy up."""
+        return Evaluation(policy, self._identity, self._row(policy))
+
+    def costs(self, policy: Policy) -> dict[str, float]:
+        """The recorded costs of a policy."""
+        return {name: value for name, value in self._row(policy).items() if name != "accuracy"}
+
+    def _row(self, policy: Policy) -> dict[str, float]:
+        place = tuple(self.space.encode(policy))
+        return {name: float(values[place]) for name, values in self._metrics.items()}
+
+    @property
+    def baseline(self) -> dict[str, float]:
+        """Minimised metrics of the least compressed policy."""
+        row = self._row(self.space.largest)
+        return {"error": 1.0 - row.pop("accuracy"), **row}
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Names of the metrics that can be minimised."""
+        return ("error", *(name for name in COSTS if name in self._metrics))
+
+    def values(self, objectives: Iterable[str]) -> NDArray[np.float64]:
+        """(n_policies, n_objectives) minimised values of the whole space.
+
+        Raises:
+            EstimateError: an objective is not recorded.
+        """
+        return np.stack([self._column(name) for name in objectives], axis=1)
+
+    def _column(self, objective: str) -> NDArray[np.float64]:
+        if objective not in self.recorded:
+            raise EstimateError(
+                f"an objective must be recorded, one of {', '.join(self.recorded)}, but is "
+                f"'{objective}'"
+            )
+        if objective == "error":
+            return 1.0 - self._metrics["accuracy"].ravel()
+        return self._metrics[objective].ravel()
+
+
+def read_table(path: Path, columns: Mapping[str, str] | None = None) -> RecordedEstimator:
+    """Read a recorded space.
+
+    Columns named `kind:target` or `kind_target` are genes, of the kinds of a search space; every
+    combination of the values that occur must have exactly one row. Columns named as metrics
+    (`METRICS`) are metrics; accuracies above 1 are read as per cent. Others are ignored.
+
+    Args:
+        path: `.csv`, also compressed, or `.parquet`.
+        columns: column by metric, where a metric's column has another name.
+
+    Raises:
+        StudyError: the file cannot be read, or holds no complete space with its accuracies.
+    """
+    frame = _read(path)
+    chosen = _metric_columns(frame, dict(columns or {}), path)
+    genes = {name: gene for name in map(str, frame) if (gene := _gene_name(name)) is not None}
+    if not genes:
+        raise StudyError(
+            f"a table must have a column for every gene, named KIND:TARGET with a kind of "
+            f"{', '.join(KINDS)}, but '{path}' has none; rename its columns"
+        )
+    space = SearchSpace(
+        [_gene(frame[column], name, kind) for column, (name, kind) in genes.items()]
+    )
+    places = _places(frame, list(genes), space, path)
+    metrics = {}
+    for metric, column in chosen.items():
+        filled = np.empty(space.cardinality)
+        filled[places] = _numbers(frame[column], metric, path)
+        metrics[metric] = filled.reshape(tuple(space.sizes))
+    return RecordedEstimator(space, metrics)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except Exception as reason:
+        raise StudyError(
+            f"a table must be CSV or Parquet, but '{path}' cannot be read: {one_line(reason)}; "
+            "give another file"
+        ) from reason
+
+
+def _metric_columns(frame: pd.DataFrame, given: dict[str, str], path: Path) -> dict[str, str]:
+    for metric, column in given.items():
+        if metric not in METRICS:
+            raise StudyError(
+                f"a column must be named for one of {', '.join(METRICS)}, but is for '{metric}'"
+                f"{suggestion(metric, METRICS)}; correct it"
+            )
+        if column not in frame:
+            raise StudyError(
+                f"the column of '{metric}' must be in '{path}', but '{column}' is not"
+                f"{suggestion(column, map(str, frame))}; correct it"
+            )
+    found = {metric: given.get(metric, metric) for metric in METRICS}
+    found = {metric: column for metric, column in found.items() if column in frame}
+    if "accuracy" not in found or len(found) < 2:
+        raise StudyError(
+            f"a table must record accuracy and a cost ({', '.join(COSTS)}), but of '{path}' only "
+            f"{', '.join(found) or 'nothing'} is known; name columns, such as "
+            "accuracy=test_accuracy"
+        )
+    return found
+
+
+def _gene_name(column: str) -> tuple[str, Kind] | None:
+    """Name and kind of the gene in a column; None when it holds none."""
+    for kind in KINDS:
+        for separator in (":", "_"):
+            target = column.removeprefix(f"{kind}{separator}")
+            if target and target != column:
+                return f"{kind}:{target}", kind
+    return None
+
+
+def _gene(column: pd.Series[float], name: str, kind: Kind) -> Gene:
+    """A gene of the values that occur; which of them are allowed is the gene's to say."""
+    found = sorted(set(column.tolist()), reverse=kind == "kernel_sparsity")
+    whole = kind != "kernel_sparsity" and all(float(value).is_integer() for value in found)
+    return Gene(name, kind, tuple(int(value) if whole else value for value in found))
+
+
+def _places(
+    frame: pd.DataFrame, columns: list[str], space: SearchSpace, path: Path
+) -> NDArray[np.int64]:
+    """(n_rows,) position of each row in the space, the last gene running fastest."""
+    indices = [
+        frame[column].map({value: index for index, value in enumerate(gene.values)}).to_numpy()
+        for column, gene in zip(columns, space, strict=True)
+    ]
+    distinct = len(set(zip(*indices, strict=True)))
+    if distinct != len(frame) or distinct != space.cardinality:
+        raise StudyError(
+            f"a table must hold each of its space's {space.cardinality} policies once, but "
+            f"'{path}' has {len(frame)} rows with {distinct} different ones; complete it"
+        )
+    return np.ravel_multi_index(tuple(indices), tuple(space.sizes)).astype(np.int64)
+
+
+def _numbers(column: pd.Series[float], metric: str, path: Path) -> NDArray[np.float64]:
+    try:
+        numbers = column.to_numpy(dtype=np.float64)
+    except ValueError:
+        numbers = np.array([math.nan])
+    percent = metric == "accuracy" and numbers.max() > 1.0
+    highest = 100.0 if percent else (1.0 if metric == "accuracy" else math.inf)
+    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.max() <= highest):
+        raise StudyError(
+            f"'{metric}' must be a number from 0 to {highest:g} in every row, but column "
+            f"'{column.name}' of '{path}' holds others; correct them"
+        )
+    shares: NDArray[np.float64] = numbers / 100.0 if percent else numbers
+    return shares

@@ -1,0 +1,96 @@
+"""What a replay of many seeds states: means, spreads, ranks and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu, rankdata
+
+from automl_compress.report.tables import Column, Table
+
+Curves = Mapping[str, NDArray[np.float64]]
+"""(n_seeds, budget) one number after each evaluation, by strategy; larger is better."""
+
+
+def compare_curves(
+    hypervolume: Curves, accuracy: Curves, points: Sequence[int], line: str
+) -> list[dict[str, Any]]:
+    """One row per strategy and number of evaluations.
+
+    Args:
+        hypervolume: by strategy.
+        accuracy: by strategy, best so far.
+        points: numbers of evaluations, each within the budget.
+        line: the strategy that all others are tested against.
+
+    Returns:
+        Rows with `strategy`, `evaluations`, mean and standard deviation of both, `rank` (mean
+        over the seeds of the rank by hypervolume, 1 is best) and `p`, the two-sided
+        Mann-Whitney probability against the line, corrected after Holm over all rows; None for
+        the line itself.
+    """
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        ends = {name: curves[:, point - 1] for name, curves in hypervolume.items()}
+        ranks = rankdata(-np.stack(list(ends.values())), axis=0).mean(axis=1)
+        for (name, end), rank in zip(ends.items(), ranks, strict=True):
+            best = accuracy[name][:, point - 1]
+            rows.append(
+                {
+                    "strategy": name,
+                    "evaluations": point,
+                    "seeds": len(end),
+                    "hypervolume": float(end.mean()),
+                    "hypervolume_sd": _deviation(end),
+                    "accuracy": float(best.mean()),
+                    "accuracy_sd": _deviation(best),
+                    "rank": float(rank),
+                    "p": None if name == line else _difference(end, ends[line]),
+                }
+            )
+    tested = [row for row in rows if row["p"] is not None]
+    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p"] = corrected
+    return rows
+
+
+def _deviation(numbers: NDArray[np.float64]) -> float:
+    """Standard deviation of a sample; 0 of a single number."""
+    return float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+
+
+def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return float(mannwhitneyu(one, other).pvalue)
+
+
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """Probabilities corrected for their number (Holm 1979), in the order given."""
+    corrected = [0.0] * len(probabilities)
+    largest = 0.0
+    for place, index in enumerate(np.argsort(probabilities, kind="stable")):
+        largest = max(largest, min(1.0, (len(probabilities) - place) * probabilities[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def curves_table(rows: Sequence[Mapping[str, Any]], line: str, caption: str) -> Table:
+    """A table of `compare_curves`, a row per strategy, the best at the end first."""
+    points = sorted({row["evaluations"] for row in rows})
+    by_place = {(row["strategy"], row["evaluations"]): row for row in rows}
+    names = dict.fromkeys(row["strategy"] for row in rows)
+    order = sorted(names, key=lambda name: -by_place[name, points[-1]]["hypervolume"])
+    titles = [f"at {point}" for point in points]
+    titles += ["mean rank", f"p against {line}", "best accuracy, %"]
+    body = []
+    for name in order:
+        last = by_place[name, points[-1]]
+        shares = [by_place[name, point] for point in points]
+        cells = [f"{row['hypervolume']:.4f} ± {row['hypervolume_sd']:.4f}" for row in shares]
+        cells += [f"{last['rank']:.1f}", "" if last["p"] is None else f"{last['p']:.2g}"]
+        cells.append(f"{100 * last['accuracy']:.2f} ± {100 * last['accuracy_sd']:.2f}")
+        body.append((name, *cells))
+    columns = (Column("strategy", "label"), *(Column(title) for title in titles))
+    return Table(caption, columns, tuple(body))

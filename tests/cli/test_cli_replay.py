@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from automl_compress.cli import main
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    lines = ["channels_a,channels_b,top1,macs"]
+    for a, b in itertools.product(range(1, 7), repeat=2):
+        lines.append(f"{a},{b},{90 - 3 * (6 - a) ** 1.5 - (6 - b) ** 1.5},{a * b}")
+    Path("table.csv").write_text("\n".join(lines))
+    return "table.csv"
+
+
+def test_a_replay_prints_and_writes_its_table(
+    table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["replay", table, "--columns", "accuracy=top1", "--strategies", "random", "nsga2"]
+    words += ["--seeds", "3", "--budget", "12", "--json", "out.json", "--markdown", "out.md"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "36 policies of 2 genes" in printed
+    document = json.loads(Path("out.json").read_text())
+    assert document["objectives"] == ["error", "macs"]
+    assert {row["evaluations"] for row in document["comparison"]} == {3, 6, 12}
+    assert set(document["hypervolume"]) == {
+        f"{s}-{i}" for s in ("random", "nsga2") for i in range(3)
+    }
+    last = document["comparison"][-1]
+    curves = [curve[11] for name, curve in document["hypervolume"].items() if "nsga2" in name]
+    assert last["hypervolume"] == pytest.approx(sum(curves) / 3, abs=1e-6)
+    assert f"{last['hypervolume']:.4f} ±" in printed
+    assert f"{last['hypervolume']:.4f} ±" in Path("out.md").read_text()
+    assert main(words) == 0
+    assert json.loads(Path("out.json").read_text()) == document
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["missing.csv"], "cannot be read"),
+        (["table.csv"], "name columns"),
+        (["table.csv", "--columns", "top1"], "must be METRIC=COLUMN"),
+        (["table.csv", "--columns", "accuracy=top1", "--seeds", "0"], "--seeds must be at least 1"),
+        (["table.csv", "--columns", "accuracy=top1", "--budget", "0"], "--budget must be"),
+        (["table.csv", "--columns", "accuracy=top1", "--strategies", "randm"], "'random'"),
+        (["table.csv", "--columns", "accuracy=top1", "--strategies", *["random"] * 2], "repeats"),
+        (["table.csv", "--columns", "accuracy=top1", "--objectives", "error"], "a cost"),
+        (["table.csv", "--columns", "accuracy=top1", "--constraints", "macs"], "must be like"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(
+    table: str, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["replay", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

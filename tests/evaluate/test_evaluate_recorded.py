@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from automl_compress.errors import StudyError
+from automl_compress.evaluate.recorded import read_table
+from automl_compress.pareto import front_mask
+from automl_compress.space import Policy
+
+
+def _frame() -> pd.DataFrame:
+    rows = [
+        {"weight_bits_b": bits, "channels:a": width, "kernel_sparsity:a": sparsity,
+         "accuracy": 0.5 + width / 100 + bits / 50 - sparsity / 10, "macs": width * bits,
+         "note": "unknown columns are ignored"}
+        for width, bits, sparsity in itertools.product((4, 8, 16), (2, 8), (0.0, 0.5))
+    ]  # fmt: skip
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet"])
+def test_every_row_is_answered(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"table.{suffix}"
+    frame = _frame()
+    frame.to_parquet(path) if suffix == "parquet" else frame.to_csv(path, index=False)
+    table = read_table(path)
+    assert [gene.name for gene in table.space] == [
+        "weight_bits:b",
+        "channels:a",
+        "kernel_sparsity:a",
+    ]
+    assert table.space.cardinality == len(frame) == 12
+    for row in frame.to_dict("records"):
+        policy = Policy({"weight_bits:b": row["weight_bits_b"], "channels:a": row["channels:a"],
+                         "kernel_sparsity:a": row["kernel_sparsity:a"]})  # fmt: skip
+        metrics = table.estimate(policy).metrics
+        assert metrics == {"accuracy": row["accuracy"], "macs": row["macs"]}
+        assert table.costs(policy) == {"macs": row["macs"]}
+    assert table.baseline == {"error": pytest.approx(1 - 0.82), "macs": 128.0}
+    assert table.recorded == ("error", "macs")
+
+
+def test_accuracies_in_per_cent_and_named_columns(tmp_path: Path) -> None:
+    frame = _frame()
+    frame["top1"] = 100 * frame["accuracy"]
+    frame.drop(columns="accuracy").to_csv(tmp_path / "table.csv", index=False)
+    table = read_table(tmp_path / "table.csv", {"accuracy": "top1"})
+    assert table.baseline["error"] == pytest.approx(1 - 0.82)
+
+
+def test_the_identity_is_the_content(tmp_path: Path) -> None:
+    frame = _frame()
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.sort_values("macs").to_csv(tmp_path / "b.csv", index=False)
+    frame.iloc[0, frame.columns.get_loc("accuracy")] += 0.001
+    frame.to_csv(tmp_path / "c.csv", index=False)
+    one, same, other = (read_table(tmp_path / f"{n}.csv").identity for n in "abc")
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: f.iloc[1:], "each of its space's 12 policies once"),
+        (lambda f: pd.concat([f, f.iloc[:1]]), "13 rows with 12 different"),
+        (lambda f: f.drop(columns="accuracy"), "record accuracy and a cost"),
+        (lambda f: f.drop(columns="macs"), "record accuracy and a cost"),
+        (lambda f: f[["accuracy", "macs"]], "a column for every gene"),
+        (lambda f: f.assign(accuracy=np.nan), "'accuracy' must be a number"),
+        (lambda f: f.assign(accuracy=120.0), "from 0 to 100"),
+        (lambda f: f.assign(macs=-1.0), "'macs' must be a number"),
+        (lambda f: f.assign(macs="many"), "'macs' must be a number"),
+        (lambda f: f.assign(weight_bits_b=f.weight_bits_b + 8), "weight_bits must be among"),
+    ],
+)
+def test_wrong_tables_are_refused(tmp_path: Path, change: object, said: str) -> None:
+    change(_frame()).to_csv(tmp_path / "table.csv", index=False)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=said):
+        read_table(tmp_path / "table.csv")
+
+
+def test_wrong_columns_and_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    _frame().to_csv(path, index=False)
+    with pytest.raises(StudyError, match="did you mean 'accuracy'"):
+        read_table(path, {"acuracy": "macs"})
+    with pytest.raises(StudyError, match="did you mean 'macs'"):
+        read_table(path, {"macs": "mac"})
+    with pytest.raises(StudyError, match="cannot be read"):
+        read_table(tmp_path / "missing.csv")
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    with pytest.raises(StudyError, match="cannot be read"):
+        read_table(tmp_path / "broken.parquet")
+
+
+@pytest.mark.table
+@pytest.mark.skipif("AUTOML_COMPRESS_TEST_NATS" not in os.environ, reason="no recorded table")
+def test_the_nats_size_space() -> None:
+    """Dong et al. 2021: 32,768 networks; best 93.65 %; 84 points on the exact front."""
+    table = read_table(
+        Path(os.environ["AUTOML_COMPRESS_TEST_NATS"]),
+        {"accuracy": "test_accuracy_cifar10", "macs": "macs_cifar10"},
+    )
+    values = table.values(("error", "macs"))
+    assert table.space.cardinality == len(values) == 32_768
+    assert values[:, 0].min() == pytest.approx(1 - 0.9365)
+    assert values[:, 0].max() == pytest.approx(0.2021)
+    assert front_mask(values).sum() == 84

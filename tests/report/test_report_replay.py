@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from automl_compress.report.replay import compare_curves, curves_table, holm
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_rows_hold_means_ranks_and_tests() -> None:
+    seeds = np.arange(8) / 1000
+    good, line = (np.stack([start + seeds, start + 0.1 + seeds], 1) for start in (0.5, 0.3))
+    curves = {"good": good, "line": line}
+    rows = compare_curves(curves, curves, (1, 2), "line")
+    first = rows[0]
+    assert (first["strategy"], first["evaluations"], first["seeds"]) == ("good", 1, 8)
+    assert first["hypervolume"] == pytest.approx(0.5035)
+    assert first["hypervolume_sd"] == pytest.approx(seeds.std(ddof=1))
+    assert [row["rank"] for row in rows] == [1.0, 2.0, 1.0, 2.0]
+    # All eight above all eight: the exact two-sided p is 2 / C(16, 8); Holm doubles it.
+    assert first["p"] == pytest.approx(2 * 2 / 12_870)
+    assert rows[1]["p"] is None
+    table = curves_table(rows, "line", "a caption")
+    assert [row[0] for row in table.rows] == ["good", "line"]
+    assert table.rows[0][1:3] == ("0.5035 ± 0.0024", "0.6035 ± 0.0024")
