@@ -19,6 +19,7 @@ _PLACES: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
     "uniform": ("uniform", "Uniform", {}),
     "nsga2": ("nsga2", "NSGA2", {}),
     "ddpg": ("ddpg", "DDPG", {}),
+    "local": ("local", "LocalSearch", {}),
 }
 """Module, class and settings; modules are imported on use, for some need torch or pymoo."""
 

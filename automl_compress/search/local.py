@@ -1,0 +1,115 @@
+"""Local search over the front (Paquete, Chiarandini and Stuetzle 2004, Pareto local search).
+
+Neighbours of what is on the front are tried, the member least explored first.
+
+Deviations from the paper:
+
+1. A neighbour is drawn, not listed: one gene or a few, each a step or two up or down. With a
+   hundred genes nobody can pay for all neighbours of one member.
+2. A member is left after each neighbour, so that all parts of the front advance together.
+3. The first policies are drawn by `priors.scaled_indices`, with the least compressed among them.
+4. Only the least violating members are kept while none meets all constraints; ruined networks
+   break one (`archive.excess`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from automl_compress.evaluate import Evaluation
+from automl_compress.search.archive import Archive
+from automl_compress.search.priors import draw_new, mildest, scaled_indices, stratified_mildness
+from automl_compress.search.strategy import Problem, Seen, State, Strategy
+from automl_compress.space import Indices, Policy
+
+MOVED: Final = 3.0
+"""Genes that a neighbour differs in, on average at most."""
+FAR: Final = 0.25
+"""Chance that a moved gene moves on by another step."""
+
+
+class LocalSearch(Strategy):
+    """Tries neighbours of the front's least explored members.
+
+    Args:
+        problem: what is searched.
+        seed: decides every random choice.
+        start: policies drawn from the prior first.
+        batch: how many policies it likes to be asked for at once.
+    """
+
+    def __init__(self, problem: Problem, seed: int, start: int = 15, batch: int = 5) -> None:
+        super().__init__(problem, seed)
+        self.batch = batch
+        self._seen = Seen()
+        self._archive = Archive(problem)
+        self._mildest = mildest(problem)
+        self._start = deque(self._mildest * float(m) for m in stratified_mildness(self.rng, start))
+
+    def ask(self, count: int) -> list[Policy]:
+        """Policies of the start, then neighbours; fewer when the space is exhausted."""
+        asked: list[Policy] = []
+        while len(asked) < count:
+            policy = self._first() if self._start or not len(self._archive) else self._neighbour()
+            if policy is None:
+                break
+            asked.append(policy)
+        return asked
+
+    def _first(self) -> Policy | None:
+        """A draw from the prior; the very first is the least compressed policy."""
+        space = self.problem.space
+        drawn = self._start.popleft() if self._start else self._mildest * float(self.rng.random())
+        if not len(self._seen) and self._mildest == 1.0:
+            return draw_new(self.problem, self._seen, lambda: space.sizes - 1, self.rng)
+        return draw_new(
+            self.problem, self._seen, lambda: scaled_indices(space, self.rng, drawn), self.rng
+        )
+
+    def _neighbour(self) -> Policy | None:
+        visits = self._archive.visits
+        least = np.flatnonzero(visits == visits.min())
+        member = int(self.rng.choice(least))
+        visits[member] += 1
+        base = self._archive.indices[member]
+        return draw_new(self.problem, self._seen, lambda: self._moved(base), self.rng)
+
+    def _moved(self, base: Indices) -> Indices:
+        """One gene or a few of a policy moved up or down."""
+        sizes = self.problem.space.sizes
+        free = np.flatnonzero(sizes > 1)
+        if not len(free):
+            return base
+        most = max(1.0, min(MOVED, len(free) / 2))
+        count = min(len(free), int(self.rng.geometric(1.0 / most)))
+        chosen = self.rng.choice(free, size=count, replace=False)
+        steps = self.rng.geometric(1.0 - FAR, size=count) * self.rng.choice([-1, 1], size=count)
+        moved = base.copy()
+        moved[chosen] = np.clip(base[chosen] + steps, 0, sizes[chosen] - 1)
+        return moved
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Let what was evaluated, asked for or not, compete for the front."""
+        for evaluation in evaluations:
+            self._seen.add(evaluation.policy)
+            self._archive.add(evaluation)
+
+    def state_dict(self) -> State:
+        """Generator, start to come, front, and what was seen."""
+        return {
+            "rng": self.rng.bit_generator.state,
+            "seen": self._seen.state_dict(),
+            "start": list(self._start),
+            "archive": self._archive.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on exactly."""
+        self.rng.bit_generator.state = state["rng"]
+        self._seen.load_state_dict(state["seen"])
+        self._start = deque(state["start"])
+        self._archive.load_state_dict(state["archive"])
