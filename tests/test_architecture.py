@@ -53,6 +53,7 @@ EXCEPTIONS = {
 ONLY_IN = {
     "ray": {"engine/cluster.py"},
     "pymoo": {"search/nsga2.py"},
+    "optuna": {"search/optuna_search.py"},
     "matplotlib": {"report"},
     "scipy": {"report/replay.py"},
     "sklearn": {"workload"},

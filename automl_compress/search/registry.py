@@ -20,6 +20,9 @@ _PLACES: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
     "nsga2": ("nsga2", "NSGA2", {}),
     "ddpg": ("ddpg", "DDPG", {}),
     "local": ("local", "LocalSearch", {}),
+    "optuna-tpe": ("optuna_search", "OptunaSearch", {"sampler": "tpe"}),
+    "optuna-nsga2": ("optuna_search", "OptunaSearch", {"sampler": "nsga2"}),
+    "optuna-gp": ("optuna_search", "OptunaSearch", {"sampler": "gp"}),
 }
 """Module, class and settings; modules are imported on use, for some need torch or pymoo."""
 

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from automl_compress.evaluate import Evaluation
+from automl_compress.search.optuna_search import OptunaSearch
+from automl_compress.testing import ToyEstimator, ToyNetwork
+
+NETWORK = ToyNetwork(layers=4)
+ESTIMATOR = ToyEstimator(NETWORK)
+
+
+def _estimates(policies: list) -> list[Evaluation]:
+    return [ESTIMATOR.estimate(policy) for policy in policies]
+
+
+def test_the_study_holds_what_was_told_and_what_is_out() -> None:
+    constraints = ["accuracy >= 0.9", "size_bytes <= 0.2x"]
+    problem = NETWORK.problem(constraints=constraints)
+    strategy = OptunaSearch(problem, 0, "tpe")
+    told = _estimates(strategy.ask(6))
+    strategy.tell(told[:4])
+    foreign = ESTIMATOR.estimate(NETWORK.space.largest)
+    strategy.tell([foreign])
+    trials = strategy._study().trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5 + [TrialState.RUNNING] * 2
+    for trial, evaluation in zip(trials, [*told[:4], foreign], strict=False):
+        size = evaluation.metrics["size_bytes"] / problem.baseline["size_bytes"]
+        assert trial.values[0] == pytest.approx(evaluation.minimised("error"))
+        assert trial.values[1] == pytest.approx(size)
+        accuracy, bytes_ = trial.constraints.values()
+        assert accuracy == pytest.approx((evaluation.minimised("error") - 0.1) / 0.1)
+        assert bytes_ == pytest.approx((size - 0.2) / 0.2)
+        assert list(trial.params.values()) == list(NETWORK.space.encode(evaluation.policy))
+    for trial, evaluation in zip(trials[5:], told[4:], strict=True):
+        assert list(trial.params.values()) == list(NETWORK.space.encode(evaluation.policy))
+
+
+def test_evolution_counts_generations_foreign_ones_included() -> None:
+    problem = NETWORK.problem()
+    strategy = OptunaSearch(problem, 0, "nsga2", settings={"population_size": 6})
+    rng = np.random.default_rng(0)
+    strategy.tell(_estimates([NETWORK.space.decode(NETWORK.space.sample(rng)) for _ in range(6)]))
+    for _ in range(3):
+        strategy.tell(_estimates(strategy.ask(6)))
+    generations = [trial["generation"] for trial in strategy.state_dict()["told"]]
+    assert generations == [0] * 6 + [1] * 6 + [2] * 6 + [3] * 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_samplers_learn(sampler: str) -> None:
+    """The toy's error alone, whatever it costs: later policies err less than the first ones."""
+    problem = NETWORK.problem(("error", "size_bytes"), ["accuracy >= 0.9"])
+    strategy = OptunaSearch(problem, 0, sampler, settings=_small(sampler))  # type: ignore[arg-type]
+    errors = []
+    for _ in range(12):
+        evaluations = _estimates(strategy.ask(5))
+        strategy.tell(evaluations)
+        errors += [evaluation.minimised("error") for evaluation in evaluations]
+    assert np.mean(errors[-20:]) < np.mean(errors[:10]) - 0.05
+
+
+def _small(sampler: str) -> dict[str, int]:
+    return {"population_size": 10} if sampler == "nsga2" else {}
+
+
+def test_optunas_own_messages_stay_as_the_user_set_them() -> None:
+    optuna.logging.set_verbosity(logging.INFO)
+    OptunaSearch(NETWORK.problem(), 0).ask(1)
+    assert optuna.logging.get_verbosity() == logging.INFO
