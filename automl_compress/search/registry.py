@@ -19,6 +19,7 @@ _PLACES: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
     "uniform": ("uniform", "Uniform", {}),
     "nsga2": ("nsga2", "NSGA2", {}),
     "ddpg": ("ddpg", "DDPG", {}),
+    "knapsack": ("knapsack", "Knapsack", {}),
     "local": ("local", "LocalSearch", {}),
     "optuna-tpe": ("optuna_search", "OptunaSearch", {"sampler": "tpe"}),
     "optuna-nsga2": ("optuna_search", "OptunaSearch", {"sampler": "nsga2"}),

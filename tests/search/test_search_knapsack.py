@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from automl_compress.evaluate import Evaluation, objective_values, references
+from automl_compress.search import build_strategy
+from automl_compress.search.additive_model import AdditiveModel
+from automl_compress.search.knapsack import Knapsack
+from automl_compress.space import Gene, SearchSpace
+from automl_compress.testing import ToyEstimator, ToyNetwork
+
+NETWORK = ToyNetwork(layers=4)
+
+
+def _told(network: ToyNetwork, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Policies drawn near the largest, and their harms."""
+    rng = np.random.default_rng(seed)
+    space = network.space
+    rows = np.stack([space.from_unit(1 - 0.6 * rng.random(len(space))) for _ in range(count)])
+    accuracy = [network.accuracy(space.decode(row)) for row in rows]
+    return rows, np.log(network.accuracy(space.largest) / np.array(accuracy))
+
+
+def test_harms_are_predicted_where_they_add_up() -> None:
+    rows, harms = _told(NETWORK, 60)
+    model = AdditiveModel(NETWORK.space, rows, harms)
+    new, expected = _told(NETWORK, 40, seed=1)
+    found = np.array([model.mean().harm(row) for row in new])
+    assert np.abs(found - expected).max() < 0.1 * expected.max()
+
+
+def test_what_was_measured_is_known_better() -> None:
+    space = NETWORK.space
+    base = space.sizes - 1
+    one = base.copy()
+    one[3] = 0
+    model = AdditiveModel(space, np.stack([base, one]), np.array([0.0, 0.3]))
+    deviations = model.deviations()
+    assert deviations[3] < 0.6 * np.delete(deviations, 3).min()
+    strengths = model.mean()
+    assert strengths.harm(one) == pytest.approx(0.3, abs=0.1)
+
+
+def test_pairs_learn_what_two_genes_do_together() -> None:
+    space = SearchSpace(
+        [Gene("channels:a", "channels", (1, 2, 4)), Gene("weight_bits:a", "weight_bits", (2, 4, 8))]
+    )
+    rows = np.array(list(itertools.product(range(3), repeat=2)))
+    harms = np.array([0.0 if 2 in row else 0.2 for row in rows])
+    together = AdditiveModel(space, np.repeat(rows, 5, axis=0), np.repeat(harms, 5))
+    alone = AdditiveModel(space, np.repeat(rows, 5, axis=0), np.repeat(harms, 5), pairs=False)
+    both = np.zeros(2, dtype=np.int64)
+    assert together.mean().pairs[0, 1] > 0
+    assert not alone.mean().pairs.any()
+    error = abs(together.mean().harm(both) - 0.2)
+    assert error < abs(alone.mean().harm(both) - 0.2)
+
+
+def test_draws_spread_around_the_mean() -> None:
+    rows, harms = _told(NETWORK, 10)
+    model = AdditiveModel(NETWORK.space, rows, harms)
+    rng = np.random.default_rng(0)
+    drawn = np.stack([model.draw(rng).single for _ in range(400)])
+    assert (drawn > 0).all()
+    ratio = drawn.std(axis=0) / model.deviations()
+    assert 0.3 < ratio.min() < ratio.max() < 1.15  # draws below the floor are raised to it
+
+
+def test_a_chain_is_the_exact_front_of_an_additive_problem() -> None:
+    """Bits only, sizes additive: by brute force, no policy of a chain is beaten at its size."""
+    network = ToyNetwork(layers=4, channels=(), weight_bits=(2, 4, 8))
+    problem = network.problem(("error", "size_bytes"))
+    strategy = Knapsack(problem, 0)
+    space = network.space
+    rows = np.array(list(itertools.product(range(3), repeat=4)))
+    harms = np.log(0.94 / np.array([network.accuracy(space.decode(row)) for row in rows]))
+    strengths = AdditiveModel(space, rows, harms).mean()
+    chain = strategy._chain(strengths, np.ones(1))
+    assert (np.diff(chain, axis=0) <= 0).all()
+    assert np.array_equal(chain[0], space.sizes - 1)
+    assert not chain[-1].any()
+    sizes = np.array([network.costs(space.decode(row))["size_bytes"] for row in rows])
+    lost = np.array([strengths.harm(row) for row in rows])
+    for row in chain:
+        size, harm = network.costs(space.decode(row))["size_bytes"], strengths.harm(row)
+        assert lost[sizes <= size].min() >= 0.8 * harm - 1e-9
+
+
+def test_probes_cut_one_gene_first_and_more_when_they_are_harmless() -> None:
+    network = ToyNetwork(layers=12)
+    problem = network.problem()
+    strategy = Knapsack(problem, 0)
+    estimator = ToyEstimator(network)
+    space = problem.space
+    for _ in range(20):
+        strategy.tell([estimator.estimate(p) for p in strategy.ask(5)])
+    probed = strategy.state_dict()["probed"]
+    assert (probed > 0).all()
+    told = strategy.state_dict()["record"]["indices"]
+    probes = [row for row in told if ((row == space.sizes - 1) | (row == 0)).all()]
+    changed = [int((row == 0).sum()) for row in probes]
+    assert 5 < len(probes) < len(space)
+    assert max(changed) > 1
+
+
+def test_it_beats_random_and_evolution_on_the_toy() -> None:
+    """The toy's harms add up, as the model assumes; this says that the parts fit together."""
+    network = ToyNetwork(layers=12)
+    problem = network.problem(("error", "size_bytes"))
+    estimator = ToyEstimator(network)
+    _, useful = references(problem.objectives, problem.baseline)
+    reached = {}
+    for name in ("scaled-random", "nsga2", "knapsack"):
+        strategy = build_strategy(name, problem, 0)
+        told: list[Evaluation] = []
+        while len(told) < 60:
+            evaluations = [estimator.estimate(policy) for policy in strategy.ask(5)]
+            strategy.tell(evaluations)
+            told += evaluations
+        reached[name] = useful.share(objective_values(told, problem.objectives))
+    assert reached["knapsack"] > 1.2 * max(reached["scaled-random"], reached["nsga2"])
