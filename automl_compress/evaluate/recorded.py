@@ -193,7 +193,7 @@ def _places(
 
 def _numbers(column: pd.Series[float], metric: str, path: Path) -> NDArray[np.float64]:
     try:
-        numbers = column.to_numpy(dtype=np.float64)
+        numbers: NDArray[np.float64] = np.asarray(column, dtype=np.float64)
     except ValueError:
         numbers = np.array([math.nan])
     percent = metric == "accuracy" and numbers.max() > 1.0

@@ -56,6 +56,8 @@ class NSGA2(Strategy):
         crossover: a pymoo crossover; works on indices, rounded afterwards.
         mutation: a pymoo mutation, likewise.
         keep_ruined: do not count a loss beyond `USEFUL_LOSS` as a violation.
+        start: policies drawn for the first population; as many as survive when not given. With
+            0, whoever composes this strategy tells it what to begin with.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class NSGA2(Strategy):
         crossover: Crossover | None = None,
         mutation: Mutation | None = None,
         keep_ruined: bool = False,
+        start: int | None = None,
     ) -> None:
         super().__init__(problem, seed)
         self.batch = batch
@@ -74,7 +77,8 @@ class NSGA2(Strategy):
         self._seen = Seen()
         self._mildest = mildest(problem)
         self._start = deque(
-            self._mildest * float(m) for m in stratified_mildness(self.rng, population)
+            self._mildest * float(m)
+            for m in stratified_mildness(self.rng, population if start is None else start)
         )
         self._algorithm = PymooNSGA2(
             pop_size=population,
@@ -99,7 +103,8 @@ class NSGA2(Strategy):
         """The first population, then children of the told; fewer when the space is exhausted."""
         asked: list[Policy] = []
         while len(asked) < count:
-            policies = self._first() if self._start else self._children(count - len(asked))
+            missing = min(count - len(asked), self.batch)
+            policies = self._first() if self._start else self._children(missing)
             if not policies:
                 policies = self._drawn()
             if not policies:
@@ -115,17 +120,30 @@ class NSGA2(Strategy):
         return self._new(lambda: scaled_indices(self.problem.space, self.rng, mildness))
 
     def _children(self, count: int) -> list[Policy]:
+        policies = self.offspring(count)
+        for policy in policies:
+            self._seen.add(policy)
+        return policies
+
+    def offspring(self, count: int) -> list[Policy]:
+        """New children of the told, for whoever composes this strategy to choose from.
+
+        They do not count as asked for, and may be made again. None before the first tell, and
+        fewer when mating finds no more.
+        """
         if not self._algorithm.is_initialized:
             return []
-        self._algorithm.n_offsprings = min(count, self.batch)
+        self._algorithm.n_offsprings = count
         children = self._algorithm.ask()
         if children is None:  # nothing new was made; to pymoo that is the end, here it is not
             self._algorithm.termination.force_termination = False
             return []
-        policies = [self._policy(child.X) for child in children]
-        for policy in policies:
-            self._seen.add(policy)
-        return policies
+        return [self._policy(child.X) for child in children]
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the first population is all asked for, and something was told."""
+        return not self._start and bool(self._algorithm.is_initialized)
 
     def _drawn(self) -> list[Policy]:
         """A fresh draw, when nobody was told yet or no new child can be made."""
