@@ -12,8 +12,8 @@ find the allocations that lose least in sum for every size. Here:
 3. A front is filled greedily by the ratio of harm to cost saved (Sinha and Zoltners 1979, the
    convex relaxation of the multiple-choice knapsack), one chain of policies from the least to the
    most compressed for each weighting of the costs. Savings are exact for single changes, but
-   costs do not add up, because neighbours' channels multiply: they are taken as logarithms from
-   the nearest of several uniformly compressed networks. Chosen policies are costed exactly.
+   costs do not add up, because neighbours' channels multiply: they are taken from the nearest of
+   several uniformly compressed networks. Chosen policies are costed exactly.
 4. Of a chain, the policy of largest predicted hypervolume improvement is evaluated. Chains after
    an ask's first use strengths drawn from the posterior (Thompson 1933).
 """
@@ -179,10 +179,10 @@ class Knapsack(Strategy):
 
         Args:
             strengths: of the harms.
-            weights: (n_costs,) how much a halving of each cost counts.
+            weights: (n_costs,) how much saving the same share of each cost counts.
         """
         genes = np.arange(len(self.problem.space))
-        levels = self._log_costs @ weights  # (n_anchors, n_genes, most values)
+        levels = self._costs @ weights  # (n_anchors, n_genes, most values)
         below = np.arange(levels.shape[2])
         indices = self.problem.space.sizes - 1
         chain = [indices]
@@ -202,8 +202,8 @@ class Knapsack(Strategy):
         return np.stack(chain)
 
     @cached_property
-    def _log_costs(self) -> Array:
-        """(n_anchors, n_genes, most values, n_costs) log2 cost with one gene changed, exact."""
+    def _costs(self) -> Array:
+        """(n_anchors, n_genes, most values, n_costs) with one gene changed, as shares of none."""
         space = self.problem.space
         shape = (len(ANCHORS), len(space), int(space.sizes.max()), len(self._record.names))
         found = np.zeros(shape)
@@ -212,8 +212,8 @@ class Knapsack(Strategy):
             for gene, size in enumerate(space.sizes):
                 rows = np.repeat(base[None], size, axis=0)
                 rows[:, gene] = np.arange(size)
-                shares = self._record.shares(space.decode(row) for row in rows)
-                found[anchor, gene, :size] = np.log2(np.maximum(shares, 1e-9))
+                found[anchor, gene, :size] = self._record.shares(space.decode(row) for row in rows)
+            found[anchor] /= np.maximum(self._record.shares([space.decode(base)])[0], 1e-12)
         return found
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:

@@ -29,7 +29,7 @@ def test_harms_are_predicted_where_they_add_up() -> None:
     model = AdditiveModel(NETWORK.space, rows, harms)
     new, expected = _told(NETWORK, 40, seed=1)
     found = np.array([model.mean().harm(row) for row in new])
-    assert np.abs(found - expected).max() < 0.1 * expected.max()
+    assert np.abs(found - expected).max() < 0.15 * expected.max()
 
 
 def test_what_was_measured_is_known_better() -> None:
@@ -66,7 +66,8 @@ def test_draws_spread_around_the_mean() -> None:
     drawn = np.stack([model.draw(rng).single for _ in range(400)])
     assert (drawn > 0).all()
     ratio = drawn.std(axis=0) / model.deviations()
-    assert 0.3 < ratio.min() < ratio.max() < 1.15  # draws below the floor are raised to it
+    assert ratio.max() < 1.15  # draws below the floor are raised to it
+    assert np.median(ratio) > 0.4
 
 
 def test_a_chain_is_the_exact_front_of_an_additive_problem() -> None:
@@ -77,7 +78,7 @@ def test_a_chain_is_the_exact_front_of_an_additive_problem() -> None:
     space = network.space
     rows = np.array(list(itertools.product(range(3), repeat=4)))
     harms = np.log(0.94 / np.array([network.accuracy(space.decode(row)) for row in rows]))
-    strengths = AdditiveModel(space, rows, harms).mean()
+    strengths = AdditiveModel(space, rows, harms, pairs=False).mean()
     chain = strategy._chain(strengths, np.ones(1))
     assert (np.diff(chain, axis=0) <= 0).all()
     assert np.array_equal(chain[0], space.sizes - 1)
@@ -86,24 +87,26 @@ def test_a_chain_is_the_exact_front_of_an_additive_problem() -> None:
     lost = np.array([strengths.harm(row) for row in rows])
     for row in chain:
         size, harm = network.costs(space.decode(row))["size_bytes"], strengths.harm(row)
-        assert lost[sizes <= size].min() >= 0.8 * harm - 1e-9
+        assert lost[sizes <= size].min() >= harm - 1e-6
 
 
-def test_probes_cut_one_gene_first_and_more_when_they_are_harmless() -> None:
-    network = ToyNetwork(layers=12)
+@pytest.mark.parametrize(("harm", "together"), [(6.0, False), (0.2, True)])
+def test_probes_cut_several_genes_where_one_would_drown_in_noise(
+    harm: float, together: bool
+) -> None:
+    network = ToyNetwork(layers=8, harm=harm)
     problem = network.problem()
     strategy = Knapsack(problem, 0)
     estimator = ToyEstimator(network)
     space = problem.space
-    for _ in range(20):
+    while not (strategy.state_dict()["probed"] > 0).all():
         strategy.tell([estimator.estimate(p) for p in strategy.ask(5)])
-    probed = strategy.state_dict()["probed"]
-    assert (probed > 0).all()
     told = strategy.state_dict()["record"]["indices"]
-    probes = [row for row in told if ((row == space.sizes - 1) | (row == 0)).all()]
-    changed = [int((row == 0).sum()) for row in probes]
-    assert 5 < len(probes) < len(space)
-    assert max(changed) > 1
+    extreme = ((told == space.sizes - 1) | (told == 0)).all(axis=1)
+    changed = (told[extreme] == 0).sum(axis=1)
+    assert (changed == 0).sum() == 1  # the least compressed network itself
+    assert len(told) < 3 * len(space)
+    assert (np.sort(changed)[-3] > 1) == together
 
 
 def test_it_beats_random_and_evolution_on_the_toy() -> None:
@@ -121,4 +124,4 @@ def test_it_beats_random_and_evolution_on_the_toy() -> None:
             strategy.tell(evaluations)
             told += evaluations
         reached[name] = useful.share(objective_values(told, problem.objectives))
-    assert reached["knapsack"] > 1.2 * max(reached["scaled-random"], reached["nsga2"])
+    assert reached["knapsack"] > max(reached["scaled-random"], reached["nsga2"]) + 0.015

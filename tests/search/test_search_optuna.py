@@ -58,7 +58,7 @@ def test_samplers_learn(sampler: str) -> None:
     problem = NETWORK.problem(("error", "size_bytes"), ["accuracy >= 0.9"])
     strategy = OptunaSearch(problem, 0, sampler, settings=_small(sampler))  # type: ignore[arg-type]
     errors = []
-    for _ in range(12):
+    for _ in range(12 if sampler == "nsga2" else 7):
         evaluations = _estimates(strategy.ask(5))
         strategy.tell(evaluations)
         errors += [evaluation.minimised("error") for evaluation in evaluations]
