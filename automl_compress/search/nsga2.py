@@ -93,9 +93,9 @@ class NSGA2(Strategy):
                 repair=RoundingRepair(),
             ),
             eliminate_duplicates=_Unseen(self),
-            termination=NoTermination(),
         )
         self._algorithm.setup(_pymoo_problem(problem), seed=0)
+        self._algorithm.termination = NoTermination()  # pymoo's NSGA2 ignores it as an argument
         self._algorithm.random_state = self.rng
         self._algorithm.mating.n_max_iterations = _MATINGS
 

@@ -47,6 +47,15 @@ def test_evolution_goes_on_from_what_the_first_strategy_found() -> None:
     assert any((child == parent).mean() > 0.5 for child in children for parent in uniform)
 
 
+def test_evolution_after_the_uniform_line_depends_on_the_seed() -> None:
+    asked = []
+    for seed in (0, 1):
+        strategy = WarmNSGA2(NETWORK.problem(), seed, "uniform", evaluations=10)
+        strategy.tell(_estimates(strategy.ask(10)))
+        asked.append(strategy.ask(5))
+    assert asked[0] != asked[1]
+
+
 def test_a_first_strategy_that_ends_early_hands_over() -> None:
     network = ToyNetwork(layers=3, channels=(), weight_bits=(2, 4, 8))
     problem = network.problem()

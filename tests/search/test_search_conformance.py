@@ -32,6 +32,7 @@ def test_strategies_ask_the_same_in_a_second_process(name: str) -> None:
     check_second_process(name)
 
 
-@pytest.mark.parametrize("name", [n for n in strategy_names() if n != "uniform"])
+# The line has no chance in it, and what starts with it has none at first.
+@pytest.mark.parametrize("name", [n for n in strategy_names() if "uniform" not in n])
 def test_seeds_differ(name: str) -> None:
     check_seeds_differ(strategy_builder(name))

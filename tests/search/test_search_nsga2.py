@@ -120,3 +120,15 @@ def test_no_child_is_a_duplicate_in_a_small_space() -> None:
         found += asked
         strategy.tell([ToyEstimator(network).estimate(p) for p in asked])
     assert len(found) == len(set(found)) == network.space.cardinality
+
+
+def test_a_population_that_stands_still_is_no_end() -> None:
+    """pymoo ends a run of its own when nothing changes for some thirty generations."""
+    problem = NETWORK.problem(("error", "size_bytes"))
+    strategy = NSGA2(problem, 0, population=4)
+    best = _made([problem.space.largest], 1.0)
+    poor = _made(_policies(4), 0.86)
+    strategy.tell(best + poor)
+    for _ in range(150):
+        strategy.tell(poor)
+    assert len(strategy.ask(5)) == 5
