@@ -129,8 +129,8 @@ def doctor() -> int:
     print(f"python {platform.python_version()} on {platform.machine()}")
     problems = 0
     for name in (
-        *("torch", "torchvision", "ray", "pymoo", "moocore", "numpy", "pandas"),
-        *("pyarrow", "matplotlib", "safetensors", "scikit-learn", "pillow", "pyyaml"),
+        *("torch", "torchvision", "ray", "pymoo", "optuna", "moocore", "numpy", "pandas"),
+        *("pyarrow", "matplotlib", "safetensors", "scikit-learn", "scipy", "pillow", "pyyaml"),
     ):
         try:
             print(f"  {name} {importlib.metadata.version(name)}")

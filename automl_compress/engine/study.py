@@ -298,7 +298,7 @@ def _contestants(strategies: Sequence[str], seeds: Sequence[int]) -> tuple[Conte
 
 
 def _environment(config: StudyConfig) -> dict[str, Any]:
-    packages = ("automl-compress", "torch", "torchvision", "ray", "pymoo", "numpy")
+    packages = ("automl-compress", "torch", "torchvision", "ray", "pymoo", "optuna", "numpy")
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {"python": platform.python_version(), **_versions(packages)},
