@@ -15,7 +15,7 @@ from automl_compress.testing.strategies import Check
 
 def _late_gaussian_process(problem: Problem, seed: int) -> Strategy:
     """Optuna's Gaussian process proposes little of what the checks ask: it takes a second each."""
-    return OptunaSearch(problem, seed, "gp", settings={"n_startup_trials": 37})
+    return OptunaSearch(problem, seed, "gp", settings={"n_startup_trials": 60})
 
 
 @pytest.mark.parametrize("name", strategy_names())
