@@ -1,8 +1,9 @@
-"""Compression as a sequence of decisions: one gene after another, in the network's order.
+"""Compression as a sequence of decisions, in the network's order.
 
-He et al. 2018 (AMC) walk through the layers and decide a ratio for each; here every gene is a
-step, so that ratios and bits are decided together. An episode can be rebuilt from a policy
-alone, so an agent can learn from any evaluation, whoever asked for it.
+He et al. 2018 (AMC) walk through the layers and decide a ratio for each. Here a step decides one
+gene, or all genes of a layer together, one action for each kind (Ma et al. 2025, CoTrim): either
+way, ratios and bits are decided in one walk. An episode can be rebuilt from a policy alone, so an
+agent can learn from any evaluation, whoever asked for it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.search.strategy import Problem
-from automl_compress.space import Indices
+from automl_compress.space import KINDS, Indices
 
 Array = NDArray[np.float64]
 
@@ -19,75 +20,136 @@ Array = NDArray[np.float64]
 class LayerMDP:
     """States and actions of the walk through a problem's genes.
 
-    A state holds what the gene decides about (`Problem.features`), its place in the walk, what
+    A state holds what the genes decide about (`Problem.features`), their place in the walk, what
     the decisions so far have saved of bytes and multiply-accumulates, what the remaining ones
     can still save, and the previous action. Savings are first-order: each gene's share times how
-    far its action is from the least compressed value.
+    far its point is from the least compressed value.
+
+    A point is (n_genes,) in the unit cube, in the space's order; an action is (action_size,).
 
     Args:
         problem: space and features.
+        together: decide the genes of a layer in one step; a kind the layer lacks has an action
+            without effect.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, together: bool = False) -> None:
         self._space = problem.space
         features = problem.features
-        count = len(self._space)
-        if len(features) != count:
+        if len(features) != len(self._space):
             features = _plain_features(problem)
-        self._static = np.hstack([features, np.arange(count)[:, None] / max(1, count - 1)])
-        self._shares = features[:, -2:] / np.maximum(features[:, -2:].sum(axis=0), 1e-12)
+        self._steps = _layers(problem) if together else [[g] for g in range(len(self._space))]
+        self._kinds = _kinds(problem) if together else []
+        self._order = np.concatenate(self._steps)
+        self._ends = np.cumsum([0, *map(len, self._steps)])
+        shares = features[:, -2:] / np.maximum(features[:, -2:].sum(axis=0), 1e-12)
+        self._shares = shares[self._order]
+        self._static = self._describe(features)
+
+    def _describe(self, features: Array) -> Array:
+        """(steps, ...) features of what each step decides, zeros for what it lacks; the place."""
+        table = np.zeros((self.steps, self.action_size, features.shape[1]))
+        for step in range(self.steps):
+            table[step, self._slots(step)] = features[self._steps[step]]
+        place = np.arange(self.steps)[:, None] / max(1, self.steps - 1)
+        return np.hstack([table.reshape(self.steps, -1), place])
 
     @property
     def steps(self) -> int:
         """Decisions of an episode."""
-        return len(self._space)
+        return len(self._steps)
+
+    @property
+    def action_size(self) -> int:
+        """Length of an action."""
+        return max(1, len(self._kinds))
 
     @property
     def state_size(self) -> int:
         """Length of a state."""
-        return int(self._static.shape[1]) + 2 * int(self._shares.shape[1]) + 1
+        return int(self._static.shape[1]) + 4 + self.action_size
 
-    def state(self, step: int, actions: Array) -> Array:
-        """State before a decision.
+    def genes(self, step: int) -> list[int]:
+        """Positions in the space of the genes a step decides."""
+        return self._steps[step]
 
-        Args:
-            step: which decision, from 0.
-            actions: (..., step) actions decided so far, in [0, 1].
+    def _slots(self, step: int) -> list[int]:
+        """Which parts of an action the genes of a step take."""
+        if not self._kinds:
+            return [0]
+        return [self._kinds.index(self._space.genes[gene].kind) for gene in self._steps[step]]
 
-        Returns:
-            (..., state_size).
-        """
-        leading = actions.shape[:-1]
-        saved = (1.0 - actions) @ self._shares[:step]
-        left = np.broadcast_to(self._shares[step:].sum(axis=0), (*leading, 2))
-        previous = actions[..., -1:] if step else np.ones((*leading, 1))
-        static = np.broadcast_to(self._static[step], (*leading, self._static.shape[1]))
-        return np.concatenate([static, saved, left, previous], axis=-1)
+    def state(self, step: int, point: Array) -> Array:
+        """(state_size,) state before a decision; reads the genes decided before it only."""
+        decided = self._order[: self._ends[step]]
+        saved = (1.0 - point[decided]) @ self._shares[: len(decided)]
+        left = self._shares[len(decided) :].sum(axis=0)
+        previous = np.ones(self.action_size)
+        if step:
+            previous[self._slots(step - 1)] = point[self._steps[step - 1]]
+        return np.concatenate([self._static[step], saved, left, previous])
 
-    def states(self, actions: Array) -> Array:
-        """(steps, state_size) all states of an episode with (steps,) actions."""
-        saved = np.vstack([np.zeros(2), np.cumsum((1.0 - actions)[:, None] * self._shares, axis=0)])
-        left = self._shares.sum(axis=0) - np.vstack([np.zeros(2), np.cumsum(self._shares, axis=0)])
-        previous = np.concatenate([[1.0], actions[:-1]])[:, None]
-        return np.hstack([self._static, saved[:-1], left[:-1], previous])
+    def states(self, point: Array) -> Array:
+        """(steps, state_size) all states of an episode that ends in a point."""
+        steps = (1.0 - point[self._order])[:, None] * self._shares
+        saved = np.vstack([np.zeros(2), np.cumsum(steps, axis=0)])[self._ends[:-1]]
+        done = np.vstack([np.zeros(2), np.cumsum(self._shares, axis=0)])[self._ends[:-1]]
+        previous = np.ones((self.steps, self.action_size))
+        for step in range(1, self.steps):
+            previous[step, self._slots(step - 1)] = point[self._steps[step - 1]]
+        return np.hstack([self._static, saved, self._shares.sum(axis=0) - done, previous])
 
-    def execute(self, step: int, actions: Array) -> tuple[Indices, Array]:
-        """Decode actions to choices.
+    def wanted(self, step: int, action: Array) -> Array:
+        """(genes of the step,) what an action wants of each gene."""
+        return action[self._slots(step)]
+
+    def execute(self, step: int, wanted: Array) -> tuple[Indices, Array]:
+        """Decode what is wanted to choices.
 
         Args:
             step: which decision.
-            actions: (...) wanted actions in [0, 1].
+            wanted: (genes of the step,) in [0, 1].
 
         Returns:
-            The chosen indices, and the executed actions: the centres of the choices.
+            The chosen indices, and the executed coordinates: the centres of the choices.
         """
-        size = int(self._space.sizes[step])
-        indices = np.clip(np.floor(actions * size), 0, size - 1).astype(np.int64)
-        return indices, (indices + 0.5) / size
+        sizes = self._space.sizes[self._steps[step]]
+        indices = np.clip(np.floor(wanted * sizes), 0, sizes - 1).astype(np.int64)
+        return indices, (indices + 0.5) / sizes
 
-    def actions(self, indices: Indices) -> Array:
-        """(steps,) executed actions of a policy."""
-        return self._space.to_unit(indices)
+    def actions(self, point: Array, rng: np.random.Generator) -> Array:
+        """(steps, action_size) executed actions that lead to a point.
+
+        Parts of an action that have no effect are drawn at random, so that a critic learns that
+        they have none.
+        """
+        present = np.zeros((self.steps, self.action_size), dtype=bool)
+        for step in range(self.steps):
+            present[step, self._slots(step)] = True
+        actions = np.ones(present.shape) if present.all() else rng.random(present.shape)
+        for step in range(self.steps):
+            actions[step, self._slots(step)] = point[self._steps[step]]
+        return actions
+
+    def point(self, actions: Array) -> Array:
+        """(n_genes,) where (steps, action_size) actions lead."""
+        point = np.empty(len(self._space))
+        for step in range(self.steps):
+            point[self._steps[step]] = self.wanted(step, actions[step])
+        return point
+
+
+def _layers(problem: Problem) -> list[list[int]]:
+    """Positions of the genes of every layer, layers in the order of their first gene."""
+    layers: dict[str, list[int]] = {}
+    for position, gene in enumerate(problem.space):
+        layers.setdefault(gene.target, []).append(position)
+    return list(layers.values())
+
+
+def _kinds(problem: Problem) -> list[str]:
+    present = {gene.kind for gene in problem.space}
+    return [kind for kind in KINDS if kind in present]
 
 
 def _plain_features(problem: Problem) -> Array:

@@ -27,8 +27,10 @@ _PLACES: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
     "optuna-tpe": ("optuna_search", "OptunaSearch", {"sampler": "tpe"}),
     "optuna-nsga2": ("optuna_search", "OptunaSearch", {"sampler": "nsga2"}),
     "optuna-gp": ("optuna_search", "OptunaSearch", {"sampler": "gp"}),
+    "td3": ("ddpg", "DDPG", {"twin": True}),
+    "cotrim": ("ddpg", "DDPG", {"together": True}),
 }
-"""Module, class and settings; modules are imported on use, for some need torch or pymoo."""
+"""Module, class or function, settings; imported on use, for some need torch or pymoo."""
 
 
 def strategy_names() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ class Batch:
 
     Args:
         states: (n, state_size) before the decision.
-        actions: (n,) executed actions in [0, 1].
+        actions: (n, ...) executed actions in [0, 1].
         next_states: (n, state_size) after it; zeros where the episode ends.
         last: (n,) whether the decision was the episode's last.
         outcomes: (n, n_outcomes) what the whole episode led to.
@@ -42,7 +42,7 @@ class EpisodeReplay:
         self._steps = steps
         self._capacity = capacity
         self._states = np.zeros((0, steps, state_size))
-        self._actions = np.zeros((0, steps))
+        self._actions: Array = np.zeros((0, steps))
         self._outcomes: Array = np.zeros((0, 0))
 
     def __len__(self) -> int:
@@ -53,10 +53,11 @@ class EpisodeReplay:
 
         Args:
             states: (steps, state_size).
-            actions: (steps,) executed actions.
+            actions: (steps, ...) executed actions.
             outcome: (n_outcomes,).
         """
         if not len(self):
+            self._actions = np.zeros((0, *actions.shape))
             self._outcomes = np.zeros((0, len(outcome)))
         keep = slice(-self._capacity, None)
         self._states = np.concatenate([self._states, states[None]])[keep]
@@ -84,8 +85,13 @@ class EpisodeReplay:
         )
 
     @property
+    def states(self) -> Array:
+        """(episodes, steps, state_size), oldest first."""
+        return self._states
+
+    @property
     def actions(self) -> Array:
-        """(episodes, steps) executed actions, oldest first."""
+        """(episodes, steps, ...) executed actions, oldest first."""
         return self._actions
 
     @property

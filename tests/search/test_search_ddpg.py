@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from automl_compress.search import Problem
 from automl_compress.search.ddpg import DDPG, NOISE, WARM_UP
 from automl_compress.search.layer_mdp import LayerMDP
 from automl_compress.search.replay import EpisodeReplay
+from automl_compress.search.reward import rewards, scaled_costs
+from automl_compress.space import SearchSpace
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
 NETWORK = ToyNetwork(layers=4)
@@ -25,23 +28,44 @@ def _with_features(problem: Problem) -> Problem:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("problem", [NETWORK.problem(), _with_features(NETWORK.problem())])
-def test_states_of_an_episode_are_the_states_of_its_steps(problem: Problem) -> None:
-    mdp = LayerMDP(problem)
-    actions = np.random.default_rng(1).random(mdp.steps)
-    rows = mdp.states(actions)
+def test_states_of_an_episode_are_the_states_of_its_steps(problem: Problem, together: bool) -> None:
+    mdp = LayerMDP(problem, together)
+    point = np.random.default_rng(1).random(len(problem.space))
+    rows = mdp.states(point)
     assert rows.shape == (mdp.steps, mdp.state_size)
+    decided: list[int] = []
     for step in range(mdp.steps):
-        np.testing.assert_allclose(mdp.state(step, actions[:step]), rows[step], atol=1e-12)
+        known = np.full(len(point), np.nan)  # what is not decided yet must not be read
+        known[decided] = point[decided]
+        np.testing.assert_allclose(mdp.state(step, known), rows[step], atol=1e-12)
+        decided += mdp.genes(step)
 
 
-def test_states_of_many_episodes_at_once_are_those_of_each() -> None:
-    mdp = LayerMDP(NETWORK.problem())
-    actions = np.random.default_rng(2).random((3, mdp.steps))
-    for step in (0, 1, mdp.steps - 1):
-        together = mdp.state(step, actions[:, :step])
-        for row, one in zip(together, actions, strict=True):
-            np.testing.assert_allclose(row, mdp.state(step, one[:step]), atol=1e-12)
+def _uneven(problem: Problem) -> Problem:
+    """Bits come first in the space, and the last layer has no channels to cut."""
+    genes = [g for g in problem.space if g.kind == "weight_bits"]
+    genes += [g for g in problem.space if g.kind == "channels"][:-1]
+    return replace(problem, space=SearchSpace(genes))
+
+
+def test_a_layers_genes_are_decided_together() -> None:
+    mdp = LayerMDP(_uneven(NETWORK.problem()), together=True)
+    assert [mdp.genes(step) for step in range(mdp.steps)] == [[0, 4], [1, 5], [2, 6], [3]]
+    assert mdp.action_size == 2
+    action = np.array([0.1, 0.9])  # channels, bits
+    assert mdp.wanted(0, action).tolist() == [0.9, 0.1]
+    assert mdp.wanted(3, action).tolist() == [0.9]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_actions_lead_back_to_their_point(together: bool) -> None:
+    mdp, rng = LayerMDP(_uneven(NETWORK.problem()), together), np.random.default_rng(3)
+    point = rng.random(7)
+    actions = mdp.actions(point, rng)
+    assert actions.shape == (mdp.steps, mdp.action_size)
+    assert np.array_equal(mdp.point(actions), point)
 
 
 def test_a_state_by_hand() -> None:
@@ -52,7 +76,7 @@ def test_a_state_by_hand() -> None:
     mdp = LayerMDP(
         Problem(problem.space, problem.objectives, problem.baseline, problem.cost, (), features)
     )
-    state = mdp.state(2, np.array([0.25, 0.5]))
+    state = mdp.state(2, np.array([0.25, 0.5, *np.ones(6)]))
     saved = [0.75 * 0.8, 0.75 / 8 + 0.5 / 8]
     left = [0.2, 6 / 8]
     np.testing.assert_allclose(state, [0, 0, 1, 2 / 7, *saved, *left, 0.5])
@@ -61,14 +85,17 @@ def test_a_state_by_hand() -> None:
 @pytest.mark.parametrize(("wanted", "index"), [(0.0, 0), (0.24, 0), (0.26, 1), (0.99, 3), (1.0, 3)])
 def test_the_executed_action_is_the_centre_of_the_chosen_cell(wanted: float, index: int) -> None:
     mdp = LayerMDP(NETWORK.problem())  # gene 0 has four channel counts
-    chosen, executed = mdp.execute(0, np.array(wanted))
-    assert (int(chosen), float(executed)) == (index, (index + 0.5) / 4)
+    chosen, executed = mdp.execute(0, np.array([wanted]))
+    assert (chosen.tolist(), executed.tolist()) == ([index], [(index + 0.5) / 4])
 
 
 def _told(
-    count: int, problem: Problem | None = None, seed: int = 0
+    count: int,
+    problem: Problem | None = None,
+    seed: int = 0,
+    settings: dict[str, bool] | None = None,
 ) -> tuple[DDPG, list[Evaluation]]:
-    strategy = DDPG(problem or NETWORK.problem(), seed)
+    strategy = DDPG(problem or NETWORK.problem(), seed, **(settings or {}))
     estimator = ToyEstimator(NETWORK)
     told: list[Evaluation] = []
     while len(told) < count:
@@ -84,8 +111,8 @@ def test_replay_holds_the_episodes_that_were_told() -> None:
     replay = strategy.state_dict()["replay"]
     assert len(replay["actions"]) == len(told)
     for evaluation, states, actions in zip(told, replay["states"], replay["actions"], strict=True):
-        assert np.array_equal(actions, space.to_unit(space.encode(evaluation.policy)))
-        assert np.array_equal(states, mdp.states(actions))
+        assert np.array_equal(actions[:, 0], space.to_unit(space.encode(evaluation.policy)))
+        assert np.array_equal(states, mdp.states(actions[:, 0]))
 
 
 def _episodes(count: int = 6, steps: int = 4) -> tuple[EpisodeReplay, NDArray[np.float64]]:
@@ -129,8 +156,8 @@ def test_outcome_and_reward_by_hand() -> None:
     halvings = [math.log2(costs[n] / NETWORK.baseline[n]) for n in ("size_bytes", "macs")]
     excess = (0.10 - 0.08) / 0.08
     np.testing.assert_allclose(outcomes, [[lost, *halvings, excess]])
-    np.testing.assert_allclose(strategy._rewards(outcomes), [-lost - excess])
-    np.testing.assert_allclose(strategy._costs(outcomes), [halvings])
+    np.testing.assert_allclose(rewards(problem, outcomes), [-lost - excess])
+    np.testing.assert_allclose(scaled_costs(problem, outcomes), [halvings])
 
 
 def test_ruin_and_failure_count_as_a_damped_loss() -> None:
@@ -182,18 +209,17 @@ def test_asks_stay_different_in_a_space_of_many_genes() -> None:
 
 def test_exploration_is_alive_halfway_through_a_search() -> None:
     strategy, _ = _told(75)
-    first, decay, floor = NOISE
-    spread = max(floor, first * decay ** strategy.state_dict()["episodes"])
-    assert spread >= 0.15
+    assert NOISE.spread(strategy.state_dict()["episodes"]) >= 0.15
     space = strategy.problem.space
     places = np.array([space.to_unit(space.encode(p)) for p in strategy.ask(20)])
     assert places.std(axis=0).min() > 0.05
 
 
-def test_the_search_is_better_than_its_warm_up() -> None:
+@pytest.mark.parametrize("settings", [{}, {"twin": True}, {"together": True}], ids=str)
+def test_the_search_is_better_than_its_warm_up(settings: dict[str, bool]) -> None:
     problem = NETWORK.problem(("error", "size_bytes"))
     _, useful = references(problem.objectives, problem.baseline)
-    _, told = _told(90, problem)
+    _, told = _told(90, problem, settings=settings)
     values = objective_values(told, problem.objectives)
     assert useful.share(values[-WARM_UP:]) > useful.share(values[:WARM_UP])
     useful_networks = values[:, 0] <= problem.baseline["error"] + USEFUL_LOSS
