@@ -76,7 +76,7 @@ NEVER = {
 }
 
 # torch is loaded by learners only; the other strategies run where it is slow to load.
-TORCH_IN_SEARCH = {"search/networks.py", "search/actor_critic.py"}
+TORCH_IN_SEARCH = {"search/networks.py", "search/actor_critic.py", "search/value_mixing.py"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -29,6 +29,8 @@ _PLACES: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
     "optuna-gp": ("optuna_search", "OptunaSearch", {"sampler": "gp"}),
     "td3": ("ddpg", "DDPG", {"twin": True}),
     "cotrim": ("ddpg", "DDPG", {"together": True}),
+    "qmix": ("qmix", "QMIX", {}),
+    "vdn": ("qmix", "QMIX", {"monotonic": False}),
 }
 """Module, class or function, settings; imported on use, for some need torch or pymoo."""
 

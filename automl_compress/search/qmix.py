@@ -1,0 +1,209 @@
+"""QMIX_FP: a team of agents prunes a network step by step (Li et al. 2024, Scientific Reports 14).
+
+Each agent holds one gene: in the paper a convolution, here a coupled group's channels or a layer's
+bits, for these are what can be decided alone. An episode begins with the least compressed network
+and has some iterations; in each, every agent keeps its gene or lowers it by some choices. The
+learner is `value_mixing`'s: QMIX (Rashid et al. 2018), or VDN (Sunehag et al. 2018) as its
+ablation. One team covers the whole front: its states hold a preference, what halving each cost is
+worth, and every episode is played under a preference of its own.
+
+The paper publishes no code. What it leaves open, and where this deviates:
+
+1. The team is paid for costs saved at each iteration, which is exact and free, and at the end for
+   the accuracy kept. Only the last network of an episode is evaluated; the paper trains and
+   evaluates after each iteration, which a search of some hundred evaluations cannot pay for.
+2. An episode is rebuilt from any evaluated policy, whoever asked for it: its cuts are spread
+   evenly over the iterations. In replay every episode is a lesson for any preference, since what it
+   would have earned is known.
+3. Half the target is the episode's own return, as in `ddpg`.
+4. The first episodes are drawn by `priors.scaled_indices`. Most later ones follow the policy that
+   has earned most under the preference, and only some agents decide anew; each of those explores
+   by chance with a probability that decays, but not below a floor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.evaluate import Evaluation
+from automl_compress.search.exploration import Noise
+from automl_compress.search.networks import one_thread
+from automl_compress.search.priors import (
+    Draw,
+    draw_new,
+    mildest,
+    scaled_indices,
+    stratified_mildness,
+)
+from automl_compress.search.pruning_game import PruningGame
+from automl_compress.search.replay import EpisodeReplay
+from automl_compress.search.reward import attention, outcome, rewards, scaled_costs
+from automl_compress.search.strategy import Problem, Seen, State, Strategy
+from automl_compress.search.value_mixing import Mixing, TeamEpisodes, TeamLearner
+from automl_compress.space import Indices, Policy
+
+WARM_UP: Final = 30
+UPDATES_PER_EPISODE: Final = 2
+BATCH: Final = 16
+EXPLORING: Final = Noise(first=0.5, decay=0.99, floor=0.1)  # probability of a random action
+RETURNING: Final = 0.8  # share of episodes that follow an evaluated policy
+DECIDED_ANEW: Final = (0.03, 0.3)  # bounds of the share of agents that do not
+HALVING_WORTH: Final = (0.03, 2.0)  # bounds of a preference, in useful losses of accuracy
+
+Array = NDArray[np.float64]
+
+
+class QMIX(Strategy):
+    """A team of one agent per gene that lowers the genes iteration by iteration.
+
+    Args:
+        problem: what is searched.
+        seed: decides every random choice.
+        monotonic: mix the agents' values by QMIX; otherwise sum them up (VDN).
+        returning: share of episodes that follow an evaluated policy, in [0, 1].
+    """
+
+    batch = 5
+
+    def __init__(
+        self, problem: Problem, seed: int, monotonic: bool = True, returning: float = RETURNING
+    ) -> None:
+        super().__init__(problem, seed)
+        self._returning = returning
+        self._game = PruningGame(problem)
+        self._replay = EpisodeReplay(self._game.steps + 1, len(problem.objectives) - 1)
+        self._seen = Seen()
+        self._mildest = mildest(problem)
+        self._start = deque(
+            self._mildest * float(m) for m in stratified_mildness(self.rng, WARM_UP)
+        )
+        self._episodes = 0
+        self._learner = TeamLearner(
+            self._game.team,
+            int(self.rng.integers(2**31)),
+            Mixing(monotonic=monotonic, rate=3e-3, own_return=0.5),
+        )
+
+    # Acting.
+
+    def ask(self, count: int) -> list[Policy]:
+        """Warm-up draws, then episodes; fewer when the space is exhausted."""
+        asked = []
+        for _ in range(count):
+            policy = self._warm_up() if self._start or not len(self._replay) else self._episode()
+            if policy is None:
+                break
+            asked.append(policy)
+        return asked
+
+    def _warm_up(self) -> Policy | None:
+        space = self.problem.space
+        mildness = (
+            self._start.popleft() if self._start else self._mildest * float(self.rng.random())
+        )
+        if not len(self._seen) and self._mildest == 1.0:
+            return self._new(lambda: space.sizes - 1)
+        return self._new(lambda: scaled_indices(space, self.rng, mildness))
+
+    def _episode(self) -> Policy | None:
+        """One episode under a preference of its own, until it is a policy nobody tried."""
+        exploring = EXPLORING.spread(self._episodes)
+        self._episodes += 1
+        with one_thread():
+            return self._new(lambda: self._play(self._draw_preferences(1)[0], exploring))
+
+    def _new(self, draw: Draw) -> Policy | None:
+        return draw_new(self.problem, self._seen, draw, self.rng)
+
+    def _draw_preferences(self, count: int) -> Array:
+        """(count, n_costs) what halving each cost is worth, in useful losses of accuracy."""
+        costs = len(self.problem.objectives) - 1
+        low, high = HALVING_WORTH
+        worth = low * (high / low) ** self.rng.random((count, 1))
+        preferences: Array = worth * self.rng.dirichlet(np.ones(costs), size=count)
+        return preferences
+
+    def _play(self, preference: Array, exploring: float) -> Indices:
+        """One episode; agents that do not decide anew follow the best known policy."""
+        game = self._game
+        anchor, following = self._anchor(preference)
+        levels, memory = game.start, self._learner.memory()
+        last = np.full(game.team.agents, -1)
+        for step in range(game.steps):
+            seen = game.observations(step, levels, preference)
+            values, memory = self._learner.values(seen, last, memory)
+            allowed = game.allowed(levels)
+            greedy = np.where(allowed, values, -np.inf).argmax(axis=1)
+            chance = np.where(allowed, self.rng.random(allowed.shape), -np.inf).argmax(axis=1)
+            own = np.where(self.rng.random(len(levels)) < exploring, chance, greedy)
+            last = np.where(following, game.cuts(step, levels, anchor), own)
+            levels = levels - last
+        return levels
+
+    def _anchor(self, preference: Array) -> tuple[Indices, NDArray[np.bool_]]:
+        """Levels of the policy that earned most, and (agents,) who follows it."""
+        agents = self._game.team.agents
+        if self.rng.random() >= self._returning:
+            return self._game.start, np.zeros(agents, dtype=bool)
+        outcomes = self._replay.outcomes
+        saved = -scaled_costs(self.problem, outcomes) @ preference
+        best = int(np.argmax(rewards(self.problem, outcomes) + saved))
+        low, high = DECIDED_ANEW
+        share = low * (high / low) ** self.rng.random()
+        following = self.rng.random(agents) >= share
+        following[self.rng.integers(agents)] = False
+        return self._replay.actions[best, -1].astype(np.int64), following
+
+    # Learning.
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Put episodes into replay, whoever asked for them, and train on it."""
+        for evaluation in evaluations:
+            self._seen.add(evaluation.policy)
+            levels = self._game.path(self.problem.space.encode(evaluation.policy))
+            costs = np.array([self._game.costs(row) for row in levels])
+            self._replay.add(costs, levels.astype(float), outcome(self.problem, evaluation))
+        if self._start or len(self._replay) < 2:
+            return
+        with one_thread():
+            for _ in range(UPDATES_PER_EPISODE * len(evaluations)):
+                self._learner.update(self._lessons())
+
+    def _lessons(self) -> TeamEpisodes:
+        """Episodes drawn from replay, each under a preference of its own."""
+        replay = self._replay
+        weights = attention(self.problem, replay.outcomes)
+        chosen = self.rng.choice(len(replay), size=BATCH, p=weights / weights.sum())
+        return self._game.episodes(
+            levels=replay.actions[chosen].astype(np.int64),
+            costs=replay.states[chosen],
+            final=rewards(self.problem, replay.outcomes[chosen]),
+            preferences=self._draw_preferences(BATCH),
+        )
+
+    # State.
+
+    def state_dict(self) -> State:
+        """Generator, replay, networks and optimizer."""
+        return {
+            "rng": self.rng.bit_generator.state,
+            "seen": self._seen.state_dict(),
+            "start": list(self._start),
+            "episodes": self._episodes,
+            "replay": self._replay.state_dict(),
+            "learner": self._learner.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on exactly."""
+        self.rng.bit_generator.state = state["rng"]
+        self._seen.load_state_dict(state["seen"])
+        self._start = deque(state["start"])
+        self._episodes = state["episodes"]
+        self._replay.load_state_dict(state["replay"])
+        self._learner.load_state_dict(state["learner"])
