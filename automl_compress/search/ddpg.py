@@ -192,6 +192,10 @@ class DDPG(Strategy):
             low, high = (middle, high) if fits(middle) else (low, middle)
         return space.from_unit(wanted + low)
 
+    def skip_start(self) -> None:
+        """Go on from what is told in place of warm-up draws."""
+        self._start.clear()
+
     # Learning.
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:

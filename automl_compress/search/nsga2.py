@@ -170,6 +170,10 @@ class NSGA2(Strategy):
         told.set("G", np.array([self._excess(e) for e in evaluations]))
         self._algorithm.tell(infills=told)
 
+    def skip_start(self) -> None:
+        """Go on from what is told in place of a first population."""
+        self._start.clear()
+
     def _excess(self, evaluation: Evaluation) -> list[float]:
         """Violations: of the constraints, of usefulness, and of having worked at all."""
         lost = evaluation.minimised("error") - self.problem.baseline["error"]

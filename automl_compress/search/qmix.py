@@ -159,6 +159,10 @@ class QMIX(Strategy):
         following[self.rng.integers(agents)] = False
         return self._replay.actions[best, -1].astype(np.int64), following
 
+    def skip_start(self) -> None:
+        """Go on from what is told in place of warm-up draws."""
+        self._start.clear()
+
     # Learning.
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:

@@ -29,6 +29,7 @@ _PLACES: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
     "optuna-gp": ("optuna_search", "OptunaSearch", {"sampler": "gp"}),
     "td3": ("ddpg", "DDPG", {"twin": True}),
     "cotrim": ("ddpg", "DDPG", {"together": True}),
+    "hybrid": ("hybrid", "Hybrid", {}),
     "qmix": ("qmix", "QMIX", {}),
     "vdn": ("qmix", "QMIX", {"monotonic": False}),
 }

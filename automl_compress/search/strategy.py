@@ -35,6 +35,8 @@ class Problem:
         constraints: absolute constraints.
         features: (n_genes, n_features) what each gene decides about, in [0, 1]; the last two
             columns are the shares of bytes and multiply-accumulates it can save.
+        sensitivity: (n_genes,) how sensitive the layer of each gene is, in [0, 1]: the share of
+            its feature maps whose rank is low; empty when nobody measured it.
     """
 
     space: SearchSpace
@@ -43,6 +45,7 @@ class Problem:
     cost: Callable[[Policy], Mapping[str, float]]
     constraints: tuple[Constraint, ...] = ()
     features: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    sensitivity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def values(self, evaluation: Evaluation) -> NDArray[np.float64]:
         """(n_objectives,) minimised values, always finite.
@@ -112,6 +115,9 @@ class Strategy(ABC):
     @abstractmethod
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Learn from evaluations."""
+
+    def skip_start(self) -> None:  # noqa: B027 - most have no start
+        """Leave out what it would try before it learns: others have tried enough."""
 
     @abstractmethod
     def state_dict(self) -> State:

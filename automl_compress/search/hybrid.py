@@ -1,0 +1,197 @@
+"""A strategy composed of strategies that share every evaluation.
+
+A genetic algorithm, a learner and others each have their time in a search. Here all members are
+told all evaluations, so that the agents' episodes enter the population, an agent's replay is
+filled from whatever was evaluated, and the front is refined by whoever is good at it. A bandit
+(`bandit`: Garivier and Moulines 2011) gives the next batch to the member whose evaluations lately
+gained most hypervolume, as adaptive operator selection does with operators (Fialho et al. 2010).
+
+Every part has a switch: which members there are, whether they share, whether the bandit or the
+round robin chooses, and what the search starts with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.evaluate import Evaluation, references
+from automl_compress.pareto import front_mask
+from automl_compress.search.bandit import DiscountedUCB
+from automl_compress.search.priors import draw_new
+from automl_compress.search.registry import build_strategy
+from automl_compress.search.strategy import Problem, Seen, State, Strategy
+from automl_compress.space import Policy
+
+MEMBERS: Final = ("nsga2", "ddpg", "scaled-random")
+START: Final = ("scaled-random", 20)
+
+
+class Hybrid(Strategy):
+    """Members by name, who share what is evaluated and compete for what is asked next.
+
+    Args:
+        problem: what is searched.
+        seed: decides every random choice, the members' too.
+        members: registered strategies.
+        start: the strategy asked first and how often; members then leave their own start out.
+            None: every member starts by itself.
+        sharing: tell members every evaluation; otherwise only what they asked for.
+        bandit: the next batch goes to whom the bandit says; otherwise members take turns.
+    """
+
+    batch = 5
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        members: Sequence[str] = MEMBERS,
+        start: tuple[str, int] | None = START,
+        sharing: bool = True,
+        bandit: bool = True,
+    ) -> None:
+        super().__init__(problem, seed)
+        self._sharing = sharing
+        self._members = [self._build(name) for name in members]
+        self._start = None if start is None else self._build(start[0])
+        self._left = 0 if start is None else start[1]  # of the start, to be told
+        self._turns = DiscountedUCB(len(members)) if bandit else None
+        self._turn = 0
+        self._progress = _Progress(problem)
+        self._seen = Seen()
+        self._asked_by: dict[str, int] = {}  # key of what is out: member, or -1 for the start
+
+    def _build(self, name: str) -> Strategy:
+        return build_strategy(name, self.problem, int(self.rng.integers(2**31)))
+
+    # Asking.
+
+    def ask(self, count: int) -> list[Policy]:
+        """What the start, then the members in their turns, ask for; fewer at the space's end."""
+        asked: list[Policy] = []
+        while len(asked) < count:
+            new = self._next(min(self.batch, count - len(asked)))
+            if not new:
+                break
+            asked += new
+        return asked
+
+    def _next(self, count: int) -> list[Policy]:
+        if self._start is not None and (left := self._left - self._out(-1)) > 0:
+            new = self._from(self._start, -1, min(count, left))
+            if new:
+                return new
+        for member in self._order():
+            new = self._from(self._members[member], member, count)
+            if new:
+                return new
+        space = self.problem.space
+        drawn = draw_new(self.problem, self._seen, lambda: space.sample(self.rng), self.rng)
+        return [] if drawn is None else [drawn]
+
+    def _from(self, strategy: Strategy, member: int, count: int) -> list[Policy]:
+        """What a member asks for, less what is out or was told already."""
+        new = [policy for policy in strategy.ask(count) if policy not in self._seen]
+        for policy in new:
+            self._seen.add(policy)
+            self._asked_by[policy.key] = member
+        return new
+
+    def _order(self) -> list[int]:
+        """Members, whoever's turn it is first."""
+        count = len(self._members)
+        if self._turns is None:
+            self._turn += 1
+            return [(self._turn - 1 + offset) % count for offset in range(count)]
+        return self._turns.order(np.array([self._out(member) for member in range(count)]))
+
+    def _out(self, member: int) -> int:
+        """How much of what a member asked for is not told yet."""
+        return sum(asked == member for asked in self._asked_by.values())
+
+    # Telling.
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Tell the members, and the bandit what each evaluation gained."""
+        askers = []
+        for evaluation in evaluations:
+            self._seen.add(evaluation.policy)
+            asker = self._asked_by.pop(evaluation.policy.key, None)
+            gain = self._progress.add(evaluation)
+            if asker is not None and asker >= 0 and self._turns is not None:
+                self._turns.tell(asker, gain)
+            askers.append(asker)
+        self._end_start(sum(asker == -1 for asker in askers))
+        for number, member in enumerate(self._members):
+            own = [e for e, a in zip(evaluations, askers, strict=True) if a in (number, -1, None)]
+            member.tell(evaluations if self._sharing else own)
+        if self._start is not None and self._left > 0:
+            self._start.tell(evaluations)
+
+    def _end_start(self, told: int) -> None:
+        """When the start is told, members go on from it in place of a start of their own."""
+        if self._left > 0 and self._left <= told:
+            for member in self._members:
+                member.skip_start()
+        self._left = max(0, self._left - told)
+
+    # State.
+
+    def state_dict(self) -> State:
+        """The members' states, the bandit's, the front, and what is out."""
+        return {
+            "rng": self.rng.bit_generator.state,
+            "members": [member.state_dict() for member in self._members],
+            "start": None if self._start is None else self._start.state_dict(),
+            "left": self._left,
+            "turns": None if self._turns is None else self._turns.state_dict(),
+            "turn": self._turn,
+            "front": self._progress.front,
+            "seen": self._seen.state_dict(),
+            "asked_by": dict(self._asked_by),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on exactly."""
+        self.rng.bit_generator.state = state["rng"]
+        for member, saved in zip(self._members, state["members"], strict=True):
+            member.load_state_dict(saved)
+        if self._start is not None:
+            self._start.load_state_dict(state["start"])
+        self._left = state["left"]
+        if self._turns is not None:
+            self._turns.load_state_dict(state["turns"])
+        self._turn = state["turn"]
+        self._progress.front = state["front"]
+        self._seen.load_state_dict(state["seen"])
+        self._asked_by = dict(state["asked_by"])
+
+
+class _Progress:
+    """The front so far, and what each evaluation adds to its hypervolume.
+
+    Plain and useful hypervolume count alike: the first tells even while nothing is useful.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._references = references(problem.objectives, problem.baseline)
+        self.front = np.empty((0, len(problem.objectives)))
+
+    def add(self, evaluation: Evaluation) -> float:
+        """Gain of an evaluation, at least 0; nothing for failures and broken constraints."""
+        if not evaluation.ok or self._problem.violation(evaluation) > 0:
+            return 0.0
+        values = self._problem.values(evaluation)
+        joined = np.vstack([self.front, values[None]])
+        kept = joined[front_mask(joined)]
+        gain = self._share(kept) - self._share(self.front)
+        self.front = kept
+        return max(0.0, gain)
+
+    def _share(self, values: NDArray[np.float64]) -> float:
+        return float(np.mean([reference.share(values) for reference in self._references]))

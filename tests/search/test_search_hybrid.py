@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from automl_compress.evaluate import Evaluation
+from automl_compress.search import Problem, State, Strategy
+from automl_compress.search.bandit import DiscountedUCB
+from automl_compress.search.hybrid import Hybrid
+from automl_compress.space import Policy
+from automl_compress.testing import ToyEstimator, ToyNetwork
+
+NETWORK = ToyNetwork(layers=4)
+ESTIMATOR = ToyEstimator(NETWORK)
+
+
+@dataclass
+class _Diary:
+    """What a member went through."""
+
+    told: list[str] = field(default_factory=list)
+    skipped: int = 0
+
+
+class _Scripted(Strategy):
+    """Asks for given policies, in order, and keeps a diary."""
+
+    def __init__(self, problem: Problem, policies: Sequence[Policy], diary: _Diary) -> None:
+        super().__init__(problem, 0)
+        self._policies = list(policies)
+        self._diary = diary
+
+    def ask(self, count: int) -> list[Policy]:
+        asked, self._policies = self._policies[:count], self._policies[count:]
+        return asked
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        self._diary.told += [evaluation.policy.key for evaluation in evaluations]
+
+    def skip_start(self) -> None:
+        self._diary.skipped += 1
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        pass
+
+
+def _policies(count: int, seed: int = 0) -> list[Policy]:
+    space, rng = NETWORK.space, np.random.default_rng(seed)
+    found = {space.decode(space.sample(rng)): None for _ in range(2 * count)}
+    return list(found)[:count]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, _Diary]:
+    """Members `good`, `bad` and `start`; `good` asks for ever larger gains."""
+    space = NETWORK.space
+    good = [space.decode(np.full(len(space), 3))]
+    for gene in range(len(space)):
+        indices = space.encode(good[0])
+        indices[: gene + 1] = 2
+        good.append(space.decode(indices))
+    bad = [policy for policy in _policies(200) if policy not in good]
+    lists = {"good": good, "bad": bad[:150], "start": bad[150:], "both": [*bad[:3], good[0]]}
+    diaries = {name: _Diary() for name in lists}
+    monkeypatch.setattr(
+        "automl_compress.search.hybrid.build_strategy",
+        lambda name, problem, seed: _Scripted(problem, lists[name], diaries[name]),
+    )
+    return diaries
+
+
+def _round(strategy: Hybrid, count: int) -> list[Policy]:
+    asked = strategy.ask(count)
+    strategy.tell([ESTIMATOR.estimate(policy) for policy in asked])
+    return asked
+
+
+def test_members_share_every_evaluation(scripted: dict[str, _Diary]) -> None:
+    strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=None)
+    asked = [p.key for _ in range(3) for p in _round(strategy, 4)]
+    foreign = ESTIMATOR.estimate(_policies(1, seed=9)[0])
+    strategy.tell([foreign])
+    for name in ("good", "bad"):
+        assert scripted[name].told == [*asked, foreign.policy.key]
+
+
+def test_without_sharing_members_are_told_what_they_asked_for(
+    scripted: dict[str, _Diary],
+) -> None:
+    strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=None, sharing=False)
+    asked = [p.key for _ in range(4) for p in _round(strategy, 4)]
+    told = [scripted[name].told for name in ("good", "bad")]
+    assert all(told)
+    assert not set(told[0]) & set(told[1])
+    assert sorted(told[0] + told[1]) == sorted(asked)
+
+
+def test_members_go_on_from_the_start(scripted: dict[str, _Diary]) -> None:
+    strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=("start", 7))
+    first = _round(strategy, 5)
+    assert scripted["good"].skipped == 0
+    second = _round(strategy, 2)
+    assert scripted["good"].skipped == scripted["bad"].skipped == 1
+    keys = [policy.key for policy in (*first, *second)]
+    assert scripted["start"].told == scripted["good"].told == keys
+    assert scripted["start"].skipped == 0
+    _round(strategy, 5)
+    assert scripted["good"].skipped == 1
+    assert len(scripted["start"].told) == 7
+
+
+def test_the_bandit_prefers_who_gains(scripted: dict[str, _Diary]) -> None:
+    strategy = Hybrid(NETWORK.problem(), 0, members=("bad", "good"), start=None)
+    good = {policy.key for policy in strategy._members[1]._policies}  # type: ignore[attr-defined]
+    asked = [p.key for _ in range(8) for p in _round(strategy, 1)]
+    assert sum(key in good for key in asked) >= 5
+
+
+def test_without_the_bandit_members_take_turns(scripted: dict[str, _Diary]) -> None:
+    strategy = Hybrid(NETWORK.problem(), 0, members=("bad", "good"), start=None, bandit=False)
+    good = {policy.key for policy in strategy._members[1]._policies}  # type: ignore[attr-defined]
+    turns = [_round(strategy, 1)[0].key in good for _ in range(6)]
+    assert turns == [False, True] * 3
+
+
+def test_what_another_member_asked_for_is_not_asked_again(scripted: dict[str, _Diary]) -> None:
+    strategy = Hybrid(NETWORK.problem(), 0, members=("bad", "both"), start=None, bandit=False)
+    asked = [policy for _ in range(5) for policy in strategy.ask(2)]
+    assert len(asked) == 10
+    assert len(set(asked)) == 10
+
+
+def test_gain_is_that_of_the_hypervolume_without_violations(scripted: dict[str, _Diary]) -> None:
+    problem = NETWORK.problem(constraints=["accuracy >= 0.9"])
+    strategy = Hybrid(problem, 0, members=("good",), start=None)
+    add, space = strategy._progress.add, NETWORK.space
+    assert add(ESTIMATOR.estimate(space.smallest)) == 0
+    assert add(Evaluation.failed(space.largest, "e", "no memory")) == 0
+    first = add(ESTIMATOR.estimate(space.largest))
+    assert first > 0
+    assert add(ESTIMATOR.estimate(space.largest)) == 0
+    share = [r.share(strategy._progress.front) for r in strategy._progress._references]
+    assert first == pytest.approx(np.mean(share))
+
+
+def test_a_bandit_follows_a_change() -> None:
+    bandit = DiscountedUCB(arms=3, discount=0.9)
+    none = np.zeros(3, dtype=np.int64)
+    assert sorted(bandit.order(none)) == [0, 1, 2]
+    for arm in range(3):
+        bandit.tell(arm, 0.0)
+    choices = []
+    for pull in range(120):
+        best = 1 if pull < 60 else 2
+        arm = bandit.order(none)[0]
+        bandit.tell(arm, 1e-3 if arm == best else 0.0)
+        choices.append(arm)
+    assert choices[20:60].count(1) > 25
+    assert choices[80:].count(2) > 25
+
+
+def test_what_is_waiting_counts_as_pulled() -> None:
+    bandit = DiscountedUCB(arms=2)
+    bandit.tell(0, 0.1)
+    bandit.tell(1, 0.1)
+    assert bandit.order(np.array([5, 0]))[0] == 1
+    assert bandit.order(np.array([0, 5]))[0] == 0
+
+
+def test_the_members_real_start_is_left_out() -> None:
+    """After the common start, members work on what it found, without warm-ups of their own."""
+    strategy = Hybrid(NETWORK.problem(), 0, members=("nsga2", "ddpg"), start=("random", 10))
+    for _ in range(2):
+        _round(strategy, 5)
+    for member in strategy.state_dict()["members"]:
+        assert len(member["start"]) == 0
+    assert len(_round(strategy, 5)) == 5
