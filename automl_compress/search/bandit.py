@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from automl_compress.search.strategy import State
 
 DISCOUNT: Final = 0.97
-EXPLORATION: Final = 0.5
+EXPLORATION: Final = 0.2
 
 
 class DiscountedUCB:
     """Discounted upper confidence bounds (Garivier and Moulines 2011, section 2.2).
 
-    Gains of a search shrink by orders of magnitude as it goes on, so means are compared as shares
-    of the largest one.
+    Gains of a search shrink by orders of magnitude as it goes on, so means are taken as shares of
+    the largest gain, which fades with the square root of the discount: slower than the means, or
+    whoever gained last would stay first for ever.
 
     Args:
         arms: how many there are.
@@ -32,6 +33,7 @@ class DiscountedUCB:
         self._exploration = exploration
         self._pulls = np.zeros(arms)
         self._gains = np.zeros(arms)
+        self._largest = 0.0
 
     def order(self, waiting: NDArray[np.int64]) -> list[int]:
         """Arms, the most promising first; arms never tried come before all others.
@@ -41,7 +43,7 @@ class DiscountedUCB:
         """
         pulls = self._pulls + waiting
         means = self._gains / np.maximum(self._pulls, 1e-12)
-        shares = means / max(float(means.max()), 1e-12)
+        shares = means / max(self._largest, 1e-12)
         bound = np.sqrt(np.log(max(np.e, float(pulls.sum()))) / np.maximum(pulls, 1e-12))
         scores = np.where(pulls > 0, shares + self._exploration * bound, np.inf)
         return [int(arm) for arm in np.argsort(-scores, kind="stable")]
@@ -52,11 +54,17 @@ class DiscountedUCB:
         self._gains *= self._discount
         self._pulls[arm] += 1.0
         self._gains[arm] += gain
+        self._largest = max(gain, self._largest * self._discount**0.5)
 
     def state_dict(self) -> State:
-        """Discounted counts and sums."""
-        return {"pulls": self._pulls.copy(), "gains": self._gains.copy()}
+        """Discounted counts and sums, and the largest gain."""
+        return {
+            "pulls": self._pulls.copy(),
+            "gains": self._gains.copy(),
+            "largest": self._largest,
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Go on exactly."""
         self._pulls, self._gains = state["pulls"].copy(), state["gains"].copy()
+        self._largest = state["largest"]

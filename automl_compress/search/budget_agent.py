@@ -148,7 +148,7 @@ class BudgetAgent(Strategy):
         self._replay = EpisodeReplay(self._mdp.steps, self._mdp.state_size)
         self._seen = Seen()
         self._start = WARM_UP
-        self._episodes = 0
+        self._episodes = self._walks = 0
         self._learner = ActorCritic(
             self._mdp.state_size + 1, 1, int(self.rng.integers(2**31)), LEARNING
         )
@@ -168,8 +168,9 @@ class BudgetAgent(Strategy):
         return asked
 
     def _episode(self) -> Indices:
-        """One walk under the next budget."""
-        share = self._shares[self._episodes % len(self._shares)]
+        """One walk under the next budget, so that none is walked in vain again and again."""
+        share = self._shares[self._walks % len(self._shares)]
+        self._walks += 1
         random = self._episodes < self._start or not len(self._replay)
         spread = NOISE.spread(max(0, self._episodes - self._start))
         levels = np.zeros(len(self.problem.space), dtype=np.int64)
@@ -246,6 +247,7 @@ class BudgetAgent(Strategy):
             "seen": self._seen.state_dict(),
             "start": self._start,
             "episodes": self._episodes,
+            "walks": self._walks,
             "replay": self._replay.state_dict(),
             "learner": self._learner.state_dict(),
         }
@@ -255,7 +257,7 @@ class BudgetAgent(Strategy):
         self.rng.bit_generator.state = state["rng"]
         self._seen.load_state_dict(state["seen"])
         self._start = state["start"]
-        self._episodes = state["episodes"]
+        self._episodes, self._walks = state["episodes"], state["walks"]
         self._replay.load_state_dict(state["replay"])
         self._learner.load_state_dict(state["learner"])
 

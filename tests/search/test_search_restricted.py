@@ -21,10 +21,12 @@ NETWORK = ToyNetwork(layers=4)
 ESTIMATOR = ToyEstimator(NETWORK)
 
 
-def _search(strategy: Strategy, count: int) -> list[Evaluation]:
+def _search(
+    strategy: Strategy, count: int, estimator: ToyEstimator = ESTIMATOR
+) -> list[Evaluation]:
     told: list[Evaluation] = []
     while len(told) < count:
-        evaluations = [ESTIMATOR.estimate(policy) for policy in strategy.ask(5)]
+        evaluations = [estimator.estimate(policy) for policy in strategy.ask(5)]
         if not evaluations:
             break
         strategy.tell(evaluations)
@@ -101,7 +103,7 @@ def test_bits_are_lowered_one_by_one_from_the_last_layer_until_they_fit() -> Non
 
 @pytest.mark.parametrize(("name", "metric"), [("amc", "macs"), ("haq", "size_bytes")])
 def test_without_a_constraint_budgets_cycle_over_a_front(name: str, metric: str) -> None:
-    problem = NETWORK.problem()
+    problem = ToyNetwork(layers=12).problem()
     strategy = build_strategy(name, problem, 0)
     part = strategy._part  # type: ignore[attr-defined]
     assert isinstance(part, BudgetAgent)
@@ -110,18 +112,21 @@ def test_without_a_constraint_budgets_cycle_over_a_front(name: str, metric: str)
     assert len(shares) == BUDGETS
     assert (np.diff(shares) < 0).all()
     full = part._budget.full
-    for episode, evaluation in enumerate(_search(strategy, 60)):
-        limit = shares[episode % BUDGETS] * full
-        assert evaluation.minimised(metric) <= limit * (1 + 1e-9)
+    costs = np.array([problem.cost(policy)[metric] for policy in strategy.ask(4 * BUDGETS)])
+    assert (costs <= shares[0] * full).all()
+    for limit in shares * full:
+        assert ((costs > 0.4 * limit) & (costs <= limit)).sum() >= 2
 
 
 @pytest.mark.parametrize("name", ["amc", "haq"])
 def test_a_constraint_is_the_budget(name: str) -> None:
     metric = "macs" if name == "amc" else "size_bytes"
-    problem = NETWORK.problem(constraints=[f"{metric} <= 0.2x"])
+    network = ToyNetwork(layers=12)
+    problem = network.problem(constraints=[f"{metric} <= 0.2x"])
     strategy = build_strategy(name, problem, 0)
     assert len(strategy._part._shares) == 1  # type: ignore[attr-defined]
-    costs = [e.minimised(metric) / NETWORK.baseline[metric] for e in _search(strategy, 50)]
+    told = _search(strategy, 40, ToyEstimator(network))
+    costs = [e.minimised(metric) / network.baseline[metric] for e in told]
     assert max(costs) <= 0.2
     assert max(costs[-10:]) > 0.1  # what is allowed is used
 
