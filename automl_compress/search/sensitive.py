@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.ddpg import DDPG
-from automl_compress.search.priors import mildest
 from automl_compress.search.restricted import Restricted, least_compressed
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Policy
@@ -59,7 +58,7 @@ class Sensitive(Strategy):
     def _cut_one_by_one(self) -> dict[str, tuple[int, Policy]]:
         """Gene and policy by the policy's key, for every channel gene."""
         space = self.problem.space
-        base = space.from_unit(np.full(len(space), mildest(self.problem)))
+        base = least_compressed(self.problem, ())
         probes = {}
         for gene in self._channels:
             cut = base.copy()
