@@ -18,8 +18,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from automl_compress.compress import DerivedSpace, gene_features, space_of_structure
+from automl_compress.compress import (
+    Compressor,
+    DerivedSpace,
+    gene_features,
+    layer_ranks,
+    low_rank_shares,
+    space_of_structure,
+)
+from automl_compress.compress.feature_ranks import IMAGES as RANKED_IMAGES
 from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
 from automl_compress.engine.engine import Engine, Listener, Race
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
@@ -37,11 +46,14 @@ from automl_compress.ledger import (
 )
 from automl_compress.pareto import spread_subset
 from automl_compress.search import Problem
-from automl_compress.space import Policy, SpaceRules, load_rules
+from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
 from automl_compress.workload import Workload
 
 REFERENCE: Final = "uniform"
 """Strategy that every study runs, if only to draw its line."""
+
+SENSITIVE: Final = "sensitive"
+"""Strategy that is told how many feature maps of each layer have a low rank."""
 
 PICKED_LOSSES: Final = (0.005, 0.01, 0.02)
 """Losses of accuracy at which the cheapest networks are always among the finalists."""
@@ -195,11 +207,26 @@ class Study:
             cost=compressor.cost,
             constraints=constraints,
             features=gene_features(derived.space, compressor.structure, compressor.cost),
+            sensitivity=_sensitivity(config, workload, derived.space, compressor),
         )
         manifest = _manifest(
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
         )
         return _Prepared(manifest, problem, search, test)
+
+
+def _sensitivity(
+    config: StudyConfig, workload: Workload, space: SearchSpace, compressor: Compressor
+) -> NDArray[np.float64]:
+    """(n_genes,) shares of low-rank feature maps, for the strategy that asks; else empty."""
+    if SENSITIVE not in config.strategies:
+        return np.zeros(0)
+    train = workload.splits.train
+    images = train.draw(min(RANKED_IMAGES, len(train)), config.estimate.seed)
+    ranks = layer_ranks(
+        compressor.model, compressor.structure, images.tensor(workload.normalization)
+    )
+    return low_rank_shares(space, ranks)
 
 
 def _costs(evaluation: Evaluation) -> list[str]:
