@@ -226,7 +226,7 @@ def test_removed_kernels_survive_every_repair(name: str, repair: Repair) -> None
         for layer_name in policy.of_kind("kernel_sparsity"):
             layers: Any = [n.get_submodule(layer_name) for n in (built, masked)]
             present = [layer.weight.flatten(2).abs().sum(dim=2) > 0 for layer in layers]
-            assert torch.equal(present[0], present[1])
+            assert not (present[0] & ~present[1]).any()  # small kernels may round to zero
 
 
 def test_reconstruction_helps_thinned_layers() -> None:
