@@ -18,16 +18,19 @@ def _late_gaussian_process(problem: Problem, seed: int) -> Strategy:
     return OptunaSearch(problem, seed, "gp", settings={"n_startup_trials": 60})
 
 
-@pytest.mark.parametrize("name", strategy_names())
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == "optuna-gp"))
+    for name in strategy_names()
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("check", STRATEGY_CHECKS, ids=lambda check: check.__name__)
 def test_strategies_conform(check: Check, name: str) -> None:
     check(_late_gaussian_process if name == "optuna-gp" else strategy_builder(name))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n == "optuna-gp")) for n in strategy_names()],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_strategies_ask_the_same_in_a_second_process(name: str) -> None:
     check_second_process(name)
 
