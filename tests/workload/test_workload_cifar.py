@@ -11,7 +11,7 @@ import torch
 from automl_compress.workload import DataConfig, Workload, WorkloadConfig, load_workload
 from automl_compress.workload.folder import FolderSource
 
-pytestmark = [pytest.mark.cifar, pytest.mark.slow]
+pytestmark = pytest.mark.cifar
 
 
 @pytest.fixture(autouse=True)
