@@ -1,6 +1,6 @@
 """What is compressed: a trained network, its images in three disjoint splits, and its task."""
 
-from automl_compress.workload.cache import cache_folder
+from automl_compress.workload.cache import cache_folder, replacing
 from automl_compress.workload.data import DataConfig
 from automl_compress.workload.factory import resolve
 from automl_compress.workload.images import ImageSet, Normalization
@@ -9,7 +9,12 @@ from automl_compress.workload.resnet_cifar import PadShortcut
 from automl_compress.workload.splits import Splits, load_splits
 from automl_compress.workload.torchvision_models import torchvision_example, torchvision_tasks
 from automl_compress.workload.weights import load_weights
-from automl_compress.workload.workload import Workload, WorkloadConfig, load_workload
+from automl_compress.workload.workload import (
+    Workload,
+    WorkloadConfig,
+    load_untrained,
+    load_workload,
+)
 
 __all__ = [
     "MODELS",
@@ -25,8 +30,10 @@ __all__ = [
     "cache_folder",
     "check_model_name",
     "load_splits",
+    "load_untrained",
     "load_weights",
     "load_workload",
+    "replacing",
     "resolve",
     "torchvision_example",
     "torchvision_tasks",

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from automl_compress.errors import WorkloadError
-from automl_compress.workload import resnet_cifar
+from automl_compress.workload import densenet_cifar, resnet_cifar, vgg_cifar
+from automl_compress.workload.alexnet_cifar import CifarAlexNet
 from automl_compress.workload.digits import DigitsCNN
 from automl_compress.workload.factory import is_factory, resolve, user_code
+from automl_compress.workload.mobilenet_cifar import CifarMobileNetV2
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ MODELS: Final[dict[str, ModelSpec]] = {
     "resnet44": ModelSpec(resnet_cifar.resnet44, _CIFAR),
     "resnet56": ModelSpec(resnet_cifar.resnet56, _CIFAR),
     "resnet110": ModelSpec(resnet_cifar.resnet110, _CIFAR),
+    "vgg16_bn": ModelSpec(vgg_cifar.vgg16_bn, _CIFAR),
+    "vgg19_bn": ModelSpec(vgg_cifar.vgg19_bn, _CIFAR),
+    "alexnet": ModelSpec(CifarAlexNet, _CIFAR),
+    "mobilenet_v2": ModelSpec(CifarMobileNetV2, _CIFAR),
+    "densenet40": ModelSpec(densenet_cifar.densenet40, _CIFAR),
     "digits_cnn": ModelSpec(DigitsCNN, (1, 8, 8), trained_here=True, data="digits"),
 }
 """Every shipped network by name."""

@@ -134,20 +134,41 @@ def load_workload(config: WorkloadConfig) -> Workload:
             f"an untrained network cannot be searched, but '{config.model}' has no weights; "
             f"add workload.weights: FILE"
         )
+    workload = load_untrained(config)
+    if spec is None or config.weights is not None:
+        return workload
+    model, splits, normalization = workload.model, workload.splits, workload.normalization
+    model.requires_grad_(True)
+    train_digits(model, splits.train, normalization, epochs=config.epochs, seed=config.seed)
+    return _workload(config, frozen(model), splits, normalization)
+
+
+def load_untrained(config: WorkloadConfig) -> Workload:
+    """The same with weights as they come: from the file, the factory or the initial draw.
+
+    Raises:
+        WorkloadError: network or data cannot be had, or they do not fit.
+    """
     splits = load_splits(config.data)
     normalization = load_normalization(config.data, splits.train)
-    args = dict(config.model_args)
-    if spec is not None:
-        args.setdefault("num_classes", len(splits.classes))
-    model = build_model(config.model, args, config.seed)
+    model = build_model(config.model, _arguments(config, splits), config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
     example = splits.train.tensor(normalization, 0, 1)
     _check_output(config.model, model, example, len(splits.classes))
-    if spec is not None and config.weights is None:
-        model.requires_grad_(True)
-        train_digits(model, splits.train, normalization, epochs=config.epochs, seed=config.seed)
-        frozen(model)
+    return _workload(config, model, splits, normalization)
+
+
+def _arguments(config: WorkloadConfig, splits: Splits) -> dict[str, Any]:
+    """What the constructor is called with; a shipped network is told the number of classes."""
+    told = {"num_classes": len(splits.classes)} if config.model in MODELS else {}
+    return {**told, **config.model_args}
+
+
+def _workload(
+    config: WorkloadConfig, model: nn.Module, splits: Splits, normalization: Normalization
+) -> Workload:
+    args = _arguments(config, splits)
     identity = _identity(config.model, args, model, splits, normalization)
     return Workload(config.model, model, splits, normalization, identity, arguments=args)
 

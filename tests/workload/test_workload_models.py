@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torchvision import models
 
 from automl_compress.workload import (
     MODELS,
@@ -71,12 +72,22 @@ def test_shipped_models_give_one_logit_a_class(name: str) -> None:
         ("resnet44", 658_586),
         ("resnet56", 853_018),
         ("resnet110", 1_727_962),
+        # The convolutions of Simonyan & Zisserman 2015, D and E: 14,710,464 and 20,018,880.
+        ("vgg16_bn", 14_710_464 + 2 * 4_224 + 5_130),
+        ("vgg19_bn", 20_018_880 + 2 * 5_504 + 5_130),
+        # Huang et al. 2017, table 2: 1.0 million.
+        ("densenet40", 1_019_722),
         ("digits_cnn", 48_818),
     ],
 )
 def test_sizes(name: str, parameters: int) -> None:
     model = build_model(name, {})
     assert sum(value.numel() for value in model.parameters()) == parameters
+
+
+def test_mobilenet_has_the_weights_of_the_paper_s_at_other_strides() -> None:
+    ours, theirs = build_model("mobilenet_v2", {}), models.mobilenet_v2(num_classes=10)
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
 
 
 def test_resnet_names_its_parts_as_the_common_port_does() -> None:
