@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from automl_compress.engine import Study
     from automl_compress.errors import CompressError, InputError
     from automl_compress.ledger import StudyResult
+    from automl_compress.recover.recovery import recover
     from automl_compress.report import write_report
     from automl_compress.space import Gene, Policy, SearchSpace, SpaceRules, load_rules
-    from automl_compress.workload import Workload, WorkloadConfig, load_workload
+    from automl_compress.workload import (
+        ImageSet,
+        Normalization,
+        Workload,
+        WorkloadConfig,
+        load_workload,
+    )
 
 _PLACES = {
     "CompressError": "automl_compress.errors",
@@ -33,6 +40,8 @@ _PLACES = {
     "StudyResult": "automl_compress.ledger",
     "Workload": "automl_compress.workload",
     "WorkloadConfig": "automl_compress.workload",
+    "ImageSet": "automl_compress.workload",
+    "Normalization": "automl_compress.workload",
     "cost": "automl_compress.compress",
     "load_packed": "automl_compress.deploy",
     "load_rules": "automl_compress.space",
@@ -41,11 +50,18 @@ _PLACES = {
     "write_report": "automl_compress.report",
 }
 
+_CALLABLE_PACKAGES = {
+    "compress": "automl_compress.compress",
+    "recover": "automl_compress.recover",
+}
+
 __all__ = [
     "CompressError",
     "Compressor",
     "Gene",
+    "ImageSet",
     "InputError",
+    "Normalization",
     "Policy",
     "SearchSpace",
     "SpaceRules",
@@ -58,14 +74,15 @@ __all__ = [
     "load_packed",
     "load_rules",
     "load_workload",
+    "recover",
     "save_packed",
     "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compress":
-        return importlib.import_module("automl_compress.compress")
+    if name in _CALLABLE_PACKAGES:
+        return importlib.import_module(_CALLABLE_PACKAGES[name])
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)

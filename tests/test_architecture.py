@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "compress": {"space"},
     "deploy": {"space", "workload", "compress"},
     "evaluate": {"space", "workload", "compress", "pareto"},
+    "recover": {"space", "workload", "compress"},
     "ledger": {"space", "evaluate", "pareto"},
     "search": {"space", "evaluate", "pareto"},
     "engine": {"space", "workload", "compress", "evaluate", "ledger", "search", "pareto"},
@@ -36,10 +37,13 @@ MAY_IMPORT = {
         "ledger",
         "engine",
         "report",
+        "recover",
         "evaluate",
         "search",
     },
-    "__init__": {"space", "workload", "compress", "deploy", "ledger", "engine", "report"},
+    "__init__": {
+        *("space", "workload", "compress", "deploy", "ledger", "engine", "report", "recover"),
+    },
     "__main__": {"cli"},
 }
 
@@ -73,6 +77,7 @@ NEVER = {
     "compress": {"ray", "pymoo", "optuna"},
     "deploy": {"ray", "pymoo", "optuna", "pandas"},
     "evaluate": {"ray", "pymoo", "optuna"},
+    "recover": {"ray", "pymoo", "optuna", "yaml", "pandas"},
 }
 
 # torch is loaded by learners only; the other strategies run where it is slow to load.

@@ -23,6 +23,7 @@ assert evaluation.ok, evaluation.reason
 smaller = ac.compress(workload.model, space.largest, x)
 ac.save_packed(smaller, "smaller.packed", space.largest, architecture="digits_cnn")
 assert (ac.load_packed("smaller.packed")(x) == smaller(x)).all()
+ac.recover(workload.model, space.largest, workload.splits.train, epochs=1, device="cpu")(x)
 """
 
 

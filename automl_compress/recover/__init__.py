@@ -1,0 +1,105 @@
+"""Training: baselines, sparsity before a search, and the recovery of what it found.
+
+Names are imported on first use, so that a process that needs no torch does not load it. The
+package is callable, because `automl_compress.recover` is both this package and the function that
+users call: `import automl_compress as ac; ac.recover(model, policy, images)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from automl_compress.recover.baseline import (
+        SparsitySettings,
+        Trained,
+        channel_statistics,
+        read_card,
+        train_network,
+    )
+    from automl_compress.recover.measurement import Measurement, measure
+    from automl_compress.recover.recovery import Recovered, recover, recover_policy
+    from automl_compress.recover.settings import (
+        BASELINE,
+        Augmentation,
+        RecoverySettings,
+        TrainingSettings,
+        find_device,
+        section_of,
+    )
+    from automl_compress.recover.training import Listener, Standing
+    from automl_compress.space import Policy
+    from automl_compress.workload import ImageSet, Normalization
+
+_PLACES = {
+    "BASELINE": "automl_compress.recover.settings",
+    "Augmentation": "automl_compress.recover.settings",
+    "Listener": "automl_compress.recover.training",
+    "Measurement": "automl_compress.recover.measurement",
+    "Recovered": "automl_compress.recover.recovery",
+    "RecoverySettings": "automl_compress.recover.settings",
+    "SparsitySettings": "automl_compress.recover.baseline",
+    "Standing": "automl_compress.recover.training",
+    "Trained": "automl_compress.recover.baseline",
+    "TrainingSettings": "automl_compress.recover.settings",
+    "channel_statistics": "automl_compress.recover.baseline",
+    "find_device": "automl_compress.recover.settings",
+    "measure": "automl_compress.recover.measurement",
+    "read_card": "automl_compress.recover.baseline",
+    "recover": "automl_compress.recover.recovery",
+    "recover_policy": "automl_compress.recover.recovery",
+    "section_of": "automl_compress.recover.settings",
+    "train_network": "automl_compress.recover.baseline",
+}
+
+__all__ = [
+    "BASELINE",
+    "Augmentation",
+    "Listener",
+    "Measurement",
+    "Recovered",
+    "RecoverySettings",
+    "SparsitySettings",
+    "Standing",
+    "Trained",
+    "TrainingSettings",
+    "channel_statistics",
+    "find_device",
+    "measure",
+    "read_card",
+    "recover",
+    "recover_policy",
+    "section_of",
+    "train_network",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+class _CallablePackage(ModuleType):
+    """This package, callable as the function `recovery.recover`."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        policy: Policy,
+        images: ImageSet,
+        normalization: Normalization | None = None,
+        **settings: Any,
+    ) -> nn.Module:
+        """Build and train the network a policy describes; see `recovery.recover`."""
+        from automl_compress.recover.recovery import recover
+
+        return recover(model, policy, images, normalization, **settings)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

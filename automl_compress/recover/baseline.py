@@ -1,0 +1,211 @@
+"""Training from scratch, and sparsity training of a network that is trained."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from automl_compress.compress import trace
+from automl_compress.errors import InputError
+from automl_compress.recover.losses import CrossEntropy
+from automl_compress.recover.measurement import measure
+from automl_compress.recover.recovery import state_hash
+from automl_compress.recover.settings import TrainingSettings, find_device
+from automl_compress.recover.sparsity import GroupLasso, Penalty, ScalePenalty
+from automl_compress.recover.training import Listener, Trainer, hear_nothing
+from automl_compress.settings import Section
+from automl_compress.workload import ImageSet, Workload, replacing
+
+Method = Literal["bn-scales", "group-lasso"]
+METHODS: Final = ("bn-scales", "group-lasso")
+CARD_VERSION: Final = 1
+_PIXELS: Final = 2**24
+
+
+@dataclass(frozen=True)
+class SparsitySettings:
+    """What drives channels towards zero.
+
+    Args:
+        method: `bn-scales` or `group-lasso`, see `sparsity`.
+        strength: of the penalty.
+    """
+
+    method: Method = "bn-scales"
+    strength: float = 1e-4
+
+    @classmethod
+    def read(cls, section: Section) -> SparsitySettings:
+        """The settings of a section, which stays open."""
+        return cls(
+            section.choice("method", METHODS, cls.method),  # type: ignore[arg-type]
+            section.number("strength", float, cls.strength, low=0.0),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network and how it came about.
+
+    Args:
+        network: on the processor, in evaluation mode.
+        card: what its card says, plain JSON.
+    """
+
+    network: nn.Module
+    card: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        """Write the weights, and the card beside them as `.json`; each whole or not at all."""
+        state = {n: v.detach().contiguous() for n, v in self.network.state_dict().items()}
+        content = safetensors.torch.save(state)
+        card = {**self.card, "weights": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+        with replacing(path) as file:
+            file.write(content)
+        with replacing(card_path(path)) as file:
+            file.write((json.dumps(card, indent=1) + "\n").encode())
+
+
+def card_path(weights: Path) -> Path:
+    """Where the card of a file of weights lies."""
+    return weights.with_suffix(".json")
+
+
+def read_card(weights: Path) -> dict[str, Any] | None:
+    """The card beside a file of weights; None where there is none.
+
+    Raises:
+        InputError: it is broken, or of a newer version.
+    """
+    path = card_path(weights)
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        version = card["version"]
+    except (OSError, ValueError, KeyError, TypeError) as reason:
+        raise InputError(
+            f"'{path}' must be the card of '{weights.name}', but is broken; remove it"
+        ) from reason
+    if version > CARD_VERSION:
+        raise InputError(
+            f"the version of '{path}' must be at most {CARD_VERSION}, but is {version}; use a "
+            "newer automl-compress"
+        )
+    result: dict[str, Any] = card
+    return result
+
+
+def train_network(
+    workload: Workload,
+    settings: TrainingSettings,
+    sparsity: SparsitySettings | None = None,
+    checkpoint: Path | None = None,
+    listener: Listener = hear_nothing,
+) -> Trained:
+    """Train a workload's network on its training images, from the weights it has.
+
+    The search-validation images are not trained on; they are measured after every epoch. They
+    should come from the training half, so that the test half stays whole.
+
+    Args:
+        workload: the network, which is not changed, and its data.
+        settings: how.
+        sparsity: a penalty beside the labels' loss.
+        checkpoint: see `Trainer.run`.
+        listener: hears how far it has come.
+
+    Raises:
+        InputError: the device is not there, or the checkpoint is broken or another training's.
+        EngineError: the loss is not finite.
+        InterruptedStudy: the user stopped it.
+    """
+    start = time.monotonic()
+    device = find_device(settings.device)
+    network = copy.deepcopy(workload.model).requires_grad_(True).to(device)
+    penalty = None if sparsity is None else _penalty(network, workload, sparsity)
+    before = None if penalty is None else penalty.value()
+    described = {"training": settings.to_dict(), "sparsity": _plain(sparsity)}
+    parts = (workload.identity, state_hash(workload.model), described)
+    trainer = Trainer(
+        network,
+        workload.splits.train,
+        workload.normalization,
+        settings,
+        CrossEntropy(settings.label_smoothing),
+        hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+        after_backward=penalty,
+        judges=workload.splits.validation,
+    )
+    trainer.run(checkpoint, listener)
+    trainer.use_average()
+    splits = workload.splits
+    accuracy = {
+        name: measure(network, images, workload.normalization, device).accuracy
+        for name, images in (("held_out", splits.validation), ("test", splits.test))
+    }
+    card = {
+        "version": CARD_VERSION,
+        "model": workload.name,
+        "accuracy": accuracy,
+        **described,
+        "images": {
+            name: {"images": len(part), "content_hash": part.content_hash}
+            for name, part in (
+                ("train", splits.train),
+                ("held_out", splits.validation),
+                ("test", splits.test),
+            )
+        },
+        "classes": list(workload.classes),
+        "steps": trainer.steps,
+        "seconds": round(time.monotonic() - start, 1),
+        "device": str(device),
+        "torch": torch.__version__,
+    }
+    if penalty is not None:
+        card["penalty"] = {"before": before, "after": penalty.value()}
+    result = network.cpu().to(memory_format=torch.contiguous_format).eval()
+    return Trained(result.requires_grad_(False), card)
+
+
+def _penalty(network: nn.Module, workload: Workload, settings: SparsitySettings) -> Penalty:
+    if settings.method == "bn-scales":
+        return ScalePenalty(network, settings.strength)
+    return GroupLasso(
+        network, trace(workload.model, workload.example_input())[1], settings.strength
+    )
+
+
+def _plain(settings: SparsitySettings | None) -> dict[str, Any] | None:
+    return None if settings is None else dataclasses.asdict(settings)
+
+
+def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel on the 0..1 scale, to four digits.
+
+    Args:
+        images: 8-bit images, a memory map is read in pieces.
+    """
+    channels = images.shape[0]
+    total, squares, count = np.zeros(channels), np.zeros(channels), 0
+    rows = max(1, _PIXELS // images.images[0].size)
+    for start in range(0, len(images), rows):
+        values = np.asarray(images.images[start : start + rows], dtype=np.float64) / 255
+        total += values.sum((0, 2, 3))
+        squares += np.square(values).sum((0, 2, 3))
+        count += values[:, 0].size
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
+    return tuple(map(float, mean.round(4))), tuple(map(float, std.round(4)))

@@ -1,0 +1,90 @@
+"""Training batches: which images, how they are changed, and how they become network input."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from automl_compress.errors import WorkloadError
+from automl_compress.recover.augment import augment
+from automl_compress.recover.settings import Augmentation
+from automl_compress.workload import ImageSet, Normalization
+
+RESIDENT_BYTES: Final = 4 * 2**30
+"""Images up to so many bytes are kept on the device; larger sets are read batch by batch."""
+
+_ORDER, _CHANGES = 0, 1
+
+
+class Batches:
+    """Batches of an endless training; every step's batch depends on seed and step alone.
+
+    Args:
+        images: uint8 or normalised float32 images; may be a memory map.
+        normalization: turns 8-bit pixels into input.
+        size: images a batch, or all of them where there are fewer.
+        augmentation: how images are changed.
+        seed: decides order and changes.
+        device: where the batches lie.
+
+    Raises:
+        WorkloadError: there are fewer than two images.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        normalization: Normalization,
+        size: int,
+        augmentation: Augmentation,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        if len(images) < 2:
+            raise WorkloadError(f"training needs 2 images or more, but has {len(images)}; add some")
+        self.size = min(size, len(images))
+        self.steps = len(images) // self.size
+        self._images = images
+        self._augmentation = augmentation
+        self._seed = seed
+        self._device = device
+        self._resident: Tensor | None = None
+        if images.images.nbytes <= RESIDENT_BYTES:
+            self._resident = torch.from_numpy(np.array(images.images)).to(device)
+        self._labels = torch.from_numpy(images.labels.copy()).to(device)
+        self._raw = images.images.dtype == np.uint8
+        mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
+        self._mean = mean.view(1, -1, 1, 1).to(device)
+        self._std = std.view(1, -1, 1, 1).to(device)
+        fill = (mean * 255).round().to(torch.uint8) if self._raw else torch.zeros(images.shape[0])
+        self._fill = fill.to(device)
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Input (size, c, h, w) float32 and labels (size,) of a step, counted from 0."""
+        epoch, place = divmod(step, self.steps)
+        if self._order[0] != epoch:
+            generator = _generator(self._seed, _ORDER, epoch)
+            self._order = (epoch, torch.randperm(len(self._images), generator=generator))
+        rows = self._order[1][place * self.size : (place + 1) * self.size]
+        generator = _generator(self._seed, _CHANGES, step)
+        changed = augment(self._pixels(rows), self._augmentation, self._fill, generator)
+        labels = self._labels[rows.to(self._device)]
+        if not self._raw:
+            return changed, labels
+        return changed.float().div_(255).sub_(self._mean).div_(self._std), labels
+
+    def _pixels(self, rows: Tensor) -> Tensor:
+        if self._resident is not None:
+            return self._resident[rows.to(self._device)]
+        ordered = rows.sort().values.numpy()  # a file is read forward
+        back = torch.from_numpy(np.argsort(np.argsort(rows.numpy())))
+        return torch.from_numpy(np.array(self._images.images[ordered]))[back].to(self._device)
+
+
+def _generator(seed: int, purpose: int, place: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, purpose, place]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

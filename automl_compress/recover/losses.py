@@ -1,0 +1,149 @@
+"""What training minimises: the labels' cross-entropy, and the distance to a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Loss: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Scalar loss of a network on inputs (n, c, h, w) and labels (n,)."""
+
+
+class CrossEntropy:
+    """Cross-entropy of the labels.
+
+    Args:
+        smoothing: share of the target spread over all classes.
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self._smoothing = smoothing
+
+    def __call__(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the images."""
+        return F.cross_entropy(network(inputs).float(), labels, label_smoothing=self._smoothing)
+
+
+class Distillation:
+    """Cross-entropy of the labels, mixed with the distance to a teacher (Hinton et al. 2015).
+
+    Args:
+        teacher: in evaluation mode, on the device of the training.
+        share: of the teacher's part, in [0, 1].
+        temperature: both outputs are divided by it; the gradient's size is kept.
+        smoothing: label smoothing of the labels' part.
+        features: weight of the attention maps' distance.
+        points: names of the modules whose attention maps are compared, see `attention_points`.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        share: float,
+        temperature: float,
+        smoothing: float = 0.0,
+        features: float = 0.0,
+        points: Sequence[str] = (),
+    ) -> None:
+        self._teacher = teacher
+        self._share = share
+        self._temperature = temperature
+        self._smoothing = smoothing
+        self._features = features
+        self._points = tuple(points) if features else ()
+
+    def __call__(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the images."""
+        with torch.no_grad(), _watched(self._teacher, self._points) as wanted:
+            target = self._teacher(inputs).float()
+        with _watched(network, self._points) as found:
+            outputs = network(inputs).float()
+        of_labels = F.cross_entropy(outputs, labels, label_smoothing=self._smoothing)
+        loss = torch.lerp(of_labels, divergence(outputs, target, self._temperature), self._share)
+        for name in self._points:
+            loss = loss + self._features * attention_distance(found[name], wanted[name])
+        return loss
+
+
+def divergence(outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of softened class probabilities, times temperature squared.
+
+    Args:
+        outputs: (n, classes) logits of the student.
+        target: (n, classes) logits of the teacher.
+        temperature: above 0.
+    """
+    return temperature**2 * F.kl_div(
+        (outputs / temperature).log_softmax(1),
+        (target / temperature).log_softmax(1),
+        log_target=True,
+        reduction="batchmean",
+    )
+
+
+def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of attention maps, which do not depend on the number of channels.
+
+    An attention map is the mean of the squared activations over the channels, scaled to length 1
+    (Zagoruyko & Komodakis 2017, eq. 2).
+
+    Args:
+        student: (n, c, h, w).
+        teacher: (n, c', h, w).
+    """
+    maps = [x.float().pow(2).mean(1).flatten(1) for x in (student, teacher)]
+    return (F.normalize(maps[0]) - F.normalize(maps[1])).pow(2).sum(1).mean()
+
+
+def attention_points(network: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """The last module before every change of the resolution, in the network's order.
+
+    Args:
+        network: the teacher.
+        example: (1, c, h, w).
+    """
+    last: dict[torch.Size, str] = {}
+    handles = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
+                last.pop(output.shape[2:], None)
+                last[output.shape[2:]] = name
+
+        return hook
+
+    for name, module in network.named_modules():
+        if name:
+            handles.append(module.register_forward_hook(watch(name)))
+    try:
+        with torch.no_grad():
+            network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(last.values())
+
+
+@contextmanager
+def _watched(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What modules give inside, by name."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    handles = [network.get_submodule(n).register_forward_hook(keep(n)) for n in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,202 @@
+"""Quantization-aware training with learned step sizes (LSQ; Esser et al. 2020).
+
+`make_learnable` turns the quantized layers of a compressed network into a form whose forward
+computes the very same, but from weights that are not rounded yet and from steps that are
+parameters; `freeze` turns it back into plain quantized layers, integers times scale, with the same
+outputs bit for bit. Rounding passes gradients straight through inside the grid and stops them
+outside. Weights have a step per output channel, inputs one per layer (the paper has one per layer
+for both).
+
+Training starts from weights as they were before rounding, with the steps the search used.
+Measured on ResNet-20 (CIFAR-10, 2,000 test images) at 39 % of the MACs and 3-bit weights, after
+200 steps of 64 images with distillation: 72.4 % from 64.5 %; 69.1 % with steps that stay as they
+are; 66.4 % from rounded weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from automl_compress.compress.modules import become
+from automl_compress.compress.quantize import (
+    InputQuantizer,
+    QuantizedConv2d,
+    QuantizedLinear,
+    levels,
+    quantize_weight,
+)
+
+SMALLEST: Final = 0.01
+"""A step stays above this share of its first value: at zero it would not come back."""
+
+
+class RoundToGrid(torch.autograd.Function):
+    """Rounds to integers times a step; both the values and the step have gradients.
+
+    With v/s inside the grid, dy/dv = 1 and dy/ds = round(v/s) - v/s; outside, dy/dv = 0 and dy/ds
+    is the grid's end (Esser et al. 2020, eqs. 3 and 5), times `gain`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, gain: float) -> Tensor:
+        """Round `x` to `low..high` times `step`, which broadcasts; in float32."""
+        ctx.save_for_backward(x, step)
+        ctx.grid = (low, high, gain)
+        return (x.float() / step).round().clamp(low, high) * step
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Gradients of `x` and `step`."""
+        x, step = ctx.saved_tensors
+        low, high, gain = ctx.grid
+        scaled = x.float() / step
+        inside = (scaled >= low) & (scaled <= high)
+        slope = torch.where(inside, scaled.round() - scaled, scaled.clamp(low, high))
+        of_step = (gradient * slope).sum_to_size(step.shape) * gain
+        return (gradient * inside).to(x.dtype), of_step, None, None, None
+
+
+def step_gain(values: int, highest: int) -> float:
+    """Scale of a step's gradient that makes its relative change like the weights'.
+
+    Args:
+        values: how many values the step rounds (of one image, for inputs).
+        highest: largest integer of the grid.
+    """
+    return 1.0 / math.sqrt(values * highest)  # Esser et al. 2020, section 2.2
+
+
+class LearnedInputQuantizer(InputQuantizer):
+    """An input quantizer whose step is a parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round (n, ...) to the nearest level."""
+        gain = step_gain(x[0].numel(), self.high)
+        rounded: Tensor = RoundToGrid.apply(x, self.scale, self.low, self.high, gain)
+        return rounded
+
+
+def _rounded_weight(layer: Any) -> Tensor:
+    """A layer's weights as its forward uses them."""
+    weight: Tensor = layer.weight
+    if layer.weight_bits is None:
+        return weight
+    bound = levels(layer.weight_bits)
+    step = layer.weight_scale.view(-1, *[1] * (weight.dim() - 1))
+    gain = step_gain(weight[0].numel(), bound)
+    rounded: Tensor = RoundToGrid.apply(weight, step, -bound, bound, gain)
+    return rounded
+
+
+class LearnedConv2d(QuantizedConv2d):
+    """A quantized convolution in training: `weight` is not rounded yet, steps are parameters."""
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
+        """Convolve (n, in, h, w) to (n, out, h', w')."""
+        if self.input_quantizer is not None:
+            input = self.input_quantizer(input)
+        output: Tensor = self._conv_forward(input, _rounded_weight(self), self.bias)
+        return output
+
+
+class LearnedLinear(QuantizedLinear):
+    """A quantized linear layer in training; see `LearnedConv2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
+        """Map (..., in) to (..., out)."""
+        if self.input_quantizer is not None:
+            input = self.input_quantizer(input)
+        return F.linear(input, _rounded_weight(self), self.bias)
+
+
+_LEARNED: Final[dict[type[nn.Module], type[nn.Module]]] = {
+    QuantizedConv2d: LearnedConv2d,
+    QuantizedLinear: LearnedLinear,
+    InputQuantizer: LearnedInputQuantizer,
+}
+_FROZEN: Final = {learned: frozen for frozen, learned in _LEARNED.items()}
+
+
+def make_learnable(
+    network: nn.Module, weights: Mapping[str, Tensor], learned_steps: bool = True
+) -> None:
+    """Make the quantized layers of a network trainable, in place.
+
+    Args:
+        network: a compressed network with tensors of its own.
+        weights: weights before rounding by layer name, from which training starts; layers that
+            are missing start from their rounded weights.
+        learned_steps: whether steps change.
+    """
+    for name, module in list(network.named_modules()):
+        if type(module) not in _LEARNED:
+            continue
+        if name in weights and not isinstance(module, InputQuantizer):
+            with torch.no_grad():
+                module.get_parameter("weight").copy_(weights[name])
+        become(module, _with_class(module, _LEARNED[type(module)]))
+        for buffer in ("scale", "weight_scale"):
+            if buffer in module._buffers:
+                step = module._buffers.pop(buffer)
+                assert step is not None
+                module._parameters[buffer] = nn.Parameter(step, learned_steps)
+
+
+def freeze(network: nn.Module) -> None:
+    """Turn layers that `make_learnable` made into plain quantized ones, in place."""
+    for module in list(network.modules()):
+        if type(module) not in _FROZEN:
+            continue
+        for parameter in ("scale", "weight_scale"):
+            if parameter in module._parameters:
+                step = module._parameters.pop(parameter)
+                assert step is not None
+                module._buffers[parameter] = step.detach()
+        become(module, _with_class(module, _FROZEN[type(module)]))
+        bits = getattr(module, "weight_bits", None)
+        if bits is not None:
+            with torch.no_grad():
+                weight = module.get_parameter("weight")
+                weight.copy_(quantize_weight(weight, module.get_buffer("weight_scale"), bits))
+
+
+def _with_class(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    result = object.__new__(kind)
+    result.__dict__.update(vars(module))
+    return result
+
+
+class Limits:
+    """What no step of the training may break: kernels that are zero stay zero, steps positive.
+
+    Args:
+        network: as training starts, its kernels (the 2-D filters between two channels) that are
+            zero and its steps taken as they are.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._kernels: list[tuple[Tensor, Tensor]] = []
+        self._steps: list[tuple[nn.Parameter, Tensor]] = []
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                alive = module.weight.detach().ne(0).flatten(2).any(2)[:, :, None, None]
+                if not bool(alive.all()):
+                    self._kernels.append((module.weight, alive))
+            for name in ("scale", "weight_scale"):
+                step = module._parameters.get(name)
+                if step is not None:
+                    self._steps.append((step, SMALLEST * step.detach()))
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Put back, in place, what an optimizer's step broke."""
+        for weight, alive in self._kernels:
+            weight.mul_(alive)
+        for step, least in self._steps:
+            step.clamp_(min=least)

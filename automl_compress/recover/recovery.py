@@ -1,0 +1,224 @@
+"""From a policy to a network that has its accuracy back."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automl_compress.compress import Compressor
+from automl_compress.compress.batchnorm import measurable_norms, recalibrate
+from automl_compress.compress.quantize import QuantizedConv2d, QuantizedLinear
+from automl_compress.recover.losses import Distillation, attention_points
+from automl_compress.recover.lsq import Limits, freeze, make_learnable
+from automl_compress.recover.measurement import measure
+from automl_compress.recover.settings import RecoverySettings, find_device, section_of
+from automl_compress.recover.training import Listener, Trainer, hear_nothing
+from automl_compress.space import Policy
+from automl_compress.workload import ImageSet, Normalization
+
+_BITS: Final = ("weight_bits", "activation_bits")
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """A trained compressed network.
+
+    Args:
+        network: as `compress` builds it, with other weights; on the processor, in evaluation
+            mode.
+        chosen: which state of it was kept: `averaged` or `last`, and `, new statistics` where
+            those of BatchNorm were measured again.
+        steps: of the training.
+        seconds: what this process spent on it.
+    """
+
+    network: nn.Module
+    chosen: str
+    steps: int
+    seconds: float
+
+
+def recover(
+    model: nn.Module,
+    policy: Policy,
+    images: ImageSet,
+    normalization: Normalization | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """Build the smaller network a policy describes and train it to be like the original.
+
+    Args:
+        model: the trained network; not changed.
+        policy: kept channels and bits.
+        images: training images; `ImageSet.of(pixels, labels)` makes them from arrays.
+        normalization: what turns their pixels into the network's input; None scales to 0..1.
+        **settings: those of `RecoverySettings` and its training, such as `epochs=10`.
+
+    Returns:
+        The network in evaluation mode, as `compress` builds it.
+
+    Raises:
+        InputError: a setting is wrong, or the policy does not fit the network.
+        EngineError: the loss is not finite.
+    """
+    chosen = RecoverySettings.from_section(section_of(**settings))
+    scaling = normalization or Normalization.unit(images.shape[0])
+    count = min(chosen.calibration_images, len(images))
+    calibration = images.draw(count, chosen.training.seed).tensor(scaling)
+    compressor = Compressor(model, calibration[:1], calibration)
+    return recover_policy(compressor, policy, images, scaling, chosen).network
+
+
+def recover_policy(
+    compressor: Compressor,
+    policy: Policy,
+    images: ImageSet,
+    normalization: Normalization,
+    settings: RecoverySettings,
+    checkpoint: Path | None = None,
+    listener: Listener = hear_nothing,
+) -> Recovered:
+    """The same with a compressor that is at hand, which decides where training starts.
+
+    Args:
+        compressor: of the original network.
+        policy: kept channels and bits.
+        images: training images.
+        normalization: turns their pixels into input.
+        settings: how.
+        checkpoint: see `Trainer.run`.
+        listener: hears how far it has come.
+
+    Raises:
+        SpaceError: the policy does not fit the network.
+        InputError: the checkpoint is broken or another training's.
+        EngineError: the loss is not finite.
+        InterruptedStudy: the user stopped it.
+    """
+    start = time.monotonic()
+    device = find_device(settings.training.device)
+    fitted, judges = _held_out(images, settings)
+    network = _starting_network(compressor, policy, settings.learned_steps).to(device)
+    trainer = Trainer(
+        network,
+        fitted,
+        normalization,
+        settings.training,
+        _loss(compressor.model, images.tensor(normalization, 0, 1), settings, device),
+        _identity(compressor.model, policy, images, normalization, settings),
+        after_step=Limits(network),
+        judges=judges,
+    )
+    trainer.run(checkpoint, listener)
+    last = copy.deepcopy(network)
+    trainer.use_average()
+    candidates = {"averaged": network, "last": last}
+    for candidate in candidates.values():
+        freeze(candidate)
+    chosen = "averaged"
+    if judges is not None:
+        candidates |= _with_new_statistics(candidates, fitted, normalization, settings, device)
+        losses = {n: measure(c, judges, normalization, device).loss for n, c in candidates.items()}
+        chosen = min(losses, key=losses.__getitem__)
+    result = candidates[chosen].cpu().to(memory_format=torch.contiguous_format).eval()
+    return Recovered(result, chosen, trainer.steps, time.monotonic() - start)
+
+
+def _held_out(images: ImageSet, settings: RecoverySettings) -> tuple[ImageSet, ImageSet | None]:
+    """Images for training, and those that no step sees."""
+    count = int(settings.held_out * len(images))
+    if not count:
+        return images, None
+    order = np.random.default_rng(settings.training.seed).permutation(len(images))
+    return images.take(np.sort(order[count:])), images.take(np.sort(order[:count]))
+
+
+def _starting_network(compressor: Compressor, policy: Policy, learned_steps: bool) -> nn.Module:
+    """The compressed network in its trainable form.
+
+    Rounded weights start from what they were before rounding, and everything else from the
+    repaired network that the search measured.
+    """
+    network = copy.deepcopy(compressor.build(policy)).requires_grad_(True)
+    whole = Policy({n: v for n, v in policy.items() if n.partition(":")[0] not in _BITS})
+    unrounded = compressor.build(whole)
+    weights: dict[str, Tensor] = {
+        name: unrounded.get_submodule(name).get_parameter("weight")
+        for name, module in network.named_modules()
+        if isinstance(module, QuantizedConv2d | QuantizedLinear)
+    }
+    make_learnable(network, weights, learned_steps)
+    return network
+
+
+def _loss(
+    original: nn.Module, example: Tensor, settings: RecoverySettings, device: torch.device
+) -> Distillation:
+    points = attention_points(original, example) if settings.features else ()
+    teacher = copy.deepcopy(original).to(device).to(memory_format=torch.channels_last)
+    return Distillation(
+        teacher,
+        settings.distill,
+        settings.temperature,
+        settings.training.label_smoothing,
+        settings.features,
+        points,
+    )
+
+
+def _with_new_statistics(
+    candidates: Mapping[str, nn.Module],
+    images: ImageSet,
+    normalization: Normalization,
+    settings: RecoverySettings,
+    device: torch.device,
+) -> dict[str, nn.Module]:
+    """Copies of networks with BatchNorm statistics of some training images."""
+    count = min(settings.calibration_images, len(images))
+    drawn = images.draw(count, settings.training.seed).tensor(normalization).to(device)
+    found: dict[str, nn.Module] = {}
+    for name, network in candidates.items():
+        if measurable_norms(network):
+            renewed = copy.deepcopy(network)
+            with torch.no_grad():
+                recalibrate(renewed, drawn)
+            found[f"{name}, new statistics"] = renewed
+    return found
+
+
+def _identity(
+    original: nn.Module,
+    policy: Policy,
+    images: ImageSet,
+    normalization: Normalization,
+    settings: RecoverySettings,
+) -> str:
+    """Hash of everything that decides the result but the device's arithmetic."""
+    parts = (
+        state_hash(original),
+        policy.key,
+        images.content_hash,
+        [normalization.mean, normalization.std],
+        settings.to_dict(),
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def state_hash(network: nn.Module) -> str:
+    """SHA-256 (hex) of a network's tensors and their names."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,223 @@
+"""How networks are trained: one set of settings for baselines, sparsity and recovery."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import torch
+
+from automl_compress.errors import InputError
+from automl_compress.settings import Origin, Section
+
+Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: Final = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images.
+
+    Args:
+        crop: pixels an image is moved by at most, each way; black pixels come in. None is an
+            eighth of its height.
+        flip: whether half of the images are mirrored.
+        cutout: side of a square that is blotted out, in pixels; 0 for none (DeVries & Taylor
+            2017).
+    """
+
+    crop: int | None = None
+    flip: bool = True
+    cutout: int = 0
+
+    @classmethod
+    def from_section(cls, section: Section) -> Augmentation:
+        """Read and close the mapping below `augment`."""
+        found = cls(
+            section.number("crop", int, cls.crop, low=0),
+            section.get("flip", bool, cls.flip),
+            section.number("cutout", int, cls.cutout, low=0),
+        )
+        section.close()
+        return found
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """SGD with Nesterov momentum, a linear warm-up and a cosine to zero.
+
+    Args:
+        epochs: passes over the training images.
+        batch: images a step.
+        rate: highest learning rate.
+        warmup: share of the steps in which the rate rises.
+        momentum: of SGD.
+        weight_decay: of tensors with two axes or more; vectors are not decayed.
+        label_smoothing: share of the target spread over all classes.
+        average: decay of the exponential average of the weights; 0 for none.
+        augment: random changes of the images.
+        seed: decides order and changes of the images, and dropout.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: of the products; `auto` is bfloat16 on devices that are faster with it.
+    """
+
+    epochs: int = 10
+    batch: int = 128
+    rate: float = 0.1
+    warmup: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    average: float = 0.999
+    augment: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return dataclasses.asdict(self)
+
+    def read(self, section: Section) -> TrainingSettings:
+        """These settings with what a section says instead; the section stays open."""
+        return TrainingSettings(
+            epochs=section.number("epochs", int, self.epochs, low=1),
+            batch=section.number("batch", int, self.batch, low=2),
+            rate=section.number("rate", float, self.rate, low=0.0),
+            warmup=section.number("warmup", float, self.warmup, low=0.0, high=1.0),
+            momentum=section.number("momentum", float, self.momentum, low=0.0, high=0.9999),
+            weight_decay=section.number("weight_decay", float, self.weight_decay, low=0.0),
+            label_smoothing=section.number(
+                "label_smoothing", float, self.label_smoothing, low=0.0, high=1.0
+            ),
+            average=section.number("average", float, self.average, low=0.0, high=0.99999),
+            augment=Augmentation.from_section(section.section("augment")),
+            seed=section.number("seed", int, self.seed, low=0),
+            device=section.get("device", str, self.device),
+            precision=section.choice("precision", PRECISIONS, self.precision),  # type: ignore[arg-type]
+        )
+
+
+BASELINE: Final = TrainingSettings(epochs=200, label_smoothing=0.0)
+"""Training from scratch: the usual 200 epochs of the CIFAR literature."""
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How a compressed network gets its accuracy back.
+
+    Args:
+        training: the training loop's settings; its rate is small, for weights that are trained.
+        distill: share of the loss that asks for the original's outputs, in [0, 1]; the rest asks
+            for the labels.
+        temperature: softens the outputs that are compared (Hinton et al. 2015).
+        features: weight of the attention maps' distance (Zagoruyko & Komodakis 2017); 0 leaves
+            them alone.
+        learned_steps: whether the steps of the grids are trained with the weights (LSQ).
+        held_out: share of the training images that no step sees. They judge which network is
+            kept: the averaged weights or the last ones, with BatchNorm statistics of the training
+            or measured again.
+        calibration_images: training images that choose clips and give BatchNorm statistics.
+    """
+
+    training: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(epochs=30, rate=0.02)
+    )
+    distill: float = 0.5
+    temperature: float = 4.0
+    features: float = 0.0
+    learned_steps: bool = True
+    held_out: float = 0.05
+    calibration_images: int = 256
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_section(cls, section: Section) -> RecoverySettings:
+        """Read and close a mapping of these settings and the training loop's, side by side."""
+        default = cls()
+        found = cls(
+            training=default.training.read(section),
+            distill=section.number("distill", float, cls.distill, low=0.0, high=1.0),
+            temperature=section.number("temperature", float, cls.temperature, low=0.1),
+            features=section.number("features", float, cls.features, low=0.0),
+            learned_steps=section.get("learned_steps", bool, cls.learned_steps),
+            held_out=section.number("held_out", float, cls.held_out, low=0.0, high=0.5),
+            calibration_images=section.number(
+                "calibration_images", int, cls.calibration_images, low=8
+            ),
+        )
+        section.close()
+        return found
+
+
+def section_of(texts: Iterable[str] = (), **values: Any) -> Section:
+    """Settings given in Python or as `key.subkey=value` texts, whose values are JSON or words.
+
+    Raises:
+        InputError: a text has another form.
+    """
+    tree: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+    origins: dict[tuple[str, ...], Origin] = {(): Origin("settings")}
+    for text in texts:
+        name, equals, raw = text.partition("=")
+        keys = tuple(name.strip().split("."))
+        if not equals or not all(keys):
+            raise InputError(f"--set must be KEY.SUBKEY=VALUE, but is '{text}'; correct it")
+        origins[keys] = Origin(f"--set {name.strip()}")
+        _put(tree, keys, _value(raw), text)
+    return Section(tree, origins)
+
+
+def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any, text: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"--set must name a key below a mapping, but is '{text}'; correct it")
+    tree[keys[-1]] = value
+
+
+def _value(raw: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw.strip()
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Args:
+        name: `auto` is the first CUDA device where there is one, otherwise the processor.
+
+    Raises:
+        InputError: the name is unknown, or there is no such device here.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda:0" if found else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, but is '{name}'; correct it")
+    if kind == "cuda" and int(index or 0) >= found:
+        raise InputError(
+            f"device must exist, but is '{name}' and there are {found} CUDA devices here; "
+            "choose another or 'auto'"
+        )
+    return torch.device(name)
+
+
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether products are computed in bfloat16.
+
+    `auto` says so on CUDA devices that have it. On processors it says no: without matrix units
+    for it (AMX) bfloat16 is slower than float32.
+    """
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bfloat16"

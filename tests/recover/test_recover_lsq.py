@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from automl_compress.compress.modules import become
+from automl_compress.compress.quantize import (
+    InputQuantizer,
+    QuantizedConv2d,
+    QuantizedLinear,
+    choose_scales,
+    levels,
+    quantized_layer,
+)
+from automl_compress.recover.lsq import Limits, RoundToGrid, freeze, make_learnable, step_gain
+
+
+def _quantized(bits: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 9, 4)
+    ).eval()
+    for place, signed in ((0, True), (4, False)):
+        layer = network[place]
+        scales = choose_scales(layer.weight, bits, None)
+        grid = InputQuantizer(0.1, 4, signed)
+        become(layer, quantized_layer(layer, bits, scales, grid))
+    return network.requires_grad_(True)
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "low", "high", "of_value", "of_step"),
+    [
+        (0.8, 0.5, -3, 3, 1.0, 2 - 1.6),  # 1.6 steps: rounds to 2
+        (-0.8, 0.5, -3, 3, 1.0, -2 + 1.6),
+        (0.6, 0.5, -3, 3, 1.0, 1 - 1.2),
+        (9.0, 0.5, -3, 3, 0.0, 3.0),
+        (-9.0, 0.5, -3, 3, 0.0, -3.0),
+        (-0.2, 0.5, 0, 15, 0.0, 0.0),  # below an unsigned grid
+        (3.3, 0.25, 0, 15, 1.0, 13 - 13.2),
+    ],
+)
+def test_gradients_by_hand(
+    value: float, step: float, low: int, high: int, of_value: float, of_step: float
+) -> None:
+    """Esser et al. 2020, equations 3 and 5."""
+    x = torch.tensor([value], requires_grad=True)
+    s = torch.tensor(step, requires_grad=True)
+    (RoundToGrid.apply(x, s, low, high, 1.0) * 2).backward()
+    assert x.grad is not None
+    assert s.grad is not None
+    assert x.grad.item() == pytest.approx(2 * of_value)
+    assert s.grad.item() == pytest.approx(2 * of_step, abs=1e-5)
+
+
+def test_a_channel_s_step_gets_the_sum_of_its_own_values_times_the_gain() -> None:
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    steps = torch.tensor([0.2, 0.5, 1.0]).view(3, 1).requires_grad_(True)
+    RoundToGrid.apply(x, steps, -1, 1, 0.25).sum().backward()
+    for row, step, got in zip(x.detach(), (0.2, 0.5, 1.0), steps.grad.flatten(), strict=True):
+        want = 0.0
+        for scaled in (row / step).tolist():
+            want += round(scaled) - scaled if -1 <= scaled <= 1 else (1 if scaled > 0 else -1)
+        assert got.item() == pytest.approx(0.25 * want, abs=1e-5)
+
+
+def test_the_gain_is_the_paper_s() -> None:
+    assert step_gain(64, 7) == pytest.approx((64 * 7) ** -0.5)
+
+
+def test_the_trainable_form_computes_the_same_and_comes_back_the_same() -> None:
+    plain = _quantized()
+    x = torch.randn(5, 2, 5, 5)
+    trained = copy.deepcopy(plain)
+    make_learnable(trained, {})
+    assert torch.equal(trained(x), plain(x))
+    names = {n for n, _ in trained.named_parameters()}
+    assert {"0.weight_scale", "4.weight_scale", "0.input_quantizer.scale"} <= names
+    freeze(trained)
+    assert [type(m) for m in trained.modules()] == [type(m) for m in plain.modules()]
+    assert trained.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(v, plain.state_dict()[n]) for n, v in trained.state_dict().items())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_after_training_weights_are_integers_times_scale(bits: int) -> None:
+    network = _quantized(bits)
+    weights = {"0": network[0].weight + 0.01 * torch.randn_like(network[0].weight)}
+    make_learnable(network, weights)
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.randn(8, 2, 5, 5)).pow(2).mean().backward()
+        optimizer.step()
+    assert not any(torch.equal(p, before[n]) for n, p in network.named_parameters())
+    x = torch.randn(5, 2, 5, 5)
+    wanted = network(x)
+    freeze(network)
+    assert torch.equal(network(x), wanted)
+    for layer in (network[0], network[4]):
+        assert isinstance(layer, QuantizedConv2d | QuantizedLinear)
+        scale = layer.weight_scale.view(-1, *[1] * (layer.weight.dim() - 1))
+        integers = (layer.weight / scale).round()
+        assert int(integers.abs().max()) <= levels(bits)
+        assert torch.equal(integers * scale, layer.weight)
+
+
+def test_steps_that_are_not_learned_stay() -> None:
+    network = _quantized()
+    make_learnable(network, {}, learned_steps=False)
+    network(torch.randn(3, 2, 5, 5)).sum().backward()
+    assert network[0].weight_scale.grad is None
+    assert network[0].weight.grad is not None
+
+
+def test_kernels_that_are_zero_stay_zero_and_steps_positive() -> None:
+    network = _quantized()
+    with torch.no_grad():
+        network[0].weight[1, 0] = 0.0
+        network[0].weight[4] = 0.0
+    make_learnable(network, {})
+    limits = Limits(network)
+
+    def step() -> None:
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.sub_(1.0)
+
+    first: Tensor = network[0].weight_scale.detach().clone()
+    step()
+    limits()
+    zero = network[0].weight.detach().eq(0).flatten(2).all(2)
+    wanted = torch.zeros(6, 2, dtype=torch.bool)
+    wanted[1, 0] = wanted[4] = True
+    assert torch.equal(zero, wanted)
+    assert torch.allclose(network[0].weight_scale, 0.01 * first)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import automl_compress as ac
+from automl_compress.compress import Compressor
+from automl_compress.compress.quantize import levels
+from automl_compress.recover import RecoverySettings, measure, recover_policy, section_of
+from automl_compress.recover.recovery import _held_out
+from automl_compress.space import Policy
+from automl_compress.workload import Workload
+
+QUICK = {
+    "epochs": 3,
+    "batch": 64,
+    "held_out": 0.1,
+    "device": "cpu",
+    "augment": {"crop": 1, "flip": False},
+}
+
+
+def _policy(workload: Workload, share: float, bits: int, inputs: int | None = None) -> Policy:
+    """A third of the channels, all layers at so many bits."""
+    derived = ac.SearchSpace.from_model(workload.model, workload.example_input())
+    genes: dict[str, Any] = {}
+    for gene in derived.genes:
+        if gene.kind == "channels":
+            genes[gene.name] = min(gene.values, key=lambda v: abs(v - share * max(gene.values)))
+        else:
+            genes[gene.name] = bits
+            if inputs is not None:
+                genes[f"activation_bits:{gene.target}"] = inputs
+    return Policy(genes)
+
+
+def _accuracy(network: nn.Module, workload: Workload) -> float:
+    device = torch.device("cpu")
+    return measure(network, workload.splits.test, workload.normalization, device).accuracy
+
+
+def test_a_harshly_compressed_network_gets_its_accuracy_back(digits: Workload) -> None:
+    policy = _policy(digits, 0.35, 2, inputs=4)
+    splits, scaling = digits.splits, digits.normalization
+    calibration = splits.train.draw(256, 0).tensor(scaling)
+    before = ac.compress(digits.model, policy, calibration[:1], calibration)
+    after = ac.recover(digits.model, policy, splits.train, scaling, **QUICK)
+    assert _accuracy(after, digits) > _accuracy(before, digits) + 0.05
+    assert not after.training
+    assert after.state_dict().keys() == before.state_dict().keys()
+    for name, value in after.state_dict().items():
+        assert value.shape == before.state_dict()[name].shape
+        assert value.dtype == before.state_dict()[name].dtype
+    for module in after.modules():
+        scale = getattr(module, "weight_scale", None)
+        if scale is not None:
+            by_channel = scale.view(-1, *[1] * (module.weight.dim() - 1))
+            integers = (module.weight / by_channel).round()
+            assert torch.equal(integers * by_channel, module.weight)
+            assert int(integers.abs().max()) <= levels(2)
+
+
+def test_the_original_is_not_changed(digits: Workload) -> None:
+    before = copy.deepcopy(digits.model.state_dict())
+    policy = _policy(digits, 0.5, 4)
+    settings = {**QUICK, "epochs": 1}
+    ac.recover(digits.model, policy, digits.splits.train, digits.normalization, **settings)
+    assert all(torch.equal(v, before[n]) for n, v in digits.model.state_dict().items())
+    assert not any(p.requires_grad for p in digits.model.parameters())
+
+
+def test_the_same_twice(digits: Workload) -> None:
+    settings = {**QUICK, "epochs": 1, "features": 1.0}
+    policy = _policy(digits, 0.35, 3)
+    first, second = (
+        ac.recover(digits.model, policy, digits.splits.train, digits.normalization, **settings)
+        for _ in range(2)
+    )
+    assert all(torch.equal(v, second.state_dict()[n]) for n, v in first.state_dict().items())
+
+
+def test_held_out_images_are_never_trained_on(digits: Workload) -> None:
+    settings = RecoverySettings.from_section(section_of(**QUICK))
+    images = digits.splits.train
+    fitted, judges = _held_out(images, settings)
+    assert judges is not None
+    assert (len(fitted), len(judges)) == (len(images) - len(images) // 10, len(images) // 10)
+    rows = np.concatenate([fitted.images, judges.images]).reshape(len(images), -1)
+    whole = np.array(images.images).reshape(len(images), -1)
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, whole))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_statistics_are_renewed_only_where_held_out_images_say_so(
+    digits: Workload, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from automl_compress.recover import recovery
+
+    def ruin(model: nn.Module, _: torch.Tensor) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.add_(100.0)
+
+    monkeypatch.setattr(recovery, "recalibrate", ruin)
+    settings = RecoverySettings.from_section(
+        section_of(**{**QUICK, "epochs": 1, "held_out": share})
+    )
+    calibration = digits.splits.train.draw(64, 0).tensor(digits.normalization)
+    compressor = Compressor(digits.model, calibration[:1], calibration)
+    policy = _policy(digits, 0.5, 4)
+    got = recover_policy(compressor, policy, digits.splits.train, digits.normalization, settings)
+    assert got.chosen in ("averaged", "last")
+    assert got.steps == len(digits.splits.train) * (1 - share) // 64
+
+
+def test_wrong_settings_are_refused_before_anything_is_built(digits: Workload) -> None:
+    with pytest.raises(ac.InputError, match="did you mean 'epochs'"):
+        ac.recover(digits.model, Policy({}), digits.splits.train, epoch=3)

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from automl_compress.errors import EngineError, InputError, InterruptedStudy
+from automl_compress.recover import Augmentation, TrainingSettings, find_device, section_of
+from automl_compress.recover.averaging import WeightAverage
+from automl_compress.recover.losses import CrossEntropy
+from automl_compress.recover.schedule import learning_rate
+from automl_compress.recover.settings import RecoverySettings
+from automl_compress.recover.training import Standing, Trainer
+from automl_compress.workload import ImageSet, Normalization
+
+SETTINGS = TrainingSettings(
+    epochs=4, batch=8, rate=0.1, device="cpu", augment=Augmentation(crop=1, cutout=2)
+)
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(4 * 16, 3),
+    )
+
+
+def _images(count: int = 26) -> ImageSet:
+    """Three classes that a bright band tells apart."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    pixels = rng.integers(0, 60, (count, 1, 6, 6), dtype=np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[0, 2 * label : 2 * label + 2] += 150
+    return ImageSet.of(pixels, labels)
+
+
+def _trainer(settings: TrainingSettings = SETTINGS, **changes: Any) -> Trainer:
+    options = {"identity": "one", "judges": _images(9), **changes}
+    return Trainer(
+        _network(), _images(), Normalization.unit(1), settings, CrossEntropy(), **options
+    )
+
+
+def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {n: v.clone() for n, v in trainer.network.state_dict().items()}
+
+
+def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_the_rate_rises_and_follows_a_cosine() -> None:
+    rates = [learning_rate(step, 100, 0.4, 0.1) for step in range(100)]
+    assert rates[:3] == pytest.approx([0.04, 0.08, 0.12])
+    assert rates[9] == pytest.approx(0.4)
+    assert rates[55] == pytest.approx(0.4 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
+    assert all(one > two for one, two in itertools.pairwise(rates[10:]))
+    assert 0 < rates[-1] < 0.001
+    assert learning_rate(0, 10, 0.4, 0.0) == 0.4
+    assert learning_rate(9, 10, 0.4, 1.0) == 0.4
+
+
+def test_the_average_by_hand() -> None:
+    network = nn.BatchNorm1d(2)
+    average = WeightAverage(network, 0.5)
+    expected = 1.0
+    for update, value in enumerate((3.0, -1.0, 2.0, 5.0, 7.0, 4.0, 9.0, 1.0, 8.0, 6.0, 2.0)):
+        with torch.no_grad():
+            network.weight.fill_(value)
+            network.num_batches_tracked += 1
+        average.update(network)
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * value
+    average.copy_to(network)
+    assert network.weight.tolist() == pytest.approx([expected] * 2)
+    assert int(network.num_batches_tracked) == 11
+
+
+def test_training_learns_and_gives_the_averaged_weights() -> None:
+    heard: list[Standing] = []
+    settings = replace(SETTINGS, epochs=20, augment=Augmentation(0, flip=False), average=0.9)
+    trainer = _trainer(settings)
+    trainer.run(listener=heard.append)
+    last = _weights(trainer)
+    trainer.use_average()
+    assert [s.epoch for s in heard] == list(range(1, 21))
+    assert heard[-1].loss < heard[0].loss
+    assert heard[-1].accuracy == 1.0
+    assert heard[-1].seconds_left == 0.0
+    assert not trainer.network.training
+    assert not _same(_weights(trainer), last)
+    assert _same(_weights(trainer), trainer._average.state())  # type: ignore[union-attr]
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    trainer = _trainer()
+    state = torch.get_rng_state()
+    trainer.run()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_seed_decides() -> None:
+    first, again, other = _trainer(), _trainer(), _trainer(replace(SETTINGS, seed=1))
+    for trainer in (first, again, other):
+        trainer.run()
+    assert _same(_weights(first), _weights(again))
+    assert not _same(_weights(first), _weights(other))
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 11])
+def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, stop_at: int) -> None:
+    whole = _trainer()
+    whole.run()
+    checkpoint = tmp_path / "checkpoint"
+    steps = itertools.count(1)
+
+    def interrupt() -> None:
+        if next(steps) == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(InterruptedStudy, match=f"step {stop_at} of 12"):
+        _trainer(after_step=interrupt).run(checkpoint)
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = _trainer()
+    heard: list[Standing] = []
+    resumed.run(checkpoint, heard.append)
+    assert _same(_weights(whole), _weights(resumed))
+    assert heard[0].step > stop_at
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
+    first = _trainer()
+    first.run(tmp_path / "checkpoint")
+    heard: list[Standing] = []
+    again = _trainer()
+    again.run(tmp_path / "checkpoint", heard.append)
+    assert not heard
+    assert _same(_weights(first), _weights(again))
+
+
+def test_a_checkpoint_that_cannot_be_written_whole_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    trainer = _trainer()
+    trainer.run(checkpoint)
+    content = checkpoint.read_bytes()
+
+    def half(_: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        trainer._save(checkpoint)
+    assert checkpoint.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_broken_checkpoints_are_refused(tmp_path: Path, content: bytes) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.write_bytes(content)
+    with pytest.raises(InputError, match="remove it"):
+        _trainer().run(checkpoint)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    _trainer().run(tmp_path / "checkpoint")
+    with pytest.raises(InputError, match="another training's"):
+        _trainer(identity="two").run(tmp_path / "checkpoint")
+
+
+def test_a_training_that_diverges_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    steps = itertools.count(1)
+    trainer = _trainer()
+
+    def harm() -> None:
+        if next(steps) == 8:
+            with torch.no_grad():
+                next(trainer.network.parameters()).fill_(math.nan)
+
+    trainer._after_step = harm
+    trainer._save(checkpoint)
+    content = checkpoint.read_bytes()
+    with pytest.raises(EngineError, match=r"lower 'rate'.*last good state"):
+        trainer.run(checkpoint)
+    assert checkpoint.read_bytes() == content
+
+
+def test_vectors_are_not_decayed() -> None:
+    trainer = _trainer(replace(SETTINGS, weight_decay=0.3))
+    decays = {
+        id(p): group["weight_decay"]
+        for group in trainer._optimizer.param_groups
+        for p in group["params"]
+    }
+    for parameter in trainer.network.parameters():
+        assert decays[id(parameter)] == (0.3 if parameter.dim() > 1 else 0.0)
+
+
+def test_bfloat16_trains_float32_weights() -> None:
+    trainer = _trainer(replace(SETTINGS, precision="bfloat16"))
+    trainer.run()
+    assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
+    plain = _trainer()
+    plain.run()
+    assert not _same(_weights(plain), _weights(trainer))
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("tpu", "cuda:N"), ("cuda:x", "cuda:N"), ("cuda:99", "must exist")]
+)
+def test_devices_that_are_not_there_are_refused(device: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        find_device(device)
+
+
+def test_settings_are_read_from_texts() -> None:
+    texts = ("epochs=3", "rate=1e-3", "augment.flip=false", "precision=float32", "distill=0")
+    settings = RecoverySettings.from_section(section_of(texts, epochs=9))
+    assert settings.training.epochs == 3
+    assert settings.training.rate == 1e-3
+    assert settings.training.augment == Augmentation(flip=False)
+    assert settings.distill == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs", "KEY.SUBKEY=VALUE"),
+        ("epochs=0", "at least 1"),
+        ("epochs=many", "an integer"),
+        ("epoch=3", "did you mean 'epochs'"),
+        ("augment.crops=3", "did you mean 'crop'"),
+        ("precision=int8", "must be one of"),
+        ("rate=-1", "at least 0"),
+        ("augment=3", "a mapping"),
+    ],
+)
+def test_wrong_settings_are_refused(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        RecoverySettings.from_section(section_of([text]))
