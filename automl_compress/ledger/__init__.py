@@ -3,6 +3,7 @@
 from automl_compress.ledger.result import (
     LEDGER,
     MANIFEST,
+    RECOVERED,
     TIMING_COLUMNS,
     ContestantRecord,
     FrontPoint,
@@ -15,6 +16,7 @@ from automl_compress.ledger.store import Charge, Ledger, Place
 __all__ = [
     "LEDGER",
     "MANIFEST",
+    "RECOVERED",
     "TIMING_COLUMNS",
     "Charge",
     "ContestantRecord",

@@ -23,6 +23,8 @@ from automl_compress.space import Policy
 MANIFEST_VERSION: Final = 1
 MANIFEST: Final = "run.json"
 LEDGER: Final = "ledger.sqlite"
+RECOVERED: Final = "recovered"
+"""Folder of the networks that were trained after the search, each below its policy's key."""
 TIMING_COLUMNS: Final = ("seconds", "finished")
 """Columns of the table of evaluations that may differ between two runs of one study."""
 

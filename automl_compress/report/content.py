@@ -36,6 +36,7 @@ def build_document(summary: Summary, drawings: Mapping[str, Drawing]) -> Documen
         f"Compression study {summary.result.manifest.study}",
         (
             *_headline(summary, drawings),
+            *_recovered(summary),
             *_fronts(summary, drawings),
             *_comparison(summary, drawings),
             *_method(summary),
@@ -151,6 +152,28 @@ def _policies(summary: Summary) -> Details:
         for finalist in summary.finalists
     )
     return Details(f"Policies of {formats.count(len(folded), 'finalist')}", folded)
+
+
+# Recovery
+
+
+def _recovered(summary: Summary) -> list[Block]:
+    if not summary.recovered:
+        return []
+    return [
+        Heading("Recovered networks"),
+        Paragraph(_recovered_note(summary)),
+        tables.recovered_table(summary),
+    ]
+
+
+def _recovered_note(summary: Summary) -> str:
+    return (
+        f"{formats.count(len(summary.recovered), 'network')} of the search, trained on the "
+        "training images after it. The test images are those of the finalists: no training saw "
+        "them, and no decision of a training was made by them. Points lost are against the "
+        "uncompressed network."
+    )
 
 
 # Fronts

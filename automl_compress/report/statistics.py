@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from automl_compress.evaluate import COSTS, Evaluation, violations
 from automl_compress.ledger import FrontPoint, StudyResult
 from automl_compress.pareto import Values, front_mask
+from automl_compress.report.recovered import RecoveredNetwork, recovered_networks
 from automl_compress.report.scores import ContestantScores, contestant_scores
 
 LOSSES: Final = (0.005, 0.01, 0.02)
@@ -273,6 +274,11 @@ class Summary:
         if self.test_accuracy is None or not self.test_images:
             return None
         return wilson_interval(self.test_accuracy, self.test_images)
+
+    @cached_property
+    def recovered(self) -> tuple[RecoveredNetwork, ...]:
+        """Networks that were trained after the search, the smallest first."""
+        return recovered_networks(self.result.folder, self.result.manifest.fingerprint)
 
     def lost(self, finalist: Finalist) -> float | None:
         """Test accuracy lost against the baseline, as a share; negative when gained."""

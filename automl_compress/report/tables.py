@@ -19,6 +19,7 @@ from automl_compress.report.statistics import (
     StrategyScores,
     Summary,
     common_reasons,
+    wilson_interval,
 )
 from automl_compress.space import KINDS
 
@@ -163,6 +164,36 @@ def _remarks(finalist: Finalist) -> str:
     remarks = ["dominated on the test images"] if finalist.dominated else []
     remarks += [f"breaks '{text}' on the test images" for text in finalist.broken]
     return "; ".join(remarks)
+
+
+def recovered_table(summary: Summary) -> Table:
+    """Networks that were trained after the search, on the final test images."""
+    columns = _columns(
+        "<network",
+        "test accuracy before",
+        "after",
+        "95 % interval",
+        "points lost",
+        *(formats.TITLES[name] for name in summary.costs),
+        "epochs",
+        "time",
+    )
+    rows = tuple(
+        (
+            f"finalist {n.finalist}" if n.finalist is not None else n.policy.key[:12],
+            formats.percent(n.before["test"]),
+            formats.percent(n.after["test"]),
+            formats.interval(wilson_interval(n.after["test"], n.test_images)),
+            formats.points(n.original["test"] - n.after["test"]),
+            *_cost_cells(summary, n.costs),
+            f"{n.epochs:,}",
+            formats.duration(n.seconds),
+        )
+        for n in summary.recovered
+    )
+    return Table(
+        "Recovered networks on the untouched test images, the smallest first", columns, rows
+    )
 
 
 def picks_table(summary: Summary) -> Table:

@@ -1,0 +1,97 @@
+"""Networks of a study that were trained after the search, as its folder holds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from automl_compress.errors import StudyError
+from automl_compress.ledger import RECOVERED
+from automl_compress.space import Policy
+
+DOCUMENT: Final = "recovered.json"
+VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class RecoveredNetwork:
+    """One of them.
+
+    Args:
+        policy: what it was built by.
+        finalist: the finalist's number in the report; None for another point.
+        costs: metrics by name, in their units.
+        original: accuracy of the uncompressed network by split, in [0, 1].
+        before: the compressed network's before training.
+        after: and after it.
+        test_images: how many the accuracies on `test` were counted on.
+        epochs: of the training.
+        seconds: it took.
+    """
+
+    policy: Policy
+    finalist: int | None
+    costs: Mapping[str, float]
+    original: Mapping[str, float]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    test_images: int
+    epochs: int
+    seconds: float
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RecoveredNetwork:
+        """What `recovered.json` says."""
+        accuracy = data["accuracy"]
+        return cls(
+            policy=Policy.from_dict(data["policy"]),
+            finalist=data["finalist"],
+            costs=data["costs"],
+            original=accuracy["original"],
+            before=accuracy["before"],
+            after=accuracy["after"],
+            test_images=int(data["images"]["test"]),
+            epochs=int(data["settings"]["training"]["epochs"]),
+            seconds=float(data["seconds"]),
+        )
+
+
+def recovered_networks(folder: Path, fingerprint: str) -> tuple[RecoveredNetwork, ...]:
+    """All recovered networks of a study, the smallest first.
+
+    Args:
+        folder: the study's.
+        fingerprint: the study's, which the networks must have come from.
+
+    Raises:
+        StudyError: a document is broken, newer than this program, or another study's.
+    """
+    found = [
+        _read(path, fingerprint) for path in sorted((folder / RECOVERED).glob(f"*/{DOCUMENT}"))
+    ]
+    return tuple(sorted(found, key=lambda n: (n.costs["size_bytes"], n.policy.key)))
+
+
+def _read(path: Path, fingerprint: str) -> RecoveredNetwork:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version, study = data["version"], data["study"]
+        network = RecoveredNetwork.from_dict(data) if version <= VERSION else None
+    except (OSError, ValueError, KeyError, TypeError) as reason:
+        raise StudyError(
+            f"'{path}' must describe a recovered network, but is broken; remove it and recover "
+            "again"
+        ) from reason
+    if network is None:
+        raise StudyError(
+            f"the version of '{path}' must be at most {VERSION}, but is {version}; use a newer "
+            "automl-compress"
+        )
+    if study != fingerprint:
+        raise StudyError(
+            f"'{path}' must be of this study, but is another's; move it out of the folder"
+        )
+    return network

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_studies import BASELINE, TEST_IMAGES, draw_policy, manifest, write_study
+
+from automl_compress.errors import StudyError
+from automl_compress.report import write_report
+from automl_compress.report.statistics import wilson_interval
+
+
+def _recovered(folder: Path, seed: int, size: float, **changes: Any) -> str:
+    """A document as `recover` writes it; returns its policy's key."""
+    policy = draw_policy(np.random.default_rng(seed), 0.4, 0.4)
+    document = {
+        "version": 1,
+        "study": manifest().fingerprint,
+        "policy": policy.to_dict(),
+        "finalist": seed or None,
+        "costs": {**BASELINE, "size_bytes": size},
+        "images": {"train": 50_000, "validation": 512, "test": TEST_IMAGES},
+        "settings": {"training": {"epochs": 30}},
+        "seconds": 125.0,
+        "accuracy": {
+            "original": {"validation": 0.94, "test": 0.9337},
+            "before": {"validation": 0.71, "test": 0.7012},
+            "after": {"validation": 0.93, "test": 0.9286},
+        },
+    }
+    place = folder / "recovered" / policy.key
+    place.mkdir(parents=True)
+    (place / "recovered.json").write_text(json.dumps({**document, **changes}))
+    return policy.key
+
+
+def _report(folder: Path) -> str:
+    write_report(folder)
+    return (folder / "report.md").read_text()
+
+
+def test_a_study_without_recovered_networks_does_not_speak_of_them(tmp_path: Path) -> None:
+    assert "Recovered" not in _report(write_study(tmp_path))
+
+
+def test_recovered_networks_stand_with_their_test_accuracies(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    _recovered(folder, 2, 343_000.0)
+    key = _recovered(folder, 0, 171_500.0)
+    text = _report(folder)
+    assert "## Recovered networks" in text
+    rows = [line for line in text.splitlines() if "70.12 %" in line]
+    low, high = wilson_interval(0.9286, TEST_IMAGES)
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [key[:12], "finalist 2"]
+    for row, share in zip(rows, ("5.0 %", "10.0 %"), strict=True):
+        for cell in ("92.86 %", f"{100 * low:.2f}..{100 * high:.2f} %", "0.51", "30", share):
+            assert cell in row
+        assert "2 min 05 s" in row
+    assert "Recovered networks" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"version": 2}, "newer"),
+        ({"study": "another"}, "another's"),
+        ({"accuracy": {}}, "broken"),
+        ({"policy": {"genes": {"nothing": 1}}}, "broken"),
+    ],
+)
+def test_documents_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    folder = write_study(tmp_path)
+    _recovered(folder, 1, 1000.0, **changes)
+    with pytest.raises(StudyError, match=said) as caught:
+        write_report(folder)
+    assert "recovered.json" in str(caught.value)
