@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from automl_compress.cli import commands
 from automl_compress.cli.bench import add_bench
 from automl_compress.cli.replay import ReplayRequest, run_replay
+from automl_compress.cli.training_commands import add_training_commands
 from automl_compress.errors import CompressError, InputError, InterruptedStudy
 
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(subparsers)
     _add_export(subparsers)
     _add_space(subparsers)
+    add_training_commands(subparsers)
     add_bench(subparsers)
     _add_replay(subparsers)
     doctor = subparsers.add_parser("doctor", help="check this installation and machine")

@@ -62,12 +62,12 @@ class Progress:
 
     def _summary(self, now: float) -> str:
         elapsed = now - self._start
-        text = f"[{_duration(elapsed)}] {self._done} of about {self._total} evaluations"
+        text = f"[{duration(elapsed)}] {self._done} of about {self._total} evaluations"
         if self._first is None or self._done <= self._first[1]:
             return text
         rate = (self._done - self._first[1]) / max(1e-9, now - self._first[0])
         left = max(0, self._total - self._done) / rate
-        return f"{text}, {rate:.1f} per second, about {_duration(left)} left"
+        return f"{text}, {rate:.1f} per second, about {duration(left)} left"
 
     def _line(self, name: str) -> str:
         s = self._standings[name]
@@ -79,7 +79,8 @@ class Progress:
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

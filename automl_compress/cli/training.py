@@ -1,0 +1,169 @@
+"""Training a network from scratch, or towards sparsity, and leaving its weights with a card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from automl_compress.cli.training_progress import TrainingProgress
+from automl_compress.errors import InputError, WorkloadError
+from automl_compress.recover import (
+    BASELINE,
+    SparsitySettings,
+    TrainingSettings,
+    channel_statistics,
+    find_device,
+    read_card,
+    section_of,
+    train_network,
+)
+from automl_compress.settings import Section
+from automl_compress.workload import (
+    MODELS,
+    DataConfig,
+    Workload,
+    WorkloadConfig,
+    check_model_name,
+    load_splits,
+    load_untrained,
+)
+
+SPARSITY: Final = replace(BASELINE, epochs=30, rate=0.01)
+"""Sparsity training goes on from trained weights."""
+
+
+def train_baseline(
+    model: str, data: str | None, output: Path, overrides: Sequence[str], *, force: bool
+) -> None:
+    """Train a network from its initial weights, and write weights and card.
+
+    Raises:
+        InputError: an argument is wrong; nothing is written.
+    """
+    section = section_of(overrides, data=_data(data, model))
+    config, stated = _config(model, None, section)
+    settings = BASELINE.read(section)
+    section.close()
+    _train(config, stated, settings, None, output, force)
+
+
+def sparsify(
+    model: str,
+    weights: Path,
+    data: str | None,
+    output: Path,
+    overrides: Sequence[str],
+    *,
+    force: bool,
+) -> None:
+    """Train on with a penalty that drives channels towards zero, and write weights and card.
+
+    Data that are not named are those of the weights' card.
+
+    Raises:
+        InputError: an argument is wrong; nothing is written.
+    """
+    known = (read_card(weights) or {}).get("workload", {})
+    named = _data(data, model) if data or "data" not in known else known["data"]
+    section = section_of(overrides, data=named, model_args=known.get("model_args"))
+    config, stated = _config(model, weights, section)
+    sparsity = SparsitySettings.read(section)
+    settings = SPARSITY.read(section)
+    section.close()
+    _train(config, stated, settings, sparsity, output, force)
+
+
+def _data(name: str | None, model: str) -> dict[str, Any]:
+    """What a sweep file would say about data that are named by one word."""
+    if name is None:
+        name = MODELS[model].data if model in MODELS else ""
+        if not name:
+            raise WorkloadError(
+                f"--data must be given for '{model}'; add --data FOLDER, CIFAR10 or CIFAR100"
+            )
+    if name in ("CIFAR10", "CIFAR100"):
+        return {"torchvision": name}
+    if name == "digits":
+        return {"digits": True}
+    return {"root": name} if ":" not in name or Path(name).is_dir() else {"factory": name}
+
+
+def _config(
+    model: str, weights: Path | None, section: Section
+) -> tuple[WorkloadConfig, dict[str, Any]]:
+    """The workload's settings, as objects and as a sweep file states its data."""
+    check_model_name(model)
+    arguments = section.section("model_args").plain()
+    data = section.section("data")
+    validation = {"from": "train", **data.section("search_validation").plain()}
+    if validation["from"] != "train":
+        raise InputError(
+            "data.search_validation.from must be train, so that the held-out images are never "
+            f"trained on, but is {validation['from']}; remove it"
+        )
+    stated: dict[str, Any] = {"seed": 0, **data.plain(), "search_validation": validation}
+    config = WorkloadConfig(
+        model,
+        DataConfig.from_section(section_of(**stated), Path()),
+        arguments,
+        weights,
+        section.number("seed", int, 0, low=0),
+    )
+    return config, stated
+
+
+def _load(config: WorkloadConfig, stated: dict[str, Any]) -> tuple[Workload, dict[str, Any]]:
+    """The workload, and what a sweep file must say to search it."""
+    splits = load_splits(config.data)
+    if config.data.mean is None and splits.train.images.dtype == np.uint8:
+        mean, std = channel_statistics(splits.train)
+        stated.update(mean=list(mean), std=list(std))
+        config = replace(config, data=replace(config.data, mean=mean, std=std))
+    stated["search_validation"]["images"] = len(splits.validation)
+    if "root" in stated:
+        stated["root"] = str(Path(stated["root"]).absolute())
+    described: dict[str, Any] = {"model": config.model, "data": stated}
+    if config.model_args:
+        described["model_args"] = dict(config.model_args)
+    return load_untrained(config), described
+
+
+def _train(
+    config: WorkloadConfig,
+    stated: dict[str, Any],
+    settings: TrainingSettings,
+    sparsity: SparsitySettings | None,
+    output: Path,
+    force: bool,
+) -> None:
+    _check_output(output, force)
+    device = find_device(settings.device)
+    workload, described = _load(config, stated)
+    print(
+        f"{workload.name}: {len(workload.splits.train):,} training images, "
+        f"{len(workload.splits.validation):,} held out, on {device}",
+        flush=True,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    trained = train_network(workload, settings, sparsity, checkpoint, TrainingProgress())
+    described["weights"] = output.name
+    trained = replace(trained, card={**trained.card, "workload": described})
+    trained.write(output)
+    checkpoint.unlink(missing_ok=True)
+    accuracy = trained.card["accuracy"]
+    print(
+        f"{output}: {accuracy['held_out']:.2%} on the held-out images, "
+        f"{accuracy['test']:.2%} on the test images"
+    )
+
+
+def _check_output(output: Path, force: bool) -> None:
+    if output.suffix != ".safetensors":
+        raise InputError(f"-o must end in .safetensors, but is '{output}'; correct it")
+    if output.exists() and not force:
+        raise InputError(f"-o must not exist yet, but '{output}' does; give --force to replace it")

@@ -1,0 +1,134 @@
+"""Recovering networks of a study, from the folder alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import automl_compress as ac
+from automl_compress.cli import main
+from automl_compress.deploy.state import load_state
+from automl_compress.engine import Study, restore_study
+from automl_compress.errors import InterruptedStudy
+from automl_compress.recover import training
+from automl_compress.report import pick_network
+from automl_compress.workload import build_model
+
+SWEEP = """
+study: tiny
+workload: {model: digits_cnn, train: {epochs: 2}}
+estimate: {images: 100, calibration_images: 24}
+strategies: [scaled-random]
+seeds: 1
+budget: {evaluations: 10}
+finalists: 2
+engine: {kind: serial}
+"""
+QUICK = ["--device", "cpu", "--set", "augment.flip=false", "--set", "batch=64"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "sweep.yaml").write_text(SWEEP)
+    Study.from_file(folder / "sweep.yaml").run(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def _recover(study: Path, *arguments: str) -> int:
+    return main(["recover", str(study), *QUICK, *arguments])
+
+
+def test_picks_are_trained_and_stand_in_folder_and_report(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = ("--pick", "point:1", "--pick", "accuracy>=0.01", "--pick", "point:1")
+    assert _recover(study, *rules, "--epochs", "2") == 0
+    picked = pick_network(ac.StudyResult(study), "point:1")
+    place = study / "recovered" / picked.policy.key
+    assert {path.name for path in place.iterdir()} == {"network.safetensors", "recovered.json"}
+    said = json.loads((place / "recovered.json").read_text())
+    restored = restore_study(study)
+    network = load_state(place / "network.safetensors", build_model("digits_cnn", {}))
+    assert restored.test_accuracy(network) == said["accuracy"]["after"]["test"]
+    measured = ac.StudyResult(study).test_evaluation(picked.policy)
+    assert measured is not None
+    assert said["accuracy"]["before"]["test"] == measured.metrics["accuracy"]
+    assert said["accuracy"]["after"]["test"] > said["accuracy"]["before"]["test"]
+    assert said["settings"]["training"]["epochs"] == 2
+    assert said["costs"]["size_bytes"] == measured.metrics["size_bytes"]
+    assert torch.isfinite(network(restored.example_input())).all()
+    report = (study / "report.md").read_text()
+    assert "Recovered networks" in report
+    assert f"{100 * said['accuracy']['after']['test']:.2f} %" in report
+    capsys.readouterr()
+    assert _recover(study, "--pick", "point:1", "--epochs", "2") == 0
+    assert "recovered already" in capsys.readouterr().out
+
+
+def test_other_settings_need_force(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--pick", "point:1", "--set", "held_out=0")
+    assert _recover(study, *arguments, "--epochs", "1") == 0
+    assert _recover(study, *arguments, "--epochs", "2") == 2
+    assert "--force" in capsys.readouterr().err
+    assert _recover(study, *arguments, "--epochs", "2", "--force") == 0
+
+
+def test_stopped_and_run_again(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = study.with_name("whole")
+    shutil.copytree(study, whole)
+    arguments = ("--pick", "point:2", "--epochs", "2")
+    assert _recover(whole, *arguments) == 0
+
+    def interrupted(trainer: training.Trainer, checkpoint: Path, *_: object) -> None:
+        for _step in range(5):
+            trainer._one_step()
+        trainer._save(checkpoint)
+        raise InterruptedStudy("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Trainer, "run", interrupted)
+        assert _recover(study, *arguments) == 130
+    (place,) = (study / "recovered").iterdir()
+    assert [path.name for path in place.iterdir()] == ["training.checkpoint"]
+    assert _recover(study, *arguments) == 0
+    one, other = (
+        json.loads((f / "recovered" / place.name / "recovered.json").read_text())
+        for f in (study, whole)
+    )
+    assert one["accuracy"] == other["accuracy"]
+    files = [f / "recovered" / place.name / "network.safetensors" for f in (study, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--pick", "point:77"], "finalist"),
+        (["--pick", "size<=1B"], "nearest"),
+        (["--pick", "knee", "--epochs", "0"], "at least 1"),
+        (["--pick", "knee", "--device", "cuda:77"], "must exist"),
+        (["--pick", "knee", "--set", "distil=1"], "did you mean 'distill'"),
+    ],
+)
+def test_bad_input_is_refused(
+    study: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    assert main(["recover", str(study), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
