@@ -102,11 +102,13 @@ def space(model: str, output: Path, input_shape: str | None, *, force: bool) -> 
     return 0
 
 
-def export(folder: Path, rule: str, format_name: str, output: Path, *, force: bool) -> int:
+def export(
+    folder: Path, rule: str, format_name: str, output: Path, *, recovered: bool, force: bool
+) -> int:
     """Write a network of a study into a file."""
     from automl_compress.cli.export import export_network
 
-    export_network(folder, rule, format_name, output, force=force)
+    export_network(folder, rule, format_name, output, recovered=recovered, force=force)
     return 0
 
 

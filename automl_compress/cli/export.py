@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from automl_compress.cli.recovering import load_trained, recovered_file
 from automl_compress.deploy.formats import Source, export_format
 from automl_compress.engine import restore_study
 from automl_compress.errors import StudyError
@@ -11,8 +12,18 @@ from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
 
 
-def export_network(folder: Path, rule: str, format_name: str, output: Path, *, force: bool) -> None:
+def export_network(
+    folder: Path, rule: str, format_name: str, output: Path, *, recovered: bool, force: bool
+) -> None:
     """Build the network a rule picks, write it, read it and say what came of it.
+
+    Args:
+        folder: a study's folder.
+        rule: see `report.pick_network`.
+        format_name: see `deploy.formats`.
+        output: the file.
+        recovered: whether its trained form is written, which `recover` left in the folder.
+        force: whether an existing file is replaced.
 
     Raises:
         InputError: the folder, the rule, the format or the output is wrong; nothing is written.
@@ -21,8 +32,9 @@ def export_network(folder: Path, rule: str, format_name: str, output: Path, *, f
     _check_output(output, force)
     picked = pick_network(StudyResult(folder), rule)
     print(f"picked {picked.describe()}: {_said(picked)}", flush=True)
+    trained = recovered_file(folder, picked.policy) if recovered else None
     study = restore_study(folder)
-    network = study.build(picked.policy)
+    network = study.build(picked.policy) if trained is None else load_trained(trained, study)
     workload = study.workload
     source = Source(picked.policy, study.example_input(), workload.name, workload.arguments)
     size = chosen_format.save(network, output, source)

@@ -117,9 +117,14 @@ def _add_export(subparsers: Any) -> None:
         help="packed: weights at their bits; torch: a plain state dict (default: packed)",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH")
+    parser.add_argument(
+        "--recovered", action="store_true", help="the network as 'recover' trained it"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.set_defaults(
-        run=lambda a: commands.export(a.folder, a.rule, a.format_name, a.output, force=a.force)
+        run=lambda a: commands.export(
+            a.folder, a.rule, a.format_name, a.output, recovered=a.recovered, force=a.force
+        )
     )
 
 

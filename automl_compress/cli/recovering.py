@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from automl_compress.cli.training_progress import TrainingProgress
-from automl_compress.deploy.state import save_state
+from automl_compress.deploy.state import load_state, save_state
 from automl_compress.engine import Restored, restore_study
 from automl_compress.errors import StudyError
 from automl_compress.ledger import RECOVERED, StudyResult, write_text
@@ -24,6 +24,7 @@ from automl_compress.recover import (
     section_of,
 )
 from automl_compress.report import Pick, pick_network, write_report
+from automl_compress.space import Policy
 
 NETWORK = "network.safetensors"
 CHECKPOINT = "training.checkpoint"
@@ -59,6 +60,26 @@ def recover_networks(
             print(f"[{place}/{len(waiting)}] {found.describe()}", flush=True)
             _recover_one(study, result, found, settings, stated)
     return write_report(folder)
+
+
+def recovered_file(folder: Path, policy: Policy) -> Path:
+    """Where the trained network of a policy lies.
+
+    Raises:
+        StudyError: it was not recovered.
+    """
+    path = folder / RECOVERED / policy.key / NETWORK
+    if not path.is_file():
+        raise StudyError(
+            f"--recovered needs a network that was trained, but '{folder}' has none of the key "
+            f"{policy.key}; run 'recover {folder} --pick point:{policy.key}' first"
+        )
+    return path
+
+
+def load_trained(path: Path, study: Restored) -> nn.Module:
+    """The network of a file that `recover_networks` wrote."""
+    return load_state(path, study.workload.model)
 
 
 def _is_done(folder: Path, picked: Pick, stated: dict[str, Any], force: bool) -> bool:

@@ -120,12 +120,13 @@ def recover_policy(
         judges=judges,
     )
     trainer.run(checkpoint, listener)
-    last = copy.deepcopy(network)
-    trainer.use_average()
-    candidates = {"averaged": network, "last": last}
+    candidates = {"last": network}
+    if settings.training.average:
+        candidates = {"averaged": network, "last": copy.deepcopy(network)}
+        trainer.use_average()
     for candidate in candidates.values():
         freeze(candidate)
-    chosen = "averaged"
+    chosen = next(iter(candidates))
     if judges is not None:
         candidates |= _with_new_statistics(candidates, fitted, normalization, settings, device)
         losses = {n: measure(c, judges, normalization, device).loss for n, c in candidates.items()}

@@ -68,12 +68,25 @@ def test_picks_are_trained_and_stand_in_folder_and_report(
     assert said["settings"]["training"]["epochs"] == 2
     assert said["costs"]["size_bytes"] == measured.metrics["size_bytes"]
     assert torch.isfinite(network(restored.example_input())).all()
+    assert main(["export", str(study), "--pick", "point:1", "--recovered", "-o", "n.packed"]) == 0
+    packed = ac.load_packed("n.packed").state_dict()
+    assert packed.keys() == network.state_dict().keys()
+    assert all(torch.equal(value, packed[n]) for n, value in network.state_dict().items())
     report = (study / "report.md").read_text()
     assert "Recovered networks" in report
     assert f"{100 * said['accuracy']['after']['test']:.2f} %" in report
     capsys.readouterr()
     assert _recover(study, "--pick", "point:1", "--epochs", "2") == 0
     assert "recovered already" in capsys.readouterr().out
+
+
+def test_only_what_was_recovered_can_be_exported_so(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--pick", "point:1", "--recovered", "-o", "n.packed"]
+    assert main(["export", str(study), *arguments]) == 2
+    assert "recover" in capsys.readouterr().err
+    assert not Path("n.packed").exists()
 
 
 def test_other_settings_need_force(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

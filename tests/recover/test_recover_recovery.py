@@ -56,6 +56,7 @@ def test_a_harshly_compressed_network_gets_its_accuracy_back(digits: Workload) -
     for name, value in after.state_dict().items():
         assert value.shape == before.state_dict()[name].shape
         assert value.dtype == before.state_dict()[name].dtype
+        assert value.stride() == torch.empty(value.shape).stride()
     for module in after.modules():
         scale = getattr(module, "weight_scale", None)
         if scale is not None:
@@ -63,6 +64,23 @@ def test_a_harshly_compressed_network_gets_its_accuracy_back(digits: Workload) -
             integers = (module.weight / by_channel).round()
             assert torch.equal(integers * by_channel, module.weight)
             assert int(integers.abs().max()) <= levels(2)
+
+
+@pytest.mark.parametrize("bits", [None, 3])
+def test_kernels_that_a_policy_removes_stay_removed(digits: Workload, bits: int | None) -> None:
+    genes: dict[str, Any] = {"kernel_sparsity:conv2": 0.5, "kernel_sparsity:block2.conv1": 0.25}
+    if bits is not None:
+        genes |= {"weight_bits:conv2": bits, "weight_bits:block2.conv1": bits}
+    policy = Policy(genes)
+    settings = {**QUICK, "epochs": 1}
+    network = ac.recover(
+        digits.model, policy, digits.splits.train, digits.normalization, **settings
+    )
+    for name, share in (("conv2", 0.5), ("block2.conv1", 0.25)):
+        weight = network.get_submodule(name).get_parameter("weight")
+        assert not torch.equal(weight, digits.model.get_submodule(name).get_parameter("weight"))
+        removed = weight.eq(0).flatten(2).all(2).float().mean()
+        assert removed >= share - 0.01
 
 
 def test_the_original_is_not_changed(digits: Workload) -> None:
