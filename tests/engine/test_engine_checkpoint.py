@@ -52,7 +52,10 @@ def test_no_part_is_left_beside_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
 
 
-@pytest.mark.parametrize("name", strategy_names())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "optuna-gp")) for n in strategy_names()],
+)
 def test_every_strategy_goes_on_from_a_saved_state(name: str, tmp_path: Path) -> None:
     network = ToyNetwork(layers=3)
     problem, estimator = network.problem(), ToyEstimator(network)
