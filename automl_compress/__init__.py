@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from automl_compress.compress import Compressor, compress, cost
     from automl_compress.deploy import load_packed, save_packed
+    from automl_compress.deploy.latency import latency
+    from automl_compress.deploy.onnx import export_onnx
     from automl_compress.engine import Study
     from automl_compress.errors import CompressError, InputError
     from automl_compress.ledger import StudyResult
@@ -43,6 +45,8 @@ _PLACES = {
     "ImageSet": "automl_compress.workload",
     "Normalization": "automl_compress.workload",
     "cost": "automl_compress.compress",
+    "export_onnx": "automl_compress.deploy.onnx",
+    "latency": "automl_compress.deploy.latency",
     "load_packed": "automl_compress.deploy",
     "load_rules": "automl_compress.space",
     "load_workload": "automl_compress.workload",
@@ -71,6 +75,8 @@ __all__ = [
     "WorkloadConfig",
     "compress",
     "cost",
+    "export_onnx",
+    "latency",
     "load_packed",
     "load_rules",
     "load_workload",

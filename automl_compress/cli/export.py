@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from automl_compress.cli.recovering import load_trained, recovered_file
 from automl_compress.deploy.formats import Source, export_format
@@ -10,6 +11,9 @@ from automl_compress.engine import restore_study
 from automl_compress.errors import StudyError
 from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
+
+COMPARED_IMAGES: Final = 1_000
+"""Test images on which a file's outputs are compared with the network's, at most."""
 
 
 def export_network(
@@ -36,10 +40,19 @@ def export_network(
     study = restore_study(folder)
     network = study.build(picked.policy) if trained is None else load_trained(trained, study)
     workload = study.workload
-    source = Source(picked.policy, study.example_input(), workload.name, workload.arguments)
-    size = chosen_format.save(network, output, source)
-    promised = study.promised_bytes(picked.policy)
+    source = Source(
+        policy=picked.policy,
+        example_input=study.example_input(),
+        architecture=workload.name,
+        arguments=workload.arguments,
+        calibration=study.calibration_images(),
+        images=study.some_test_images(COMPARED_IMAGES),
+    )
+    written = chosen_format.save(network, output, source)
+    size, promised = written.size_bytes, study.promised_bytes(picked.policy)
     print(f"{output}: {size:,} bytes on disk, {promised:,} promised ({size / promised:.3f} of it)")
+    if written.remark:
+        print(written.remark)
     loaded = chosen_format.load(output, workload.model)
     accuracy = study.test_accuracy(loaded)
     images = len(workload.splits.test)

@@ -114,7 +114,8 @@ def _add_export(subparsers: Any) -> None:
         "--format",
         default="packed",
         dest="format_name",
-        help="packed: weights at their bits; torch: a plain state dict (default: packed)",
+        help="packed: weights at their bits; onnx: integers for ONNX Runtime; torch: a plain "
+        "state dict (default: packed)",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH")
     parser.add_argument(

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from automl_compress.deploy.onnx import export_onnx
 from automl_compress.deploy.packed import load_packed, save_packed
+from automl_compress.deploy.runtime import Runner
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.errors import DeployError
 from automl_compress.settings import suggestion
@@ -25,12 +29,29 @@ class Source:
         example_input: (1, channels, height, width), or whatever the network takes.
         architecture: the original network's name for `build_model`.
         arguments: keyword arguments of the architecture.
+        calibration: (n, ...) training inputs that choose ranges of activations.
+        images: (n, ...) inputs that a file is compared with the network on.
     """
 
     policy: Policy
     example_input: Tensor
     architecture: str
     arguments: Mapping[str, Any]
+    calibration: Tensor
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Args:
+        size_bytes: bytes on disk.
+        remark: what else there is to say of it, in a line; empty when nothing.
+    """
+
+    size_bytes: int
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,35 +59,62 @@ class Format:
     """How networks are written in one format and run from it.
 
     Args:
-        save: writes a network whole or not at all; gives the bytes on disk.
+        save: writes a network whole or not at all.
         load: reads a file into something that maps inputs to outputs, given the original network.
     """
 
-    save: Callable[[nn.Module, Path, Source], int]
+    save: Callable[[nn.Module, Path, Source], Written]
     load: Callable[[Path, nn.Module], Callable[[Tensor], Tensor]]
 
 
-def _save_packed(network: nn.Module, path: Path, source: Source) -> int:
-    return save_packed(
+def _save_packed(network: nn.Module, path: Path, source: Source) -> Written:
+    size = save_packed(
         network,
         path,
         source.policy,
         architecture=source.architecture,
         arguments=source.arguments,
     )
+    return Written(size)
 
 
-def _save_state(network: nn.Module, path: Path, source: Source) -> int:
-    return save_state(
+def _save_state(network: nn.Module, path: Path, source: Source) -> Written:
+    size = save_state(
         network,
         path,
         source.policy,
         architecture=source.architecture,
         arguments=source.arguments,
     )
+    return Written(size)
+
+
+def _save_onnx(network: nn.Module, path: Path, source: Source) -> Written:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = export_onnx(
+        network, path, source.example_input, source.calibration, images=source.images
+    )
+    bits = sorted(set(report.weight_bits.values()))
+    stored = f", {', '.join(map(str, bits))} bits on the INT8 grid" if bits else ""
+    return Written(
+        report.size_bytes,
+        f"{len(report.weight_bits)} layers hold integers{stored}; against PyTorch on "
+        f"{report.images:,} test images: top-1 agreement {report.top1_agreement:.2%}, largest "
+        f"difference {report.largest_difference:.3g} of outputs up to {report.largest_output:.3g}",
+    )
+
+
+def _load_onnx(path: Path, _: nn.Module) -> Callable[[Tensor], Tensor]:
+    runner = Runner(path)
+
+    def call(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(runner(np.ascontiguousarray(inputs.numpy()))[0])
+
+    return call
 
 
 FORMATS: Final[dict[str, Format]] = {
+    "onnx": Format(_save_onnx, _load_onnx),
     "packed": Format(_save_packed, load_packed),
     "torch": Format(_save_state, load_state),
 }

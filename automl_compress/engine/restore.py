@@ -98,6 +98,18 @@ class Restored:
         """The first training image as network input."""
         return self.workload.example_input()
 
+    def calibration_images(self) -> Tensor:
+        """(n, channels, height, width) training images that the search calibrated by."""
+        settings = self.config.estimate
+        drawn = self.workload.splits.train.draw(settings.calibration_images, settings.seed)
+        return drawn.tensor(self.workload.normalization)
+
+    def some_test_images(self, count: int) -> Tensor:
+        """(n, channels, height, width) final test images, at most `count`."""
+        split = self.workload.splits.test
+        drawn = split if count >= len(split) else split.draw(count, self.config.estimate.seed)
+        return drawn.tensor(self.workload.normalization)
+
 
 def restore_study(folder: str | Path) -> Restored:
     """Load a study's network and data again.

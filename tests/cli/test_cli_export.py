@@ -10,6 +10,7 @@ import torch
 
 import automl_compress as ac
 from automl_compress.cli import main
+from automl_compress.deploy.runtime import Runner
 from automl_compress.deploy.state import load_state
 from automl_compress.engine import Study, restore_study
 from automl_compress.report import pick_network
@@ -71,12 +72,32 @@ def test_a_torch_file_needs_no_study(study: Path, folder: Path) -> None:
     assert loaded(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_an_onnx_file_is_compared_and_measured_as_it_runs(
+    study: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    arguments = ["export", str(study), "--pick", "point:1", "--format", "onnx"]
+    assert main([*arguments, "-o", "deep/net.onnx"]) == 0
+    printed = capsys.readouterr().out
+    said = r"(\d+) layers hold integers, .* bits on the INT8 grid; .* on (\d+) test images: "
+    agreement = re.search(said + r"top-1 agreement ([\d.]+)%, largest difference", printed)
+    assert agreement is not None
+    assert int(agreement[1]) > 0
+    restored = restore_study(study)
+    assert int(agreement[2]) == len(restored.workload.splits.test)
+    assert float(agreement[3]) > 90
+    runner = Runner(Path("deep/net.onnx"))
+    images = restored.some_test_images(10**9)
+    right = runner(images.numpy())[0].argmax(1) == restored.workload.splits.test.labels
+    assert f"read back, it has {right.mean():.2%} accuracy" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--pick", "sizes<=2kB"], "a pick must be 'knee', 'point:ID' or limits"),
         (["--pick", "size<=2B"], "the nearest is"),
-        (["--pick", "knee", "--format", "tar"], "--format must be one of packed, torch"),
+        (["--pick", "knee", "--format", "tar"], "--format must be one of onnx, packed, torch"),
         (["--pick", "knee", "-o", "kept"], "give --force to replace it"),
         (["--pick", "knee", "-o", "."], "is a folder"),
     ],
