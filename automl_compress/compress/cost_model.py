@@ -87,6 +87,12 @@ class _Width:
         )
         return self.full - removed
 
+    def removed(self, group: str, kept: Value) -> int:
+        """Places that go when a group keeps so many channels."""
+        return sum(
+            (total - int(kept)) * places for name, total, places in self.shares if name == group
+        )
+
 
 class CostModel:
     """Costs of any policy of one network.
@@ -174,6 +180,26 @@ class CostModel:
             name: (width.at(channels), self._in[name].at(channels))
             for name, width in self._out.items()
         }
+
+    def reachable_widths(
+        self, channels: Mapping[str, Iterable[Value]]
+    ) -> dict[str, set[tuple[int, int]]]:
+        """All output and input channels a layer may have, by layer name.
+
+        Args:
+            channels: what each group may keep; groups that are not named keep everything.
+        """
+        return {name: self._reachable(name, channels) for name in self._out}
+
+    def _reachable(
+        self, name: str, channels: Mapping[str, Iterable[Value]]
+    ) -> set[tuple[int, int]]:
+        out, inputs = self._out[name], self._in[name]
+        found = {(out.full, inputs.full)}
+        for group in {group for group, _, _ in (*out.shares, *inputs.shares)} & channels.keys():
+            removed = [(out.removed(group, k), inputs.removed(group, k)) for k in channels[group]]
+            found = {(o - less_o, i - less_i) for o, i in found for less_o, less_i in removed}
+        return found
 
     def _layer(
         self,

@@ -7,8 +7,9 @@ that are to be compared are measured in turn, run by run, because a processor's 
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from automl_compress.errors import InputError
 
 Provider = Literal["onnxruntime", "torch"]
 PROVIDERS: Final[tuple[Provider, ...]] = ("onnxruntime", "torch")
+CONFIDENCE: Final = 0.95
+"""How often an interval of a median shall hold it, at least."""
 WARMUP: Final = 5
 """Runs that are not counted: the first ones allocate."""
 
@@ -34,12 +37,13 @@ class Latency:
 
     Args:
         median_ms: median over the runs.
-        lower_ms: first quartile.
-        upper_ms: third quartile.
+        lower_ms: lower end of the median's interval, see `median_interval`.
+        upper_ms: its upper end.
         batch: inputs per run.
         threads: threads of the runtime.
         runs: runs counted.
         runtime: library and version.
+        confidence: how often such an interval holds the median, in [0, 1].
     """
 
     median_ms: float
@@ -49,12 +53,14 @@ class Latency:
     threads: int
     runs: int
     runtime: str
+    confidence: float
 
     def __str__(self) -> str:
         """The latency in one line that says how it was measured."""
         return (
-            f"{self.median_ms:.3f} ms ({self.lower_ms:.3f}-{self.upper_ms:.3f}) for batch "
-            f"{self.batch}, threads {self.threads}, {self.runtime}, {self.runs} runs"
+            f"{self.median_ms:.3f} ms ({self.confidence:.1%} interval {self.lower_ms:.3f}-"
+            f"{self.upper_ms:.3f}) for batch {self.batch}, threads {self.threads}, "
+            f"{self.runtime}, {self.runs} runs"
         )
 
 
@@ -114,10 +120,7 @@ def latencies(
         calls = {name: _onnx_call(model, inputs, threads) for name, model in models.items()}
     with _torch_threads(threads):
         seconds = interleaved(calls, runs)
-    return {
-        name: Latency(*_quartiles(taken), batch, threads, runs, runtime)
-        for name, taken in seconds.items()
-    }
+    return {name: _latency(taken, batch, threads, runtime) for name, taken in seconds.items()}
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
@@ -181,10 +184,32 @@ def _onnx_call(model: nn.Module | Path | str, inputs: Tensor, threads: int) -> C
     return lambda: runner(array)
 
 
-def _quartiles(seconds: list[float]) -> tuple[float, float, float]:
-    """Median and quartiles, in milliseconds."""
-    lower, median, upper = np.quantile(seconds, [0.25, 0.5, 0.75]) * 1000
-    return float(median), float(lower), float(upper)
+def _latency(seconds: list[float], batch: int, threads: int, runtime: str) -> Latency:
+    lower, upper, confidence = median_interval(seconds)
+    median = float(np.median(seconds)) * 1000
+    runs = len(seconds)
+    return Latency(median, lower * 1000, upper * 1000, batch, threads, runs, runtime, confidence)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Two of the values that hold the median between them, whatever the distribution.
+
+    Of n independent values, the (k+1)-th smallest and the (k+1)-th largest do so unless at most k
+    fall on one side of it: 1 - 2 P(Binomial(n, 1/2) <= k) (Conover 1999, section 3.2). Runs close
+    to each other are not quite independent, so the interval is rather too narrow.
+
+    Args:
+        values: at least one.
+
+    Returns:
+        Lower and upper end, and how often such an interval holds the median: at least
+        `CONFIDENCE` where there are enough values, the most there can be where there are not.
+    """
+    ordered, count = sorted(values), len(values)
+    outside, cut = 2.0 * 0.5**count, 0
+    while (more := outside + 2.0 * math.comb(count, cut + 1) * 0.5**count) <= 1.0 - CONFIDENCE:
+        outside, cut = more, cut + 1
+    return ordered[cut], ordered[count - 1 - cut], max(0.0, 1.0 - outside)
 
 
 @contextmanager

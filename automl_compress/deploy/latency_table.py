@@ -9,140 +9,171 @@ One layer is too short to be timed alone. A chain of layers that map `in` to `ou
 is timed at two lengths; the difference, per layer, is free of what a run costs by itself. The
 entry is the mean of both directions, at stride 1 and the layer's output resolution.
 
-What the table leaves out: sums, poolings, changes of layout and the run itself. They are the same
-for all policies but for their widths, so the prediction ranks policies; it is not their latency.
+What the entries leave out, a line fitted to a few whole networks makes up for, see `latency_model`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from automl_compress.compress import CostModel, Structure
-from automl_compress.compress.structure import LayerShape
+from automl_compress.compress import Structure
 from automl_compress.deploy.latency import interleaved
+from automl_compress.deploy.latency_model import LatencyModel, LayerTiming, LayerTimings, Line
 from automl_compress.deploy.runtime import Array, Runner, library_version, require_onnx
 from automl_compress.errors import InputError
-from automl_compress.space import Policy
+from automl_compress.space import Policy, SearchSpace
 
 SHORT: Final = 2
 LONG: Final = 10
 """Pairs of layers in the two chains."""
 RUNS: Final = 40
+MOST_ENTRIES: Final = 5_000
+"""Layers that may be timed for one space: each takes about a tenth of a second or more."""
 _OPSET: Final = 20
 _IR_VERSION: Final = 10
 
 
-@dataclass(frozen=True)
-class LayerTiming:
-    """One entry's key: everything its latency depends on.
-
-    Args:
-        kind: `Conv` or `Gemm`.
-        int8: whether it runs on integers.
-        inputs: input channels.
-        outputs: output channels.
-        groups: convolution groups.
-        kernel: (height, width).
-        size: (height, width) of its output; (rows, 1) of a linear layer.
-    """
-
-    kind: str
-    int8: bool
-    inputs: int
-    outputs: int
-    groups: int
-    kernel: tuple[int, int]
-    size: tuple[int, int]
-
-    def __str__(self) -> str:
-        """The key in the table's file."""
-        kernel, size = ("x".join(map(str, pair)) for pair in (self.kernel, self.size))
-        form = "int8" if self.int8 else "float32"
-        return f"{self.kind} {form} {self.inputs}-{self.outputs} /{self.groups} {kernel} @{size}"
-
-
 class LatencyTable:
-    """Predicts `latency_ms` of policies of one network on this machine.
+    """Times layers of one network on this machine, each once, and keeps them in a file.
 
     Args:
         structure: the traced network.
-        path: a JSON file that keeps the entries; read when it exists, written after each new one.
+        path: a JSON file that keeps the entries, those of other networks too; read when it
+            exists, written after each new one.
         batch: inputs per run.
         threads: threads of ONNX Runtime.
+        int8: whether layers with low-bit weights run on integers.
 
     Raises:
         InputError: the file was made by another machine or runtime, or cannot be read.
     """
 
-    def __init__(self, structure: Structure, path: Path, batch: int = 1, threads: int = 1) -> None:
-        self._layers = {layer.name: layer for layer in structure.layers}
-        self._cost = CostModel(structure)
+    def __init__(
+        self,
+        structure: Structure,
+        path: Path,
+        batch: int = 1,
+        threads: int = 1,
+        int8: bool = True,
+    ) -> None:
+        self._structure = structure
+        self._timings = LayerTimings(structure, int8)
         self._path = path
         self._batch = batch
         self._threads = threads
-        self.conditions: dict[str, Any] = {
-            "machine": platform.processor() or platform.machine(),
-            "host": platform.node(),
-            "runtime": f"onnxruntime {library_version()}",
-            "batch": batch,
-            "threads": threads,
-        }
-        self.entries: dict[str, float] = _stored(path, self.conditions)
+        self._int8 = int8
+        self.conditions = measuring_conditions(batch, threads)
+        self.entries, self._lines = _stored(path, self.conditions)
 
     def __call__(self, policy: Policy) -> float:
-        """Predicted milliseconds of one run: the sum over layers; times what it has not yet.
+        """Predicted milliseconds of one run; times the layers it has not yet.
 
         Raises:
             SpaceError: the policy does not fit the network.
         """
-        self._cost.check(policy)
-        return sum(self._entry(timing) for timing in self.timings(policy).values())
+        timings = self.timings(policy)
+        self._time(timings.values())
+        return (self.line or Line())(sum(self.entries[str(timing)] for timing in timings.values()))
 
     def timings(self, policy: Policy) -> dict[str, LayerTiming]:
         """The entry every layer of a policy needs, by layer name."""
-        low_bit = policy.of_kind("weight_bits")
-        found = {}
-        for name, (outputs, inputs) in self._cost.widths(policy).items():
-            layer = self._layers[name]
-            groups = outputs if layer.depthwise else layer.groups
-            rows = layer.positions if layer.kind == "Linear" else 0
-            found[name] = LayerTiming(
-                kind="Gemm" if rows else "Conv",
-                int8=name in low_bit,
-                inputs=outputs if layer.depthwise else inputs,
-                outputs=outputs,
-                groups=groups,
-                kernel=_kernel(layer),
-                size=(rows, 1) if rows else _rectangle(layer.positions),
+        return self._timings.of(policy)
+
+    @property
+    def line(self) -> Line | None:
+        """From sums of layers to this network; None before `calibrate`."""
+        return self._lines.get(self._timings.network)
+
+    def cover(self, space: SearchSpace) -> None:
+        """Time every layer that policies of a space and the uncompressed network need.
+
+        Raises:
+            InputError: they need more than `MOST_ENTRIES`.
+        """
+        needed = self._timings.of_space(space)
+        if len(needed) > MOST_ENTRIES:
+            raise InputError(
+                f"a latency table must have at most {MOST_ENTRIES:,} entries, but the search space "
+                f"needs {len(needed):,} different layers; allow fewer channel counts"
             )
-        return found
+        self._time(needed)
 
-    def _entry(self, timing: LayerTiming) -> float:
-        key = str(timing)
-        if key not in self.entries:
-            self.entries[key] = measure_layer(timing, self._batch, self._threads)
-            text = json.dumps({"conditions": self.conditions, "entries": self.entries}, indent=1)
-            partial = self._path.with_name(self._path.name + ".part")
-            partial.write_text(text, encoding="utf-8")
+    def calibrate(self, measured: Mapping[Policy, float]) -> None:
+        """Fit this network's line to whole networks that were measured.
+
+        Args:
+            measured: milliseconds by policy, at least one.
+        """
+        for policy in measured:
+            self._time(self.timings(policy).values())
+        bare = LatencyModel(self._structure, self.entries, Line(), self.conditions, self._int8)
+        sums = [bare(policy) for policy in measured]
+        self._lines[self._timings.network] = Line.fit(sums, list(measured.values()))
+        self._write()
+
+    def model(self, space: SearchSpace) -> LatencyModel:
+        """What this table predicts for a space that it covers."""
+        keys = map(str, self._timings.of_space(space))
+        return LatencyModel(
+            self._structure,
+            {key: self.entries[key] for key in keys},
+            self.line or Line(),
+            self.conditions,
+            self._int8,
+        )
+
+    def _time(self, timings: Iterable[LayerTiming]) -> None:
+        for timing in timings:
+            if str(timing) not in self.entries:
+                self.entries[str(timing)] = measure_layer(timing, self._batch, self._threads)
+                self._write()
+
+    def _write(self) -> None:
+        content = {
+            "conditions": self.conditions,
+            "entries": self.entries,
+            "lines": {network: asdict(line) for network, line in self._lines.items()},
+        }
+        partial = self._path.with_name(self._path.name + ".part")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
             partial.replace(self._path)
-        return self.entries[key]
+        except OSError as reason:
+            raise InputError(
+                f"a latency table must be a file that can be written, but '{self._path}' is not "
+                f"({reason.strerror}); choose another"
+            ) from reason
 
 
-def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, float]:
+def measuring_conditions(batch: int, threads: int) -> dict[str, Any]:
+    """This machine and its runtime, and how it is used: what a latency holds for."""
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "host": platform.node(),
+        "runtime": f"onnxruntime {library_version()}",
+        "batch": batch,
+        "threads": threads,
+    }
+
+
+def _stored(path: Path, conditions: dict[str, Any]) -> tuple[dict[str, float], dict[str, Line]]:
     if not path.exists():
-        return {}
+        return {}, {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        made, entries = content["conditions"], content["entries"]
-    except (OSError, ValueError, KeyError, TypeError) as reason:
+        made = content["conditions"]
+        entries = {str(key): float(value) for key, value in content["entries"].items()}
+        lines = {str(key): Line(**line) for key, line in content.get("lines", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
         raise InputError(
             f"a latency table must be a JSON file of ours, but '{path}' is not; remove it"
         ) from reason
@@ -152,18 +183,7 @@ def _stored(path: Path, conditions: dict[str, Any]) -> dict[str, float]:
             f"a latency table holds for one machine, runtime, batch and threads, but '{path}' was "
             f"made with {other}; choose another file"
         )
-    return {str(key): float(value) for key, value in entries.items()}
-
-
-def _kernel(layer: LayerShape) -> tuple[int, int]:
-    side = math.isqrt(layer.kernel)
-    return (side, side) if side * side == layer.kernel else (1, layer.kernel)
-
-
-def _rectangle(positions: int) -> tuple[int, int]:
-    """The most nearly square rectangle of that many positions."""
-    height = next(h for h in range(math.isqrt(positions), 0, -1) if positions % h == 0)
-    return height, positions // height
+    return entries, lines
 
 
 def measure_layer(timing: LayerTiming, batch: int = 1, threads: int = 1) -> float:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from automl_compress.compress import CRITERIA, KERNEL_CRITERIA, REPAIRS
+from automl_compress.deploy.latency_calibration import LatencySettings
+from automl_compress.deploy.measuring import FEWEST_RUNS, RUNTIMES, MeasureSettings
 from automl_compress.engine.engine import ENGINES, EngineSettings
 from automl_compress.errors import StudyError
-from automl_compress.evaluate import Constraint, check_objectives
+from automl_compress.evaluate import LATENCY, Constraint, check_objectives
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
 from automl_compress.settings import Origin, Section
@@ -32,6 +34,7 @@ class StudyConfig:
         objectives: minimised metrics.
         constraints: limits, still relative to the baseline where written so.
         estimate: how candidates are measured.
+        latency: how latencies are measured; None where the study has no latency.
         strategies: who competes.
         seeds: one contestant per strategy and seed.
         evaluations: budget of each contestant.
@@ -47,6 +50,7 @@ class StudyConfig:
     objectives: tuple[str, ...]
     constraints: tuple[Constraint, ...]
     estimate: EstimateSettings
+    latency: LatencySettings | None
     strategies: tuple[str, ...]
     seeds: tuple[int, ...]
     evaluations: int
@@ -92,6 +96,7 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         objectives=_objectives(section),
         constraints=_constraints(section),
         estimate=_estimate(section.section("estimate")),
+        latency=_latency(section, base),
         strategies=_strategies(section),
         seeds=_seeds(section),
         evaluations=_budget(section.section("budget"), section),
@@ -101,6 +106,7 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         base=base,
     )
     section.close()
+    _check_latency(section, config)
     return config
 
 
@@ -168,6 +174,35 @@ def _estimate(section: Section) -> EstimateSettings:
     )
     section.close()
     return settings
+
+
+def _latency(outer: Section, base: Path) -> LatencySettings | None:
+    if "latency" not in outer:
+        return None
+    outer.get("latency", dict)
+    section, default = outer.section("latency"), MeasureSettings()
+    section.choice("runtime", RUNTIMES, RUNTIMES[0])
+    table = section.get("table", str, None)
+    measure = MeasureSettings(
+        threads=section.number("threads", int, default.threads, low=1),
+        batch=section.number("batch", int, default.batch, low=1),
+        int8=section.get("int8", bool, default.int8),
+        runs=section.number("runs", int, default.runs, low=FEWEST_RUNS),
+    )
+    section.close()
+    return LatencySettings(measure, None if table is None else base / table)
+
+
+def _check_latency(section: Section, config: StudyConfig) -> None:
+    """A study that minimises or bounds the latency must say how it is measured."""
+    bounded = {constraint.metric for constraint in config.constraints}
+    for key, named in (("objectives", set(config.objectives)), ("constraints", bounded)):
+        if LATENCY in named and config.latency is None:
+            raise section.fail(
+                f"'{LATENCY}' needs to know how latencies are measured, but 'latency' is missing; "
+                "add latency: {threads: 1, batch: 1}",
+                key,
+            )
 
 
 def _strategies(section: Section) -> tuple[str, ...]:

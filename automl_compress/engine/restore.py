@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.engine.config import StudyConfig, config_of_mapping
+from automl_compress.engine.latency import recorded_model
 from automl_compress.errors import StudyError
+from automl_compress.evaluate.latency import WithLatency
 from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.ledger import Manifest
 from automl_compress.space import Policy
@@ -122,7 +124,11 @@ def restore_study(folder: str | Path) -> Restored:
     config = stated_config(manifest)
     with torch_threads(config.engine.threads):
         workload, search, test = load_estimators(config)
-    if (search.identity, test.identity) != (manifest.estimator, manifest.test_estimator):
+    identities = (search.identity, test.identity)
+    if manifest.latency:
+        model = recorded_model(manifest.latency, search.compressor)
+        identities = (WithLatency(search, model).identity, WithLatency(test, model).identity)
+    if identities != (manifest.estimator, manifest.test_estimator):
         raise StudyError(
             f"a study's networks must be built from the weights, data and version it ran with, "
             f"but those of '{folder}' have changed; restore them or search again"

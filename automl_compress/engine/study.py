@@ -11,7 +11,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from automl_compress.compress import (
     Compressor,
@@ -29,13 +30,22 @@ from automl_compress.compress import (
     space_of_structure,
 )
 from automl_compress.compress.feature_ranks import IMAGES as RANKED_IMAGES
+from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
 from automl_compress.engine.engine import Engine, Listener, Race
+from automl_compress.engine.latency import (
+    check_machine,
+    latency_record,
+    measure_latencies,
+    predicting,
+    recorded_model,
+)
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
 from automl_compress.evaluate import Constraint, Evaluation, references
-from automl_compress.evaluate.network import NetworkEstimator
+from automl_compress.evaluate.estimator import Estimator
+from automl_compress.evaluate.latency import CostsWithLatency, WithLatency
 from automl_compress.ledger import (
     LEDGER,
     MANIFEST,
@@ -69,8 +79,10 @@ class _Prepared:
 
     manifest: Manifest
     problem: Problem
-    search: NetworkEstimator
-    test: NetworkEstimator
+    search: Estimator
+    test: Estimator
+    compressor: Compressor
+    example_input: Tensor
 
 
 class Study:
@@ -152,7 +164,7 @@ class Study:
         manifest = Manifest.read(Path(folder))
         study = cls._of(stated_config(manifest))
         study = study.with_engine(**engine) if engine else study
-        prepared = study._prepare()
+        prepared = study._prepare(manifest.latency)
         if prepared.manifest.fingerprint != manifest.fingerprint:
             raise StudyError(
                 f"a study must be resumed with the network, data and settings it began with, but "
@@ -178,6 +190,7 @@ class Study:
                     engine.run(unfinished, listener)
                     finalists = _finalists(StudyResult(folder), self.config.finalists)
                     engine.measure(finalists)
+                self._measure_latencies(prepared, finalists, folder)
             except (InterruptedStudy, KeyboardInterrupt) as reason:
                 replace(manifest, status="interrupted").write(folder)
                 raise InterruptedStudy(
@@ -189,22 +202,51 @@ class Study:
         result.save(folder)
         return result
 
-    def _prepare(self) -> _Prepared:
-        """Load, trace and measure everything before anything is written."""
+    def _measure_latencies(
+        self, prepared: _Prepared, finalists: Sequence[Policy], folder: Path
+    ) -> None:
+        """Measure the finalists' latencies, now that nothing else of the study runs."""
+        if self.config.latency is None:
+            return
+        with torch_threads(self.config.engine.threads):
+            measure_latencies(
+                self.config.latency,
+                prepared.manifest.latency,
+                prepared.compressor,
+                finalists,
+                prepared.example_input,
+                folder / LEDGER,
+            )
+
+    def _prepare(self, recorded: Mapping[str, Any] | None = None) -> _Prepared:
+        """Load, trace and measure everything before anything is written.
+
+        Args:
+            recorded: what a study's manifest says of latencies, to go on by.
+        """
         config = self.config
-        with torch_threads(config.engine.threads):
-            workload, search, test = load_estimators(config)
-            baseline, test_baseline = (_baseline(e) for e in (search, test))
         rules = SpaceRules() if config.space is None else load_rules(config.space)
-        compressor = search.compressor
-        derived = space_of_structure(compressor.model, compressor.structure, rules)
+        with torch_threads(config.engine.threads):
+            workload, network, test_network = load_estimators(config)
+            compressor = network.compressor
+            derived = space_of_structure(compressor.model, compressor.structure, rules)
+            search: Estimator = network
+            test: Estimator = test_network
+            cost: Callable[[Policy], Mapping[str, float]] = compressor.cost
+            latency: dict[str, Any] = {}
+            if config.latency is not None:
+                model = self._latency_model(compressor, derived, workload, recorded)
+                search, test = WithLatency(search, model), WithLatency(test, model)
+                cost = CostsWithLatency(cost, model)
+                latency = latency_record(config.latency, model, search.identity)
+            baseline, test_baseline = (_baseline(e) for e in (search, test))
         minimised = {name: baseline.minimised(name) for name in ("error", *_costs(baseline))}
         constraints = tuple(c.absolute(minimised) for c in config.constraints)
         problem = Problem(
             space=derived.space,
             objectives=config.objectives,
             baseline=minimised,
-            cost=compressor.cost,
+            cost=cost,
             constraints=constraints,
             features=gene_features(derived.space, compressor.structure, compressor.cost),
             sensitivity=_sensitivity(config, workload, derived.space, compressor),
@@ -212,7 +254,24 @@ class Study:
         manifest = _manifest(
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
         )
-        return _Prepared(manifest, problem, search, test)
+        manifest = replace(manifest, latency=latency)
+        return _Prepared(manifest, problem, search, test, compressor, workload.example_input())
+
+    def _latency_model(
+        self,
+        compressor: Compressor,
+        derived: DerivedSpace,
+        workload: Workload,
+        recorded: Mapping[str, Any] | None,
+    ) -> LatencyModel:
+        """What predicts latencies: the one a study began with, or one made now."""
+        settings = self.config.latency
+        assert settings is not None
+        if recorded:
+            model = recorded_model(recorded, compressor)
+            check_machine(model, settings)
+            return model
+        return predicting(settings, compressor, derived.space, workload.example_input())
 
 
 def _sensitivity(
@@ -233,7 +292,7 @@ def _costs(evaluation: Evaluation) -> list[str]:
     return [name for name in evaluation.metrics if name != "accuracy"]
 
 
-def _baseline(estimator: NetworkEstimator) -> Evaluation:
+def _baseline(estimator: Estimator) -> Evaluation:
     """The uncompressed network, as its estimator sees it.
 
     Raises:
@@ -253,7 +312,7 @@ def _manifest(
     workload: Workload,
     derived: DerivedSpace,
     constraints: tuple[Constraint, ...],
-    estimators: tuple[NetworkEstimator, NetworkEstimator],
+    estimators: tuple[Estimator, Estimator],
     baselines: tuple[Evaluation, Evaluation],
 ) -> Manifest:
     contestants = _contestants(config.strategies, config.seeds)

@@ -3,7 +3,7 @@
 The names here need no torch; `evaluate.network` holds the estimator that measures networks.
 """
 
-from automl_compress.evaluate.evaluation import COSTS, UNITS, Evaluation, Status
+from automl_compress.evaluate.evaluation import COSTS, LATENCY, UNITS, Evaluation, Status
 from automl_compress.evaluate.objectives import (
     USEFUL_LOSS,
     Constraint,
@@ -15,6 +15,7 @@ from automl_compress.evaluate.objectives import (
 
 __all__ = [
     "COSTS",
+    "LATENCY",
     "UNITS",
     "USEFUL_LOSS",
     "Constraint",

@@ -18,11 +18,15 @@ UNITS: Final[Mapping[str, str]] = {
     "params": "1",
     "size_bytes": "byte",
     "bitops": "bit-operation",
+    "latency_ms": "ms",
 }
-"""Unit of every metric. Accuracy and error are shares in [0, 1], costs are for one image."""
+"""Unit of every metric. Accuracy and error are shares in [0, 1], costs are for one image,
+but a latency is for one run of the batch that its study states."""
 
-COSTS: Final = ("size_bytes", "macs", "params", "bitops")
-"""Metrics that are computed exactly from a policy, without images."""
+LATENCY: Final = "latency_ms"
+COSTS: Final = ("size_bytes", "macs", "params", "bitops", LATENCY)
+"""Metrics that are computed from a policy without images: exactly, but for the latency, which is
+predicted, and only where a study says how it is measured."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,15 @@ import numpy as np
 import pandas as pd
 
 from automl_compress.errors import StudyError
-from automl_compress.evaluate import UNITS, Constraint, Evaluation, objective_values, violations
+from automl_compress.evaluate import (
+    COSTS,
+    LATENCY,
+    UNITS,
+    Constraint,
+    Evaluation,
+    objective_values,
+    violations,
+)
 from automl_compress.ledger.store import Charge, Ledger
 from automl_compress.pareto import front_mask
 from automl_compress.space import Policy
@@ -68,6 +76,8 @@ class Manifest:
         coverage: what of the network the space covers.
         workload: name, split sizes and content hashes.
         environment: versions, hardware, git commit, time.
+        latency: how latencies were measured, and by what they were predicted; empty where the
+            study has none.
     """
 
     study: str
@@ -87,6 +97,7 @@ class Manifest:
     coverage: Mapping[str, Any] = field(default_factory=dict)
     workload: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    latency: Mapping[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
     def write(self, folder: Path) -> None:
@@ -179,6 +190,8 @@ class StudyResult:
             self._tests = {
                 e.policy.key: e for e in ledger.evaluations(self.manifest.test_estimator)
             }
+            measured = self.manifest.latency.get("estimator", "")
+            self._latencies = {e.policy.key: e for e in ledger.evaluations(measured)}
 
     def charges(self, contestant: str) -> list[Charge]:
         """What a contestant was told, in the order it asked.
@@ -191,6 +204,14 @@ class StudyResult:
     def test_evaluation(self, policy: Policy) -> Evaluation | None:
         """The measurement of a finalist on the final test images, or None."""
         return self._tests.get(policy.key)
+
+    def latency(self, policy: Policy) -> Evaluation | None:
+        """The measured latency of a finalist or of the uncompressed network, or None.
+
+        Its metrics are the median `latency_ms` and the ends of its 95 % interval,
+        `latency_ms_lower` and `latency_ms_upper`.
+        """
+        return self._latencies.get(policy.key)
 
     @cached_property
     def _asked(self) -> list[tuple[Charge, ContestantRecord]]:
@@ -263,7 +284,8 @@ class StudyResult:
             for record in self.manifest.contestants
             for charge in self._charges[record.name]
         ]
-        return pd.DataFrame(rows, columns=_COLUMNS)
+        unused = () if LATENCY in self.manifest.baseline else (LATENCY,)
+        return pd.DataFrame(rows, columns=[name for name in _COLUMNS if name not in unused])
 
     def save(self, folder: str | Path) -> None:
         """Copy the study and write `evaluations.parquet` and `front.json` beside it.
@@ -291,7 +313,7 @@ class StudyResult:
         write_text(target / "front.json", json.dumps(self.front_document(), indent=1) + "\n")
 
 
-_METRICS = ("accuracy", "size_bytes", "macs", "params", "bitops")
+_METRICS = ("accuracy", *COSTS)
 _COLUMNS = (
     *("contestant", "strategy", "seed", "in_race", "position", "round", "policy_key", "policy"),
     *("status", "reason", *_METRICS, "images", "shared", *TIMING_COLUMNS),

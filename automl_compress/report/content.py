@@ -60,7 +60,8 @@ def _headline(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
             "What follows are search estimates."
         ))  # fmt: skip
         return blocks
-    blocks += [Paragraph(_headline_note(summary)), tables.finalists_table(summary)]
+    blocks += [Paragraph(_headline_note(summary)), *_latency_note(summary)]
+    blocks.append(tables.finalists_table(summary))
     if summary.measured and summary.test_accuracy is not None:
         blocks += [tables.picks_table(summary), Paragraph(_picks_note(summary))]
     blocks += [drawings[name] for name in ("finalists",) if name in drawings]
@@ -134,6 +135,26 @@ def _headline_note(summary: Summary) -> str:
         "chosen by it, so it tends to be too high. Intervals are Wilson's and cover the finite "
         f"number of test images only.{missing}"
     )
+
+
+def _latency_note(summary: Summary) -> list[Block]:
+    """What latencies mean, where there are any."""
+    latency = summary.result.manifest.latency
+    if not latency:
+        return []
+    conditions, line = latency["model"]["conditions"], latency["model"]["line"]
+    form = "run on integers" if latency["int8"] else "run in float32"
+    return [
+        Paragraph(
+            f"Latencies are those of {conditions['runtime']} with {latency['threads']} threads "
+            f"and batch {latency['batch']} on the machine of the search; layers of low bits "
+            f"{form}, everything else in float32. The search saw predictions only: a sum over a "
+            f"table of single layers, fitted to {line['networks']} measured networks. A measured "
+            f"latency is the median of {latency['runs']} runs, networks in turn, in a process of "
+            "its own when the search was over, with a 95 % interval of the median by order "
+            "statistics. Picks go by measured latencies."
+        )
+    ]
 
 
 def _picks_note(summary: Summary) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from automl_compress.evaluate import LATENCY
+
 MISSING: Final = "–"
 """Stands for a number that does not exist (yet)."""
 
@@ -14,6 +16,7 @@ TITLES: Final[Mapping[str, str]] = {
     "macs": "MACs",
     "params": "parameters",
     "bitops": "bit operations",
+    "latency_ms": "predicted latency",
 }
 """What a reader calls each metric."""
 
@@ -22,6 +25,7 @@ SUPERLATIVES: Final[Mapping[str, str]] = {
     "macs": "fewest MACs",
     "params": "fewest parameters",
     "bitops": "fewest bit operations",
+    "latency_ms": "lowest latency",
 }
 
 _PREFIXES: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -55,11 +59,18 @@ def cost(name: str, value: float | None, baseline: float) -> str:
     """
     if value is None:
         return MISSING
+    if name == LATENCY:
+        return milliseconds(value)
     unit = "B" if name == "size_bytes" else ""
     for factor, prefix in _PREFIXES:
         if baseline >= _LEAST_DIGITS * factor:
             return f"{value / factor:,.1f} {prefix}{unit}"
     return f"{value:,.0f} {unit}".strip()
+
+
+def milliseconds(value: float) -> str:
+    """A latency as `0.853 ms`."""
+    return f"{value:,.3f} ms"
 
 
 def ratio(value: float, baseline: float) -> str:

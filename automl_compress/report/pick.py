@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import (
+    LATENCY,
     Constraint,
     Evaluation,
     objective_values,
@@ -36,7 +37,7 @@ class Pick:
 
     Args:
         evaluation: its costs, and its accuracy: on the final test images if `tested`, otherwise
-            the search's estimate.
+            the search's estimate. Its latency is measured if `tested`, otherwise predicted.
         number: the finalist's number in the report; None when it is none.
         tested: whether the accuracy is that of the final test.
     """
@@ -118,9 +119,8 @@ def _tested(summary: Summary) -> list[Pick]:
     """Finalists by what the final test images said."""
     picks = []
     for finalist in summary.measured:
-        assert finalist.accuracy is not None
-        metrics = {**finalist.estimate.metrics, "accuracy": finalist.accuracy}
-        picks.append(Pick(replace(finalist.estimate, metrics=metrics), finalist.number, True))
+        evaluation = replace(finalist.estimate, metrics=finalist.metrics)
+        picks.append(Pick(evaluation, finalist.number, True))
     return picks
 
 
@@ -165,7 +165,9 @@ def _baseline(result: StudyResult, picked: Pick) -> dict[str, float]:
     """Minimised values of the uncompressed network on the same images."""
     manifest = result.manifest
     metrics = manifest.test_baseline if picked.tested else manifest.baseline
-    return {**metrics, "error": 1.0 - metrics["accuracy"]}
+    whole = result.latency(Policy({})) if picked.tested else None
+    measured = {} if whole is None else {LATENCY: whole.metrics[LATENCY]}
+    return {**metrics, **measured, "error": 1.0 - metrics["accuracy"]}
 
 
 def _exceeded(

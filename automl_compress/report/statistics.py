@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import COSTS, Evaluation, violations
+from automl_compress.evaluate import COSTS, LATENCY, Evaluation, violations
 from automl_compress.ledger import FrontPoint, StudyResult
 from automl_compress.pareto import Values, front_mask
 from automl_compress.report.recovered import RecoveredNetwork, recovered_networks
 from automl_compress.report.scores import ContestantScores, contestant_scores
+from automl_compress.space import Policy
 
 LOSSES: Final = (0.005, 0.01, 0.02)
 """Losses of test accuracy that the headline answers for."""
@@ -153,7 +154,9 @@ class Finalist:
         seed: that contestant's seed.
         dominated: whether another finalist is no worse in any objective on the test images and
             better in one.
-        broken: constraints that do not hold on the test images, as the user wrote them.
+        broken: constraints that do not hold on the test images, or for the measured latency, as
+            the user wrote them.
+        latency: its measured latency, see `StudyResult.latency`; None when there is none.
     """
 
     number: int
@@ -163,6 +166,7 @@ class Finalist:
     seed: int
     dominated: bool
     broken: tuple[str, ...]
+    latency: Evaluation | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -170,6 +174,12 @@ class Finalist:
         if self.test is None or not self.test.ok:
             return None
         return self.test.metrics["accuracy"]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The search's metrics, with the accuracy and the latency that were measured since."""
+        measured = _measured_latency(self.estimate, self.latency).metrics
+        return {**measured, **({} if self.accuracy is None else {"accuracy": self.accuracy})}
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -293,7 +303,18 @@ class Summary:
         """
         good = [f for f in self.measured if (lost := self.lost(f)) is not None
                 and lost <= loss + _ROUNDING]  # fmt: skip
-        return min(good, key=lambda f: (f.estimate.metrics[cost], self.lost(f)), default=None)
+        return min(good, key=lambda f: (f.metrics[cost], self.lost(f)), default=None)
+
+    @property
+    def latency(self) -> Evaluation | None:
+        """Measured latency of the uncompressed network; None when there is none."""
+        return self.result.latency(Policy({}))
+
+    def measured_baseline(self, cost: str) -> float:
+        """A cost of the uncompressed network; its latency as measured, where it was."""
+        if cost == LATENCY and self.latency is not None:
+            return self.latency.metrics[LATENCY]
+        return self.result.manifest.baseline[cost]
 
 
 def _score(group: StrategyScores) -> float:
@@ -320,7 +341,9 @@ def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]
     chosen = [estimates[key] for key in result.manifest.finalists if key in estimates]
     tests = [result.test_evaluation(estimate.policy) for estimate in chosen]
     order = sorted(range(len(chosen)), key=lambda i: _by_size(chosen[i], tests[i]))
-    beaten = _dominated_on_test(result, chosen, tests)
+    latencies = [result.latency(estimate.policy) for estimate in chosen]
+    measured = [_measured_latency(e, m) for e, m in zip(chosen, latencies, strict=True)]
+    beaten = _dominated_on_test(result, measured, tests)
     return tuple(
         Finalist(
             number=number,
@@ -329,7 +352,8 @@ def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]
             strategy=str(first.at[chosen[i].policy.key, "strategy"]),
             seed=int(str(first.at[chosen[i].policy.key, "seed"])),
             dominated=beaten[i],
-            broken=_broken(result, tests[i]),
+            broken=_broken(result, tests[i], latencies[i]),
+            latency=latencies[i],
         )
         for number, i in enumerate(order, start=1)
     )
@@ -366,12 +390,24 @@ def _dominated_on_test(
     return [beaten.get(i, False) for i in range(len(tests))]
 
 
-def _broken(result: StudyResult, test: Evaluation | None) -> tuple[str, ...]:
-    """Constraints on the error that the test images break; those on costs cannot be."""
+def _broken(
+    result: StudyResult, test: Evaluation | None, latency: Evaluation | None
+) -> tuple[str, ...]:
+    """Constraints on the error or the latency that measuring breaks; other costs are exact."""
     if test is None or not test.ok:
         return ()
-    constraints = [c for c in result.manifest.constraints if c.metric == "error"]
-    return tuple(c.text for c in constraints if violations([test], [c]).any())
+    found = _measured_latency(test, latency)
+    limited = ("error", LATENCY)
+    constraints = [c for c in result.manifest.constraints if c.metric in limited]
+    return tuple(c.text for c in constraints if violations([found], [c]).any())
+
+
+def _measured_latency(evaluation: Evaluation, latency: Evaluation | None) -> Evaluation:
+    """An evaluation whose predicted latency gives way to the measured one."""
+    if latency is None:
+        return evaluation
+    metrics = {**evaluation.metrics, LATENCY: latency.metrics[LATENCY]}
+    return replace(evaluation, metrics=metrics)
 
 
 def common_reasons(frame: pd.DataFrame, most: int = 3) -> list[tuple[str, int]]:

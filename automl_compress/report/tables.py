@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import pandas as pd
 
-from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate import LATENCY, Evaluation
 from automl_compress.ledger import FrontPoint
 from automl_compress.report import formats, markdown_text
 from automl_compress.report.formats import MISSING
@@ -116,6 +116,7 @@ def finalists_table(summary: Summary) -> Table:
         "95 % interval",
         "points lost",
         *(formats.TITLES[name] for name in summary.costs),
+        *_latency_columns(summary),
         "search estimate",
         "<found by",
         "~remarks",
@@ -132,6 +133,7 @@ def _baseline_row(summary: Summary) -> tuple[str, ...]:
         formats.interval(summary.test_interval),
         formats.points(0.0),
         *(formats.cost_and_ratio(n, baseline[n], baseline[n]) for n in summary.costs),
+        *_latency_cells(summary, summary.latency),
         formats.percent(baseline["accuracy"]),
         MISSING,
         "",
@@ -145,6 +147,7 @@ def _finalist_row(summary: Summary, finalist: Finalist) -> tuple[str, ...]:
         formats.interval(finalist.interval),
         formats.points(summary.lost(finalist)),
         *_cost_cells(summary, finalist.estimate.metrics),
+        *_latency_cells(summary, finalist.latency),
         formats.percent(finalist.estimate.metrics["accuracy"]),
         f"{finalist.strategy}, seed {finalist.seed}",
         _remarks(finalist),
@@ -154,6 +157,28 @@ def _finalist_row(summary: Summary, finalist: Finalist) -> tuple[str, ...]:
 def _cost_cells(summary: Summary, metrics: Mapping[str, float]) -> list[str]:
     baseline = summary.result.manifest.baseline
     return [formats.cost_and_ratio(n, metrics.get(n), baseline[n]) for n in summary.costs]
+
+
+def _latency_columns(summary: Summary) -> tuple[str, ...]:
+    latency = summary.result.manifest.latency
+    if not latency:
+        return ()
+    runtime = latency["model"]["conditions"]["runtime"]
+    return (
+        f"measured latency ({runtime}, threads {latency['threads']}, batch {latency['batch']})",
+    )
+
+
+def _latency_cells(summary: Summary, latency: Evaluation | None) -> tuple[str, ...]:
+    """Median and interval: `0.853 ms (0.850..0.861)`."""
+    if not summary.result.manifest.latency:
+        return ()
+    if latency is None:
+        return (MISSING,)
+    median, low, high = (
+        latency.metrics[name] for name in (LATENCY, f"{LATENCY}_lower", f"{LATENCY}_upper")
+    )
+    return (f"{formats.milliseconds(median)} ({low:,.3f}..{high:,.3f})",)
 
 
 def _remarks(finalist: Finalist) -> str:
@@ -217,8 +242,8 @@ def _pick(summary: Summary, loss: float, name: str) -> str:
     finalist = summary.cheapest(loss, name)
     if finalist is None:
         return "no finalist reaches it"
-    baseline = summary.result.manifest.baseline[name]
-    text = formats.cost_and_ratio(name, finalist.estimate.metrics[name], baseline)
+    baseline = summary.measured_baseline(name)
+    text = formats.cost_and_ratio(name, finalist.metrics[name], baseline)
     return f"{text}: finalist {finalist.number}"
 
 
@@ -338,6 +363,7 @@ def terminal_table(summary: Summary) -> Table:
         "test accuracy",
         "points lost",
         *(formats.TITLES[name] for name in summary.costs),
+        *_latency_columns(summary),
         "search estimate",
         "<found by",
         "~remarks",

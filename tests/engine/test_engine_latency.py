@@ -1,0 +1,216 @@
+"""Studies whose objective is the latency: predicted in the race, measured of the finalists."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+import automl_compress as ac
+from automl_compress.cli import main
+from automl_compress.deploy import latency_calibration, latency_table
+from automl_compress.deploy.latency import Latency
+from automl_compress.deploy.latency_model import LayerTiming
+from automl_compress.deploy.measuring import MeasureSettings
+from automl_compress.engine import Study, restore_study
+from automl_compress.engine.config import config_of_mapping
+from automl_compress.errors import InputError, StudyError
+from automl_compress.ledger import Manifest, StudyResult
+from automl_compress.report import pick_network, write_report
+from automl_compress.space import Policy
+
+pytest.importorskip("onnxruntime")
+
+SETTINGS: dict[str, Any] = {
+    "study": "quick",
+    "workload": {"model": "digits_cnn", "train": {"epochs": 1}},
+    "objectives": ["error", "size_bytes", "latency_ms"],
+    "constraints": ["latency_ms <= 0.9x"],
+    "estimate": {"images": 60, "calibration_images": 16, "repair": "none"},
+    "latency": {"runtime": "onnxruntime", "threads": 1, "batch": 2, "int8": True, "runs": 6},
+    "strategies": ["scaled-random"],
+    "seeds": 1,
+    "budget": {"evaluations": 12},
+    "finalists": 3,
+    "engine": {"kind": "serial"},
+}
+
+
+class FakeTimers:
+    """Times by arithmetic: a layer costs its weights, a network its parameters and a constant."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.layers: list[LayerTiming] = []
+        self.networks: list[int] = []
+        patch.setattr(latency_table, "measure_layer", self.layer)
+        patch.setattr(latency_calibration, "measure_alone", self.alone)
+
+    def layer(self, timing: LayerTiming, batch: int, threads: int) -> float:
+        assert (batch, threads) == (2, 1)
+        self.layers.append(timing)
+        return timing.inputs * timing.outputs * (1e-4 if timing.int8 else 4e-4)
+
+    def alone(
+        self, networks: Mapping[str, nn.Module], example_input: Tensor, settings: MeasureSettings
+    ) -> dict[str, Latency]:
+        assert settings == MeasureSettings(threads=1, batch=2, int8=True, runs=6)
+        self.networks.append(len(networks))
+        found = {}
+        for key, network in networks.items():
+            ms = 0.3 + 1e-5 * sum(p.numel() for p in network.parameters())
+            found[key] = Latency(ms, ms - 0.01, ms + 0.02, 2, 1, 6, "onnxruntime", 0.97)
+        return found
+
+
+@pytest.fixture
+def timers(monkeypatch: pytest.MonkeyPatch) -> FakeTimers:
+    return FakeTimers(monkeypatch)
+
+
+def _study(folder: Path, **changes: Any) -> Study:
+    table = {**SETTINGS["latency"], "table": str(folder / "table.json")}
+    return Study(**{**SETTINGS, "latency": table, **changes})
+
+
+def test_the_race_predicts_and_finalists_are_measured(tmp_path: Path, timers: FakeTimers) -> None:
+    result = _study(tmp_path).run(tmp_path / "out")
+    manifest = result.manifest
+    assert timers.networks == [4, 1 + len(manifest.finalists)]
+    assert len(timers.layers) == len(set(timers.layers))
+    assert (manifest.latency["threads"], manifest.latency["batch"]) == (1, 2)
+    assert manifest.latency["model"]["conditions"]["runtime"].startswith("onnxruntime ")
+    limit = 0.9 * manifest.baseline["latency_ms"]
+    assert manifest.constraints[0].limit == limit
+    front = result.front()
+    assert front
+    assert all(0 < point.objectives["latency_ms"] <= limit for point in front)
+    assert "latency_ms" in result.to_dataframe()
+    restored = restore_study(tmp_path / "out")
+    for point in front:
+        measured = result.latency(point.policy)
+        if point.policy.key not in manifest.finalists:
+            assert measured is None
+            continue
+        parameters = sum(p.numel() for p in restored.build(point.policy).parameters())
+        assert measured is not None
+        assert measured.metrics["latency_ms"] == pytest.approx(0.3 + 1e-5 * parameters)
+        assert measured.metrics["latency_ms_lower"] < measured.metrics["latency_ms"]
+    assert result.latency(Policy({})) is not None
+
+
+def test_an_equal_study_takes_the_table_as_it_is_and_finds_the_same(
+    tmp_path: Path, timers: FakeTimers
+) -> None:
+    first = _study(tmp_path).run(tmp_path / "one")
+    timed = len(timers.layers)
+    second = _study(tmp_path).run(tmp_path / "two")
+    assert len(timers.layers) == timed
+    assert first.manifest.fingerprint == second.manifest.fingerprint
+    assert [p.to_dict() for p in first.front()] == [p.to_dict() for p in second.front()]
+    table = json.loads((tmp_path / "table.json").read_text())
+    table["entries"] = {key: 1.5 * value for key, value in table["entries"].items()}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    third = _study(tmp_path).run(tmp_path / "three")
+    assert third.manifest.fingerprint != first.manifest.fingerprint
+
+
+def test_a_study_is_resumed_with_the_table_it_began_with(
+    tmp_path: Path, timers: FakeTimers
+) -> None:
+    whole = _study(tmp_path).run(tmp_path / "out")
+    _reset(tmp_path / "out")
+    (tmp_path / "table.json").unlink()
+    again = Study.resume(tmp_path / "out")
+    assert again.manifest.fingerprint == whole.manifest.fingerprint
+    assert not (tmp_path / "table.json").exists()
+    _reset(tmp_path / "out", host="another")
+    with pytest.raises(StudyError, match="where its table was made, but that was with another"):
+        Study.resume(tmp_path / "out")
+    assert restore_study(tmp_path / "out").build(whole.front()[0].policy)
+
+
+def _reset(folder: Path, **conditions: str) -> None:
+    """A manifest as if the study had been interrupted, on such a machine."""
+    manifest = Manifest.read(folder)
+    data = json.loads((folder / "run.json").read_text())
+    data["status"] = "interrupted"
+    data["latency"]["model"]["conditions"].update(conditions)
+    if conditions:  # what a study on that machine would have been called
+        from automl_compress.engine.latency import recorded_model
+        from automl_compress.engine.restore import load_estimators, stated_config
+        from automl_compress.evaluate.latency import WithLatency
+
+        _, search, test = load_estimators(stated_config(manifest))
+        model = recorded_model(data["latency"], search.compressor)
+        data["estimator"] = WithLatency(search, model).identity
+        data["test_estimator"] = WithLatency(test, model).identity
+    (folder / "run.json").write_text(json.dumps(data))
+
+
+def test_picks_and_reports_go_by_the_measured_latency(
+    tmp_path: Path, timers: FakeTimers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = _study(tmp_path).run(tmp_path / "out")
+    taken = {}
+    for point in result.front():
+        measured = result.latency(point.policy)
+        if measured is not None:
+            taken[point.policy.key] = measured.metrics["latency_ms"]
+    least = min(taken.values())
+    picked = pick_network(StudyResult(result.folder), f"latency<={least + 1e-9:.9f}ms")
+    assert picked.tested
+    assert picked.evaluation.metrics["latency_ms"] == least == taken[picked.policy.key]
+    with pytest.raises(StudyError, match=r"nearest is .* latency_ms 0\.3"):
+        pick_network(StudyResult(result.folder), "latency<=0.0001ms")
+    write_report(result.folder)
+    text = (result.folder / "report.md").read_text()
+    assert re.search(r"measured latency \\?\(onnxruntime [\d.]+, threads 1, batch 2\\?\)", text)
+    assert f"{least:.3f} ms ({least - 0.01:.3f}..{least + 0.02:.3f})" in text.replace("\\", "")
+    assert "the median of 6 runs" in text
+    assert main(["report", str(result.folder)]) == 0
+    assert "threads 1, batch 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"latency": None}, "'latency_ms' needs to know how latencies are measured"),
+        ({"latency": {"threads": 0}}, "'latency.threads' must be at least 1, but is 0"),
+        ({"latency": {"runs": 3}}, "'latency.runs' must be at least 6, but is 3"),
+        ({"latency": {"runtime": "tensorrt"}}, "'latency.runtime' must be"),
+        ({"latency": {"thread": 2}}, "thread"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
+    settings = {**SETTINGS, **changes}
+    given = {key: value for key, value in settings.items() if value is not None}
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        config_of_mapping(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_constraint_alone_needs_the_settings_too() -> None:
+    settings = {k: v for k, v in SETTINGS.items() if k not in ("latency", "objectives")}
+    with pytest.raises(StudyError, match=re.escape("add latency: {threads: 1, batch: 1}")):
+        config_of_mapping(settings)
+
+
+def test_another_machines_table_is_refused(tmp_path: Path, timers: FakeTimers) -> None:
+    _study(tmp_path).run(tmp_path / "out")
+    table = json.loads((tmp_path / "table.json").read_text())
+    table["conditions"]["host"] = "another"
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    with pytest.raises(InputError, match="made with another; choose another file"):
+        _study(tmp_path).run(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_public_names() -> None:
+    assert {"latency", "export_onnx"} <= set(ac.__all__)
+    assert callable(ac.latency)
+    assert callable(ac.export_onnx)
