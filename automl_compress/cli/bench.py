@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from automl_compress.cli.bench_latency import LatencyRequest, run_bench_latency
+from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
 
 
@@ -39,6 +41,28 @@ def add_bench(subparsers: Any) -> None:
         "--time-limit", type=float, default=600.0, metavar="SECONDS", help="for each model"
     )
     coverage.set_defaults(run=lambda a: bench_coverage(a.output, a.models, a.time_limit))
+    latency = benches.add_parser("latency", help="what the table of layer latencies predicts")
+    latency.add_argument(
+        "target", metavar="MODEL|SWEEP.yaml", help="a network's name, or a sweep file"
+    )
+    latency.add_argument("--policies", type=int, default=20, metavar="N", help="default: 20")
+    for option, what in (("--threads", "threads of a run"), ("--batch", "inputs per run")):
+        latency.add_argument(option, type=int, metavar="N", help=f"{what}; default: 1")
+    latency.add_argument("--runs", type=int, metavar="N", help="of each network; default: 100")
+    latency.add_argument("--table", type=Path, metavar="FILE", help="default: in the cache folder")
+    latency.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
+    latency.add_argument(
+        "-o", "--output", type=Path, default=Path("results/latency"), metavar="DIR"
+    )
+    add_json_option(latency)
+    latency.set_defaults(
+        run=lambda a: run_bench_latency(
+            LatencyRequest(
+                *(a.target, a.policies, a.threads, a.batch, a.runs, a.table),
+                *(read_shape(a.input_shape), a.json, a.output),
+            )
+        )
+    )
 
 
 def add_json_option(parser: Any) -> None:

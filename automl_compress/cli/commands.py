@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from automl_compress.cli.progress import Progress
+from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError, StudyError
 from automl_compress.ledger import Manifest, StudyResult
 
@@ -92,7 +93,7 @@ def space(model: str, output: Path, input_shape: str | None, *, force: bool) -> 
 
     if output.exists() and not force:
         raise StudyError(f"-o must not exist yet, but '{output}' does; give --force to replace it")
-    coverage = write_space_file(model, output, _shape(input_shape))
+    coverage = write_space_file(model, output, read_shape(input_shape))
     print(
         f"{output}: {coverage.groups} channel groups, {coverage.layers} layers, "
         f"{coverage.parameters_share:.0%} of the weights, {coverage.macs_share:.0%} of the MACs"
@@ -110,15 +111,6 @@ def export(
 
     export_network(folder, rule, format_name, output, recovered=recovered, force=force)
     return 0
-
-
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"--input-shape must be like 3,32,32, but is '{text}'; correct it")
-    return tuple(int(part) for part in parts)
 
 
 def doctor() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from automl_compress.compress import Coverage, DerivedSpace, Structure, space_of_structure, trace
 from automl_compress.errors import WorkloadError
@@ -24,6 +25,27 @@ def write_space_file(model: str, path: Path, input_shape: tuple[int, ...] | None
     Raises:
         InputError: the model cannot be built or followed, or its input shape is not known.
     """
+    network, example = network_and_example(model, input_shape)
+    working, structure = trace(network, example)
+    rules = SpaceRules()
+    derived = space_of_structure(working, structure, rules)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, _text(model, tuple(example.shape[1:]), rules, derived, structure))
+    return derived.coverage
+
+
+def network_and_example(
+    model: str, input_shape: tuple[int, ...] | None
+) -> tuple[nn.Module, Tensor]:
+    """A network by its name, with any weights, and (1, channels, height, width) random input.
+
+    Args:
+        model: a shipped name or `package.module:factory`.
+        input_shape: (channels, height, width); None takes a shipped network's own.
+
+    Raises:
+        InputError: the model cannot be built, or its input shape is not known.
+    """
     check_model_name(model)
     shape = input_shape or (MODELS[model].input_shape if model in MODELS else None)
     if shape is None:
@@ -31,14 +53,8 @@ def write_space_file(model: str, path: Path, input_shape: tuple[int, ...] | None
             f"--input-shape must be given for a network that is not shipped, such as '{model}'; "
             "add --input-shape 3,224,224"
         )
-    network = build_model(model, {})
     generator = torch.Generator().manual_seed(0)
-    working, structure = trace(network, torch.randn(1, *shape, generator=generator))
-    rules = SpaceRules()
-    derived = space_of_structure(working, structure, rules)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, _text(model, shape, rules, derived, structure))
-    return derived.coverage
+    return build_model(model, {}), torch.randn(1, *shape, generator=generator)
 
 
 def _text(

@@ -108,7 +108,7 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
     name, title = f"front_{cost}", TITLES[cost]
     fronts = {group.label: _front(summary, group, cost) for group in summary.strategies}
     accuracy = 100 * summary.result.manifest.baseline["accuracy"]
-    with _styled(name):
+    with styled(name):
         figure, (zoom, whole) = _panels()
         for axes in (zoom, whole):
             _draw_fronts(axes, fronts, looks(summary.strategies), accuracy)
@@ -119,7 +119,7 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
         whole.set_title("whole range", fontsize=10)
         figure.supxlabel(f"{title}, % of the baseline", fontsize=10)
         _legend(figure, summary.strategies, baseline=True)
-        svg = _svg(figure, name)
+        svg = svg_text(figure, name)
     return Drawing(
         name,
         svg,
@@ -228,7 +228,7 @@ def draw_hypervolume(summary: Summary, kind: str) -> Drawing:
         kind: `useful` or `plain`.
     """
     name = f"hypervolume_{kind}"
-    with _styled(name):
+    with styled(name):
         figure = Figure(figsize=(8.6, 4.2), layout="constrained")
         axes = figure.subplots()
         chosen = looks(summary.strategies)
@@ -241,7 +241,7 @@ def draw_hypervolume(summary: Summary, kind: str) -> Drawing:
         axes.set_xlabel("evaluations of one contestant")
         axes.set_ylabel(f"{kind} hypervolume")
         _legend(figure, summary.strategies, baseline=False)
-        svg = _svg(figure, name)
+        svg = svg_text(figure, name)
     return Drawing(
         name,
         svg,
@@ -316,7 +316,7 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
     """Test accuracy of the finalists with its interval, and the search estimate beside it."""
     name, title = "finalists", TITLES[cost]
     chosen = looks(summary.strategies)
-    with _styled(name):
+    with styled(name):
         figure = Figure(figsize=(8.6, 4.4), layout="constrained")
         axes = figure.subplots()
         for finalist in summary.measured:
@@ -328,7 +328,7 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
         axes.set_xlabel(f"{title}, % of the baseline")
         axes.set_ylabel("accuracy, %")
         _legend(figure, summary.strategies, baseline=False, extra=_finalist_handles())
-        svg = _svg(figure, name)
+        svg = svg_text(figure, name)
     return Drawing(
         name,
         svg,
@@ -410,13 +410,13 @@ def _listed(summary: Summary) -> str:
     return ", ".join(group.label for group in summary.strategies)
 
 
-def _styled(name: str) -> AbstractContextManager[None]:
+def styled(name: str) -> AbstractContextManager[None]:
     """Settings for one figure; without a salt its ids would differ from run to run."""
     settings: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
     return mpl.rc_context(settings)
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_text(figure: Figure, name: str) -> str:
     """The file: ids prefixed so that figures can share a page, coordinates to a hundredth."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", facecolor="white", metadata=_NO_METADATA)

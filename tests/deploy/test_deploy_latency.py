@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compress_networks import example, network
+from scipy.stats import binom
 
 from automl_compress.compress import Compressor
-from automl_compress.deploy.latency import WARMUP, interleaved, latencies, latency
+from automl_compress.deploy.latency import (
+    WARMUP,
+    interleaved,
+    latencies,
+    latency,
+    median_interval,
+)
+from automl_compress.deploy.measuring import MeasureSettings, measure_alone
 from automl_compress.deploy.onnx import export_onnx
-from automl_compress.errors import InputError
+from automl_compress.errors import EngineError, InputError
 from automl_compress.space import Policy
 
 for library in ("onnx", "onnxscript", "onnxruntime"):
@@ -60,6 +70,46 @@ def test_pytorch_runs_in_evaluation_mode_with_its_threads_restored() -> None:
     assert model.training
     assert torch.get_num_threads() == before
     assert taken.runtime == f"torch {torch.__version__}"
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 9, 17, 100, 101])
+def test_intervals_of_medians_have_the_confidence_they_state(count: int) -> None:
+    rng = np.random.default_rng(count)
+    values = [float(x) for x in rng.permutation(count)]
+    lower, upper, confidence = median_interval(values)
+    outside = int(lower)  # values are 0..count-1
+    assert upper == count - 1 - outside
+    stated = 1 - 2 * binom.cdf(outside, count, 0.5)
+    assert confidence == pytest.approx(max(0.0, stated))
+    if count >= 6:
+        assert confidence >= 0.95
+        assert 1 - 2 * binom.cdf(outside + 1, count, 0.5) < 0.95  # the narrowest such interval
+
+
+def test_intervals_hold_the_median_of_a_skewed_distribution() -> None:
+    drawn = np.random.default_rng(0).exponential(size=(2000, 25))
+    ends = [median_interval(list(map(float, row))) for row in drawn]
+    held = np.mean([lower <= np.log(2) <= upper for lower, upper, _ in ends])
+    assert abs(held - ends[0][2]) < 0.012
+
+
+def test_networks_are_measured_in_a_process_of_their_own() -> None:
+    images = example("mlp", 1)
+    compressor = Compressor(network("mlp"), images)
+    networks = {"whole": compressor.model, "low": compressor.build(Policy({"weight_bits:1": 8}))}
+    found = measure_alone(networks, images, MeasureSettings(batch=3, runs=6))
+    assert list(found) == ["whole", "low"]
+    for taken in found.values():
+        assert (taken.batch, taken.threads, taken.runs) == (3, 1, 6)
+        assert 0 < taken.lower_ms <= taken.median_ms <= taken.upper_ms
+        assert taken.confidence == pytest.approx(1 - 2 / 64)
+
+
+def test_a_process_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(EngineError, match="in a process of their own, but it failed") as caught:
+        measure_alone({"one": network("mlp")}, example("mlp"), MeasureSettings())
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

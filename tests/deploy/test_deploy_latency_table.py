@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from compress_networks import example, network, random_policy
 
 from automl_compress.compress import Compressor
 from automl_compress.deploy import latency_table
-from automl_compress.deploy.latency_table import LatencyTable, LayerTiming, measure_layer
-from automl_compress.errors import InputError, SpaceError
-from automl_compress.space import Policy
+from automl_compress.deploy.latency_model import LatencyModel, LayerTiming, LayerTimings, Line
+from automl_compress.deploy.latency_table import LatencyTable, measure_layer
+from automl_compress.errors import EstimateError, InputError, SpaceError
+from automl_compress.space import Gene, Policy, SearchSpace
 
 for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library)
@@ -93,3 +96,79 @@ def test_wrong_tables_and_policies_are_refused_in_one_line(tmp_path: Path) -> No
     with pytest.raises(SpaceError, match="is none"):
         LatencyTable(structure, tmp_path / "new.json")(Policy({"weight_bits:9": 8}))
     assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobile", "dense", "grouped"])
+def test_a_space_needs_just_what_its_policies_ask_for(name: str) -> None:
+    compressor = Compressor(network(name), example(name))
+    structure = compressor.structure
+    free = [group for group in structure.groups if not group.protected][:3]
+    genes = [
+        Gene(f"channels:{g.name}", "channels", tuple(sorted({1, 1 + g.channels // 2, g.channels})))
+        for g in free
+    ]
+    low = next(layer.name for layer in structure.layers if layer.quantizable)
+    space = SearchSpace([*genes, Gene(f"weight_bits:{low}", "weight_bits", (4, 8))])
+    timings = LayerTimings(structure)
+    policies = [
+        Policy(dict(zip((gene.name for gene in space), values, strict=True)))
+        for values in itertools.product(*(gene.values for gene in space))
+    ]
+    needed = {timing for policy in policies for timing in timings.of(policy).values()}
+    needed |= set(timings.of(Policy({})).values())
+    assert set(timings.of_space(space)) == needed
+    assert not any(timing.int8 for timing in LayerTimings(structure, False).of_space(space))
+
+
+def test_a_model_predicts_as_its_table_does_in_any_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency_table, "measure_layer", lambda t, *_: t.inputs * t.outputs / 1e3)
+    structure = Compressor(network("mlp"), example("mlp")).structure
+    space = SearchSpace([Gene("channels:1", "channels", (4, 10, 16))])
+    table = LatencyTable(structure, tmp_path / "t.json")
+    table.cover(space)
+    table.calibrate({policy: 1 + 2 * table(policy) for policy in (Policy({}), space.smallest)})
+    model = table.model(space)
+    assert (model.line.run_ms, model.line.slope) == pytest.approx((1, 2))
+    policy = Policy({"channels:1": 10})
+    expected = 1 + 2 * (768 * 10 + 10 * 12 + 12 * 5) / 1e3
+    again = LatencyTable(structure, tmp_path / "t.json").model(space)
+    copies = (
+        *(model, again, pickle.loads(pickle.dumps(model))),
+        LatencyModel.from_dict(structure, json.loads(json.dumps(model.to_dict()))),
+    )
+    for copy in copies:
+        assert copy(policy) == table(policy) == pytest.approx(expected)
+        assert copy.identity == model.identity
+    with pytest.raises(EstimateError, match="layer '1' was not timed as Gemm float32 768-9"):
+        model(Policy({"channels:1": 9}))
+    other = LatencyTable(Compressor(network("vgg"), example("vgg")).structure, tmp_path / "t.json")
+    assert other.line is None
+    assert other.entries == table.entries
+
+
+def test_lines_are_those_of_numpy_and_never_fall() -> None:
+    sums, measured = [1.0, 2.0, 3.0, 5.0], [3.1, 4.9, 7.2, 11.0]
+    line = Line.fit(sums, measured)
+    matrix = np.stack([np.ones(4), sums], axis=1) / np.array(measured)[:, None]
+    expected = np.linalg.lstsq(matrix, np.ones(4), rcond=None)[0]
+    assert (line.run_ms, line.slope) == pytest.approx(tuple(expected))
+    assert (line(4.0), line.networks) == (pytest.approx(expected[0] + 4 * expected[1]), 4)
+    for falling in ([3.0, 2.0, 1.5, 1.0], [1.0, 3.0, 7.0, 20.0]):  # the second starts below 0
+        ratio = Line.fit(sums, falling)
+        assert ratio.run_ms == 0
+        x = np.array(sums) / falling
+        assert ratio.slope == pytest.approx(np.linalg.lstsq(x[:, None], np.ones(4))[0][0])
+    assert Line.fit([2.0], [3.0]) == Line(0.0, 1.5, 1)
+    assert Line.fit([0.0, 0.0], [3.0, 5.0]) == Line(4.0, 0.0, 2)
+
+
+def test_a_space_of_too_many_layers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency_table, "MOST_ENTRIES", 5)
+    structure = Compressor(network("mlp"), example("mlp")).structure
+    space = SearchSpace([Gene("channels:1", "channels", (1, 2, 3))])
+    with pytest.raises(InputError, match="needs 9 different layers; allow fewer channel counts"):
+        LatencyTable(structure, tmp_path / "t.json").cover(space)

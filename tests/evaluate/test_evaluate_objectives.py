@@ -37,6 +37,8 @@ def _measured(accuracy: float, size: float = 100.0) -> Evaluation:
         ("macs <= 3 M", "macs", 3e6, False),
         ("bitops <= 1.2e+9", "bitops", 1.2e9, False),
         ("params <= 5e3k", "params", 5e6, False),
+        ("latency_ms <= 5 ms", "latency_ms", 5, False),
+        ("latency_ms <= 0.5x", "latency_ms", 0.5, True),
         ("error <= 0.2", "error", 0.2, False),
         ("accuracy >= 0.9", "error", 0.1, False),
         ("accuracy >= 1", "error", 0.0, False),
@@ -53,7 +55,7 @@ def test_constraints_are_read(text: str, metric: str, limit: float, relative: bo
     [
         "", "size_bytes", "size_bytes < 5", "size_bytes == 5", "size_bytes >= 5", "5 >= size_bytes",
         "accuracy <= 0.9", "accuracy >= 90", "accuracy >= 90%", "accuracy >= 0.9x", "error <= 5",
-        "error <= 0.1x", "size <= 5", "latency_ms <= 5", "size_bytes <= -5", "size_bytes <= nan",
+        "error <= 0.1x", "size <= 5", "latency_ms <= 5 s", "size_bytes <= -5", "size_bytes <= nan",
         "size_bytes <= 1.2.3", "size_bytes <= .", "size_bytes <= 5 TB", "size_bytes <= 5 mb",
         "size_bytes <= 5 kB MB", "size_bytes <= 1e999", "__import__('os')",
     ],
