@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 LENGTHS: Final = (0.25, 0.5, 1.0, 2.0)
 """Length scales tried, in root mean square distances over a block's columns."""
-NOISES: Final = (1e-4, 1e-2, 1e-1)
+NOISES: Final = (1e-3, 1e-2, 1e-1)
 """Shares of noise in the variance tried."""
 MOST: Final = 250
 """Rows that length scales are chosen on: the latest."""
@@ -47,6 +47,8 @@ class GaussianProcess:
         half = np.linalg.solve(self._root, centred)
         self._weights = np.linalg.solve(self._root.T, half)
         self._variance = float(half @ half) / len(values)
+        self.noise = noise * self._variance
+        """Variance of measured values around the noiseless function."""
 
     def predict(self, blocks: tuple[Array, ...]) -> tuple[Array, Array]:
         """Mean and standard deviation of the noiseless function.

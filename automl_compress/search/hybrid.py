@@ -6,8 +6,12 @@ filled from whatever was evaluated, and the front is refined by whoever is good 
 (`bandit`: Garivier and Moulines 2011) gives the next batch to the member whose evaluations lately
 gained most hypervolume, as adaptive operator selection does with operators (Fialho et al. 2010).
 
+Costs are exact and free, so nobody needs to pay for a bad proposal: members propose many
+candidates, and those of largest expected hypervolume improvement (`screening`) are evaluated. The
+others wait for the next choice.
+
 Every part has a switch: which members there are, whether they share, whether the bandit or the
-round robin chooses, and what the search starts with.
+round robin chooses, whether candidates are screened, and what the search starts with.
 """
 
 from __future__ import annotations
@@ -22,12 +26,18 @@ from automl_compress.evaluate import Evaluation, references
 from automl_compress.pareto import front_mask
 from automl_compress.search.bandit import DiscountedUCB
 from automl_compress.search.priors import draw_new
+from automl_compress.search.record import Record
 from automl_compress.search.registry import build_strategy
+from automl_compress.search.screening import LEAST, Surrogate
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Policy
 
-MEMBERS: Final = ("nsga2", "ddpg", "scaled-random")
-START: Final = ("scaled-random", 20)
+MEMBERS: Final = ("nsga2-surrogate", "ddpg", "local", "knapsack")
+START: Final = ("knapsack", 20)
+PROPOSALS: Final = 20
+"""Candidates a member proposes when it is its turn."""
+WAITING: Final = 300
+"""Candidates that wait for another choice, at most; the oldest are forgotten."""
 
 
 class Hybrid(Strategy):
@@ -41,6 +51,8 @@ class Hybrid(Strategy):
             None: every member starts by itself.
         sharing: tell members every evaluation; otherwise only what they asked for.
         bandit: the next batch goes to whom the bandit says; otherwise members take turns.
+        screening: members propose candidates, of which a surrogate chooses; otherwise what they
+            ask for is evaluated.
     """
 
     batch = 5
@@ -53,20 +65,35 @@ class Hybrid(Strategy):
         start: tuple[str, int] | None = START,
         sharing: bool = True,
         bandit: bool = True,
+        screening: bool = True,
     ) -> None:
         super().__init__(problem, seed)
         self._sharing = sharing
         self._members = [self._build(name) for name in members]
-        self._start = None if start is None else self._build(start[0])
+        self._start = self._starter(None if start is None else start[0], members)
         self._left = 0 if start is None else start[1]  # of the start, to be told
         self._turns = DiscountedUCB(len(members)) if bandit else None
         self._turn = 0
         self._progress = _Progress(problem)
         self._seen = Seen()
+        self._screening = screening
+        self._record = Record(problem)
+        self._waiting: dict[Policy, int] = {}  # candidates, and which member proposed each
         self._asked_by: dict[str, int] = {}  # key of what is out: member, or -1 for the start
 
     def _build(self, name: str) -> Strategy:
         return build_strategy(name, self.problem, int(self.rng.integers(2**31)))
+
+    def _starter(self, name: str | None, members: Sequence[str]) -> Strategy | None:
+        """Who is asked first: the member of that name when there is one."""
+        if name is None:
+            return None
+        return self._members[members.index(name)] if name in members else self._build(name)
+
+    @property
+    def _separate_start(self) -> Strategy | None:
+        """The start when it is none of the members."""
+        return None if any(self._start is m for m in self._members) else self._start
 
     # Asking.
 
@@ -85,13 +112,41 @@ class Hybrid(Strategy):
             new = self._from(self._start, -1, min(count, left))
             if new:
                 return new
+        choose = self._chosen if self._can_screen() else self._unscreened
+        if new := choose(count):
+            return new
+        space = self.problem.space
+        drawn = draw_new(self.problem, self._seen, lambda: space.sample(self.rng), self.rng)
+        return [] if drawn is None else [drawn]
+
+    def _unscreened(self, count: int) -> list[Policy]:
+        """What the first member that has something asks for."""
         for member in self._order():
             new = self._from(self._members[member], member, count)
             if new:
                 return new
-        space = self.problem.space
-        drawn = draw_new(self.problem, self._seen, lambda: space.sample(self.rng), self.rng)
-        return [] if drawn is None else [drawn]
+        return []
+
+    def _can_screen(self) -> bool:
+        return self._screening and int(self._record.worked.sum()) >= LEAST
+
+    def _chosen(self, count: int) -> list[Policy]:
+        """The most promising candidates: those that wait, and those of the member in turn."""
+        for member in self._order():
+            proposed = self._members[member].ask(PROPOSALS)
+            for policy in proposed:
+                self._waiting.setdefault(policy, member)
+            if proposed:
+                break
+        pool = [policy for policy in self._waiting if policy not in self._seen][-WAITING:]
+        surrogate = Surrogate(self.problem.space, self._record)
+        places = surrogate.choose(pool, count) if pool else []
+        chosen = {pool[place]: self._waiting[pool[place]] for place in places}
+        self._waiting = {p: self._waiting[p] for p in pool if p not in chosen}
+        for policy, member in chosen.items():
+            self._seen.add(policy)
+            self._asked_by[policy.key] = member
+        return list(chosen)
 
     def _from(self, strategy: Strategy, member: int, count: int) -> list[Policy]:
         """What a member asks for, less what is out or was told already."""
@@ -118,6 +173,7 @@ class Hybrid(Strategy):
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Tell the members, and the bandit what each evaluation gained."""
         askers = []
+        self._record.add(evaluations)
         for evaluation in evaluations:
             self._seen.add(evaluation.policy)
             asker = self._asked_by.pop(evaluation.policy.key, None)
@@ -129,8 +185,8 @@ class Hybrid(Strategy):
         for number, member in enumerate(self._members):
             own = [e for e, a in zip(evaluations, askers, strict=True) if a in (number, -1, None)]
             member.tell(evaluations if self._sharing else own)
-        if self._start is not None and self._left > 0:
-            self._start.tell(evaluations)
+        if self._separate_start is not None and self._left > 0:
+            self._separate_start.tell(evaluations)
 
     def _end_start(self, told: int) -> None:
         """When the start is told, members go on from it in place of a start of their own."""
@@ -142,16 +198,20 @@ class Hybrid(Strategy):
     # State.
 
     def state_dict(self) -> State:
-        """The members' states, the bandit's, the front, and what is out."""
+        """The members' states, the bandit's, the front, what waits and what is out."""
+        space, start = self.problem.space, self._separate_start
         return {
             "rng": self.rng.bit_generator.state,
             "members": [member.state_dict() for member in self._members],
-            "start": None if self._start is None else self._start.state_dict(),
+            "start": None if start is None else start.state_dict(),
             "left": self._left,
             "turns": None if self._turns is None else self._turns.state_dict(),
             "turn": self._turn,
             "front": self._progress.front,
             "seen": self._seen.state_dict(),
+            "record": self._record.state_dict(),
+            "waiting": [space.encode(policy) for policy in self._waiting],
+            "proposers": list(self._waiting.values()),
             "asked_by": dict(self._asked_by),
         }
 
@@ -160,14 +220,17 @@ class Hybrid(Strategy):
         self.rng.bit_generator.state = state["rng"]
         for member, saved in zip(self._members, state["members"], strict=True):
             member.load_state_dict(saved)
-        if self._start is not None:
-            self._start.load_state_dict(state["start"])
+        if self._separate_start is not None:
+            self._separate_start.load_state_dict(state["start"])
         self._left = state["left"]
         if self._turns is not None:
             self._turns.load_state_dict(state["turns"])
         self._turn = state["turn"]
         self._progress.front = state["front"]
         self._seen.load_state_dict(state["seen"])
+        self._record.load_state_dict(state["record"])
+        waiting = [self.problem.space.decode(indices) for indices in state["waiting"]]
+        self._waiting = dict(zip(waiting, state["proposers"], strict=True))
         self._asked_by = dict(state["asked_by"])
 
 

@@ -222,6 +222,10 @@ class Knapsack(Strategy):
             self._seen.add(evaluation.policy)
         self._record.add(evaluations)
 
+    def skip_start(self) -> None:
+        """Go on from what is told in place of uniform policies."""
+        self._start.clear()
+
     def state_dict(self) -> State:
         """Generator, start to come, what was probed, told and seen."""
         return {

@@ -98,6 +98,10 @@ class LocalSearch(Strategy):
             self._seen.add(evaluation.policy)
             self._archive.add(evaluation)
 
+    def skip_start(self) -> None:
+        """Go on from what is told in place of a start of its own."""
+        self._start.clear()
+
     def state_dict(self) -> State:
         """Generator, start to come, front, and what was seen."""
         return {

@@ -67,6 +67,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, _Diary]:
         good.append(space.decode(indices))
     bad = [policy for policy in _policies(400) if NETWORK.accuracy(policy) < 0.75]
     lists = {"good": good, "bad": bad[:150], "start": bad[150:], "both": [*bad[:3], good[0]]}
+    lists["mixed"] = [*bad[:4], *good]
     diaries = {name: _Diary() for name in lists}
     monkeypatch.setattr(
         "automl_compress.search.hybrid.build_strategy",
@@ -82,7 +83,7 @@ def _round(strategy: Hybrid, count: int) -> list[Policy]:
 
 
 def test_members_share_every_evaluation(scripted: dict[str, _Diary]) -> None:
-    strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=None)
+    strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=None, screening=False)
     asked = [p.key for _ in range(3) for p in _round(strategy, 4)]
     foreign = ESTIMATOR.estimate(_policies(1, seed=9)[0])
     strategy.tell([foreign])
@@ -93,7 +94,9 @@ def test_members_share_every_evaluation(scripted: dict[str, _Diary]) -> None:
 def test_without_sharing_members_are_told_what_they_asked_for(
     scripted: dict[str, _Diary],
 ) -> None:
-    strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=None, sharing=False)
+    strategy = Hybrid(
+        NETWORK.problem(), 0, members=("good", "bad"), start=None, sharing=False, screening=False
+    )
     asked = [p.key for _ in range(4) for p in _round(strategy, 4)]
     told = [scripted[name].told for name in ("good", "bad")]
     assert all(told)
@@ -102,7 +105,9 @@ def test_without_sharing_members_are_told_what_they_asked_for(
 
 
 def test_members_go_on_from_the_start(scripted: dict[str, _Diary]) -> None:
-    strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=("start", 7))
+    strategy = Hybrid(
+        NETWORK.problem(), 0, members=("good", "bad"), start=("start", 7), screening=False
+    )
     first = _round(strategy, 5)
     assert scripted["good"].skipped == 0
     second = _round(strategy, 2)
@@ -117,21 +122,25 @@ def test_members_go_on_from_the_start(scripted: dict[str, _Diary]) -> None:
 
 def test_the_bandit_prefers_who_gains(scripted: dict[str, _Diary]) -> None:
     problem = NETWORK.problem(constraints=["accuracy >= 0.75"])  # no bad one meets it
-    strategy = Hybrid(problem, 0, members=("bad", "good"), start=None)
+    strategy = Hybrid(problem, 0, members=("bad", "good"), start=None, screening=False)
     good = {policy.key for policy in strategy._members[1]._policies}  # type: ignore[attr-defined]
     asked = [p.key for _ in range(8) for p in _round(strategy, 1)]
     assert sum(key in good for key in asked) >= 5
 
 
 def test_without_the_bandit_members_take_turns(scripted: dict[str, _Diary]) -> None:
-    strategy = Hybrid(NETWORK.problem(), 0, members=("bad", "good"), start=None, bandit=False)
+    strategy = Hybrid(
+        NETWORK.problem(), 0, members=("bad", "good"), start=None, bandit=False, screening=False
+    )
     good = {policy.key for policy in strategy._members[1]._policies}  # type: ignore[attr-defined]
     turns = [_round(strategy, 1)[0].key in good for _ in range(6)]
     assert turns == [False, True] * 3
 
 
 def test_what_another_member_asked_for_is_not_asked_again(scripted: dict[str, _Diary]) -> None:
-    strategy = Hybrid(NETWORK.problem(), 0, members=("bad", "both"), start=None, bandit=False)
+    strategy = Hybrid(
+        NETWORK.problem(), 0, members=("bad", "both"), start=None, bandit=False, screening=False
+    )
     asked = [policy for _ in range(5) for policy in strategy.ask(2)]
     assert len(asked) == 10
     assert len(set(asked)) == 10
@@ -182,3 +191,20 @@ def test_the_members_real_start_is_left_out() -> None:
     for member in strategy.state_dict()["members"]:
         assert len(member["start"]) == 0
     assert len(_round(strategy, 5)) == 5
+
+
+def test_the_surrogate_chooses_and_the_others_wait(scripted: dict[str, _Diary]) -> None:
+    strategy = Hybrid(NETWORK.problem(), 0, members=("mixed",), start=None)
+    strategy.tell([ESTIMATOR.estimate(policy) for policy in _policies(60, seed=3)])
+    asked = strategy.ask(3)
+    harms = [NETWORK.accuracy(policy) for policy in asked]
+    assert min(harms) > 0.75  # the first it proposed are all worse
+    again = strategy.ask(100)
+    assert len({*asked, *again}) == len(asked) + len(again) == 103
+    assert scripted["mixed"].told == [policy.key for policy in _policies(60, seed=3)]
+
+
+def test_a_start_that_is_a_member_is_told_once(scripted: dict[str, _Diary]) -> None:
+    strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=("good", 4))
+    asked = [policy.key for policy in _round(strategy, 4)]
+    assert scripted["good"].told == scripted["bad"].told == asked
