@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "engine": {"space", "workload", "compress", "deploy", "evaluate", "ledger", "search", "pareto"},
     "report": {"space", "evaluate", "ledger", "pareto"},
     "testing": {"space", "evaluate", "search", "ledger", "engine", "workload", "pareto"},
-    "bench": {"space", "workload", "compress", "deploy", "evaluate"},
+    "bench": {"space", "workload", "compress", "deploy", "evaluate", "search", "testing"},
     "cli": {
         "bench",
         "space",

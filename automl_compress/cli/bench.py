@@ -32,6 +32,18 @@ def add_bench(subparsers: Any) -> None:
     repair.add_argument("--images", type=int, metavar="N", help="test images; default: all")
     add_json_option(repair)
     repair.set_defaults(run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.json))
+    strategies = benches.add_parser("strategies", help="what strategies need for themselves")
+    strategies.add_argument(
+        "--strategies", nargs="+", metavar="NAME", default=[], help="default: all registered"
+    )
+    strategies.add_argument("--genes", type=int, default=120, metavar="N", help="default: 120")
+    strategies.add_argument(
+        "--evaluations", type=int, default=1000, metavar="N", help="of each; default: 1000"
+    )
+    add_json_option(strategies)
+    strategies.set_defaults(
+        run=lambda a: bench_strategies(a.strategies, a.genes, a.evaluations, a.json)
+    )
     coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
     coverage.add_argument(
         "-o", "--output", type=Path, default=Path("results/coverage"), metavar="DIR"
@@ -91,6 +103,23 @@ def bench_repair(
         rows.append(row)
         print(f"{row.network}, {row.level}, {row.repair}: {row.accuracy:.2%}", flush=True)
     print(f"\n{repair_table(rows)}")
+    if output is not None:
+        output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
+
+
+def bench_strategies(
+    names: Sequence[str], genes: int, evaluations: int, output: Path | None
+) -> int:
+    """Measure the overhead of strategies and print the table."""
+    from automl_compress.bench.strategies import measure_strategies, overhead_table
+    from automl_compress.search import strategy_names
+
+    rows = []
+    for row in measure_strategies(tuple(names) or strategy_names(), genes, evaluations):
+        rows.append(row)
+        print(f"{row.strategy}: {row.milliseconds:.1f} ms", flush=True)
+    print(f"\n{overhead_table(rows)}")
     if output is not None:
         output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0
