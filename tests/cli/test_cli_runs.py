@@ -27,10 +27,10 @@ RAY = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
 SWEEP = """
 study: tiny
 workload: {model: digits_cnn, train: {epochs: 4}}
-estimate: {images: 150, calibration_images: 32}
+estimate: {images: 150, calibration_images: 32, repair: recalibrate}
 strategies: [nsga2, ddpg]
 seeds: 1
-budget: {evaluations: 36}
+budget: {evaluations: 24}
 finalists: 3
 """
 
@@ -72,7 +72,7 @@ def _kill_in_mid_search(
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
-        if len(_finished(folder)) >= 20:
+        if len(_finished(folder)) >= 14:
             break
         time.sleep(0.02)
     if how is signal.SIGINT:

@@ -23,20 +23,19 @@ def _late_gaussian_process(problem: Problem, seed: int) -> Strategy:
 # Classes that another name covers, and what takes long.
 VARIANTS = {"td3", "cotrim", "amc-accuracy", "haq", "vdn", "optuna-nsga2", "nsga2-knapsack"}
 SLOW = {"optuna-gp"}
+NAMES: list[Any] = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW | VARIANTS))
+    for name in strategy_names()
+]
 
 
-def _names(slow: set[str]) -> list[Any]:
-    marks = {name: [pytest.mark.slow] * (name in slow) for name in strategy_names()}
-    return [pytest.param(name, marks=marks[name]) for name in marks]
-
-
-@pytest.mark.parametrize("name", _names(SLOW))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("check", STRATEGY_CHECKS, ids=lambda check: check.__name__)
 def test_strategies_conform(check: Check, name: str) -> None:
     check(_late_gaussian_process if name == "optuna-gp" else strategy_builder(name))
 
 
-@pytest.mark.parametrize("name", _names(SLOW | VARIANTS))
+@pytest.mark.parametrize("name", NAMES)
 def test_strategies_ask_the_same_in_a_second_process(name: str) -> None:
     check_second_process(name)
 
