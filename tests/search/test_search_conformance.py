@@ -21,7 +21,7 @@ def _late_gaussian_process(problem: Problem, seed: int) -> Strategy:
 
 
 # Classes that another name covers, and what takes long.
-VARIANTS = {"td3", "cotrim", "amc-accuracy", "haq", "vdn", "optuna-nsga2", "nsga2-knapsack"}
+VARIANTS = {"td3", "cotrim", "amc-accuracy", "haq", "vdn", "optuna-tpe", "nsga2-knapsack"}
 SLOW = {"optuna-gp"}
 NAMES: list[Any] = [
     pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW | VARIANTS))
