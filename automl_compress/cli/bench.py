@@ -48,7 +48,9 @@ def add_bench(subparsers: Any) -> None:
     coverage.add_argument(
         "-o", "--output", type=Path, default=Path("results/coverage"), metavar="DIR"
     )
-    coverage.add_argument("--models", default="", metavar="A,B", help="default: all of them")
+    coverage.add_argument(
+        "--models", nargs="+", metavar="NAME", default=[], help="default: all of them"
+    )
     coverage.add_argument(
         "--time-limit", type=float, default=600.0, metavar="SECONDS", help="for each model"
     )
@@ -125,12 +127,11 @@ def bench_strategies(
     return 0
 
 
-def bench_coverage(folder: Path, models: str, time_limit: float) -> int:
+def bench_coverage(folder: Path, models: Sequence[str], time_limit: float) -> int:
     """Measure what of torchvision's models can be compressed, and write the table."""
     from automl_compress.bench.coverage import write_coverage
 
-    names = [name.strip() for name in models.split(",") if name.strip()]
-    rows = write_coverage(folder, names, time_limit)
+    rows = write_coverage(folder, models, time_limit)
     good = sum("error" not in row and row["ran"] == row["policies"] for row in rows)
     print(f"{folder / 'coverage.md'}: {good} of {len(rows)} models yield a space that runs")
     return 0 if good == len(rows) else 1

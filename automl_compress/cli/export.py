@@ -50,7 +50,10 @@ def export_network(
     )
     written = chosen_format.save(network, output, source)
     size, promised = written.size_bytes, study.promised_bytes(picked.policy)
-    print(f"{output}: {size:,} bytes on disk, {promised:,} promised ({size / promised:.3f} of it)")
+    print(
+        f"{output}: {size:,} bytes on disk, {promised:,} promised "
+        f"for a packed file ({size / promised:.3f} of it)"
+    )
     if written.remark:
         print(written.remark)
     loaded = chosen_format.load(output, workload.model)

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import importlib.metadata
-import json
-import os
-import platform
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,8 +35,9 @@ from automl_compress.engine.latency import (
 )
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
 from automl_compress.engine.serial import SerialEngine
+from automl_compress.engine.statement import state_manifest
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
-from automl_compress.evaluate import Constraint, Evaluation, references
+from automl_compress.evaluate import Evaluation, references
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.latency import CostsWithLatency, WithLatency
 from automl_compress.ledger import (
@@ -58,9 +52,6 @@ from automl_compress.pareto import spread_subset
 from automl_compress.search import Problem
 from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
 from automl_compress.workload import Workload
-
-REFERENCE: Final = "uniform"
-"""Strategy that every study runs, if only to draw its line."""
 
 SENSITIVE: Final = "sensitive"
 """Strategy that is told how many feature maps of each layer have a low rank."""
@@ -251,7 +242,7 @@ class Study:
             features=gene_features(derived.space, compressor.structure, compressor.cost),
             sensitivity=_sensitivity(config, workload, derived.space, compressor),
         )
-        manifest = _manifest(
+        manifest = state_manifest(
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
         )
         manifest = replace(manifest, latency=latency)
@@ -305,133 +296,6 @@ def _baseline(estimator: Estimator) -> Evaluation:
             "check model and data"
         )
     return evaluation
-
-
-def _manifest(
-    config: StudyConfig,
-    workload: Workload,
-    derived: DerivedSpace,
-    constraints: tuple[Constraint, ...],
-    estimators: tuple[Estimator, Estimator],
-    baselines: tuple[Evaluation, Evaluation],
-) -> Manifest:
-    contestants = _contestants(config.strategies, config.seeds)
-    search, test = estimators
-    decisive = (
-        search.identity,
-        test.identity,
-        derived.space.to_dict(),
-        config.objectives,
-        [asdict(c) for c in constraints],
-        [asdict(c) for c in contestants],
-        config.evaluations,
-    )
-    splits = workload.splits
-    return Manifest(
-        study=config.name,
-        status="running",
-        config=config.plain,
-        fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32],
-        objectives=config.objectives,
-        constraints=constraints,
-        budget=config.evaluations,
-        estimator=search.identity,
-        test_estimator=test.identity,
-        baseline=dict(baselines[0].metrics),
-        test_baseline=dict(baselines[1].metrics),
-        contestants=contestants,
-        space=derived.space.to_dict(),
-        coverage=derived.coverage.to_dict(),
-        workload={
-            "name": workload.name,
-            "data": _data_name(config),
-            "identity": workload.identity,
-            "classes": len(workload.classes),
-            "splits": {
-                name: {"images": len(part), "content_hash": part.content_hash}
-                for name, part in (
-                    ("train", splits.train),
-                    ("validation", splits.validation),
-                    ("test", splits.test),
-                )
-            },
-        },
-        environment=_environment(config),
-    )
-
-
-def _data_name(config: StudyConfig) -> str:
-    """The data as the user named them."""
-    stated = config.plain.get("workload")
-    data = stated.get("data") if isinstance(stated, Mapping) else None
-    if isinstance(data, Mapping):
-        data = data.get("torchvision") or data.get("factory") or data.get("root")
-    if data is None:
-        return "given in memory" if stated is None else "the network's own"
-    return str(data)
-
-
-def _contestants(strategies: Sequence[str], seeds: Sequence[int]) -> tuple[ContestantRecord, ...]:
-    """Strategies by seeds; a strategy without chance runs once, and the uniform line always."""
-    racing = [
-        ContestantRecord(f"{strategy}-{seed}", strategy, seed)
-        for strategy in strategies
-        for seed in (seeds[:1] if strategy == REFERENCE else seeds)
-    ]
-    if REFERENCE not in strategies:
-        racing.append(ContestantRecord(f"{REFERENCE}-line", REFERENCE, 0, in_race=False))
-    return tuple(racing)
-
-
-def _environment(config: StudyConfig) -> dict[str, Any]:
-    packages = ("automl-compress", "torch", "torchvision", "ray", "pymoo", "optuna", "numpy")
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {"python": platform.python_version(), **_versions(packages)},
-        "hardware": {
-            "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "machine": platform.machine(),
-        },
-        "engine": {"kind": config.engine.kind, "threads": config.engine.threads},
-        "git_commit": _git_commit(),
-        "base": os.path.relpath(config.base),
-    }
-
-
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
-
-
-def _git_commit() -> str | None:
-    """Commit of the source tree this package runs from; None when it is installed without one."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
 
 
 def _check_unused(folder: Path, name: str) -> None:

@@ -40,7 +40,7 @@ def draw_latencies(
         axes.set_ylim(0, top)
         axes.set_xlabel("predicted, ms")
         axes.set_ylabel("measured, ms")
-        axes.set_title(f"{network}: {conditions}", fontsize=10)
+        axes.set_title(f"{network}\n{conditions}", fontsize=9)
         svg = svg_text(figure, name)
     return Drawing(
         name,
