@@ -3,7 +3,15 @@
 The names here need no torch; `evaluate.network` holds the estimator that measures networks.
 """
 
-from automl_compress.evaluate.evaluation import COSTS, LATENCY, UNITS, Evaluation, Status
+from automl_compress.evaluate.evaluation import (
+    ACCURACY_SE,
+    COSTS,
+    LATENCY,
+    UNITS,
+    Evaluation,
+    Status,
+    standard_error,
+)
 from automl_compress.evaluate.objectives import (
     USEFUL_LOSS,
     Constraint,
@@ -14,6 +22,7 @@ from automl_compress.evaluate.objectives import (
 )
 
 __all__ = [
+    "ACCURACY_SE",
     "COSTS",
     "LATENCY",
     "UNITS",
@@ -24,5 +33,6 @@ __all__ = [
     "check_objectives",
     "objective_values",
     "references",
+    "standard_error",
     "violations",
 ]

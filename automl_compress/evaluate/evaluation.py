@@ -24,6 +24,8 @@ UNITS: Final[Mapping[str, str]] = {
 but a latency is for one run of the batch that its study states."""
 
 LATENCY: Final = "latency_ms"
+ACCURACY_SE: Final = "accuracy_se"
+"""Metric of an estimator that counts no images but knows how far off its accuracy may be."""
 COSTS: Final = ("size_bytes", "macs", "params", "bitops", LATENCY)
 """Metrics that are computed from a policy without images: exactly, but for the latency, which is
 predicted, and only where a study says how it is measured."""
@@ -56,6 +58,27 @@ class Evaluation:
         """Whether the metrics can be used: it did not fail, and all of them are finite."""
         return self.status == "ok" and all(map(math.isfinite, self.metrics.values()))
 
+    @property
+    def accuracy_se(self) -> float:
+        """Standard error of the accuracy, as a share; NaN when failed or not known.
+
+        It says how far an equally large draw of other images would move the accuracy, for the
+        same network. Where answers were counted, it is the binomial one: images are drawn alike,
+        however hard each is, so every answer is a draw of one coin, and the scatter over disjoint
+        folds of the images has just this mean. Eight folds would know it to within a quarter
+        only. It is taken of (right + 1) / (images + 2), for a network that is right on all images
+        drawn is not known to be perfect: it is the standard deviation of the accuracy given the
+        count, all accuracies being as likely before (Laplace).
+
+        Networks measured on the same images differ by less than their errors suggest, for hard
+        images are hard for all. What other calibration images would change is not in it.
+        """
+        if not self.ok:
+            return math.nan
+        if ACCURACY_SE in self.metrics:
+            return self.metrics[ACCURACY_SE]
+        return standard_error(self.metrics["accuracy"], self.images)
+
     @classmethod
     def failed(
         cls, policy: Policy, estimator: str, reason: str, seconds: float = 0.0
@@ -71,3 +94,16 @@ class Evaluation:
         if name == "error":
             return 1.0 - self.metrics["accuracy"]
         return self.metrics[name]
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Standard error of a counted accuracy, see `Evaluation.accuracy_se`; NaN without images.
+
+    Args:
+        accuracy: share in [0, 1].
+        images: how many it was counted on.
+    """
+    if images < 1:
+        return math.nan
+    share = (accuracy * images + 1) / (images + 2)
+    return math.sqrt(share * (1 - share) / (images + 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -145,6 +146,8 @@ class FrontPoint:
     Args:
         policy: the candidate.
         objectives: minimised value by name, on the search's images.
+        accuracy_se: standard error of the accuracy on the search's images, as a share; NaN where
+            it is not known.
         test_accuracy: share in [0, 1] on the final test images; None unless a finalist.
         strategy: who found it first: its round decides, then the order of contestants.
         seed: that contestant's seed.
@@ -152,6 +155,7 @@ class FrontPoint:
 
     policy: Policy
     objectives: Mapping[str, float]
+    accuracy_se: float
     test_accuracy: float | None
     strategy: str
     seed: int
@@ -161,6 +165,7 @@ class FrontPoint:
         return {
             "policy": self.policy.to_dict(),
             "objectives": dict(self.objectives),
+            "accuracy_se": self.accuracy_se if math.isfinite(self.accuracy_se) else None,
             "test_accuracy": self.test_accuracy,
             "strategy": self.strategy,
             "seed": self.seed,
@@ -250,6 +255,7 @@ class StudyResult:
         return FrontPoint(
             policy=evaluation.policy,
             objectives={n: evaluation.minimised(n) for n in self.manifest.objectives},
+            accuracy_se=evaluation.accuracy_se,
             test_accuracy=test.metrics["accuracy"] if test is not None and test.ok else None,
             strategy=record.strategy,
             seed=record.seed,
@@ -313,10 +319,9 @@ class StudyResult:
         write_text(target / "front.json", json.dumps(self.front_document(), indent=1) + "\n")
 
 
-_METRICS = ("accuracy", *COSTS)
 _COLUMNS = (
     *("contestant", "strategy", "seed", "in_race", "position", "round", "policy_key", "policy"),
-    *("status", "reason", *_METRICS, "images", "shared", *TIMING_COLUMNS),
+    *("status", "reason", "accuracy", "accuracy_se", *COSTS, "images", "shared", *TIMING_COLUMNS),
 )
 
 
@@ -333,7 +338,9 @@ def _row(record: ContestantRecord, charge: Charge, shared: bool) -> dict[str, An
         "policy": evaluation.policy.to_json(),
         "status": evaluation.status,
         "reason": evaluation.reason,
-        **{name: evaluation.metrics.get(name, np.nan) for name in _METRICS},
+        "accuracy": evaluation.metrics.get("accuracy", np.nan),
+        "accuracy_se": evaluation.accuracy_se,
+        **{name: evaluation.metrics.get(name, np.nan) for name in COSTS},
         "images": evaluation.images,
         "shared": shared,
         "seconds": evaluation.seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any, Final
@@ -64,6 +65,7 @@ def _headline(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
     blocks.append(tables.finalists_table(summary))
     if summary.measured and summary.test_accuracy is not None:
         blocks += [tables.picks_table(summary), Paragraph(_picks_note(summary))]
+        blocks += [Paragraph(_optimism_note(summary))]
     blocks += [drawings[name] for name in ("finalists",) if name in drawings]
     return [*blocks, _policies(summary)]
 
@@ -132,8 +134,9 @@ def _headline_note(summary: Summary) -> str:
     return (
         "The search never saw these images. Shares in brackets are of the uncompressed network "
         "in 32-bit floats. The search estimate comes from the search images; finalists were "
-        "chosen by it, so it tends to be too high. Intervals are Wilson's and cover the finite "
-        f"number of test images only.{missing}"
+        "chosen by it, so it tends to be too high. What stands after ± is its standard error, for "
+        "the number of search images. Intervals are Wilson's and cover the finite number of test "
+        f"images only.{missing}"
     )
 
 
@@ -161,6 +164,20 @@ def _picks_note(summary: Summary) -> str:
     return (
         f"These picks are the best of {formats.count(len(summary.measured), 'finalist')} by test "
         "accuracy, so their test accuracy tends to be slightly too high as well."
+    )
+
+
+def _optimism_note(summary: Summary) -> str:
+    """What choosing by noisy estimates did to the estimates of the chosen."""
+    found = summary.optimism
+    assert found is not None
+    error = f" ± {formats.points(found.error)}" if math.isfinite(found.error) else ""
+    return (
+        f"The finalists' estimates exceed their test accuracy by {formats.points(found.finalists)}"
+        f"{error} points on average, and that of the uncompressed network, which nobody chose, by "
+        f"{formats.points(found.baseline)}. The difference, "
+        f"{formats.points(found.curse)} points, is what choosing by noisy estimates made of them "
+        "(the winner's curse); only test accuracies are free of it."
     )
 
 

@@ -124,17 +124,20 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
         name,
         svg,
         f"Fronts of {_listed(summary)}: accuracy on the search images against {title}",
-        f"Highest accuracy within each limit on {title}, all seeds of a strategy together. Search "
-        "estimates, not test numbers. Only networks that meet the constraints count.",
+        f"Highest accuracy within each limit on {title}, all seeds of a strategy together; bars "
+        "are one standard error each way. Search estimates, not test numbers. Only networks that "
+        "meet the constraints count.",
     )
 
 
 def _front(summary: Summary, group: StrategyScores, cost: str) -> NDArray[np.float64]:
-    """(n, 2) cost as % of the baseline and accuracy in %, the cheapest first."""
+    """(n, 3) cost as % of the baseline, accuracy and its standard error in %, cheapest first."""
     names = summary.result.manifest.objectives
-    front = cost_front(group.values, names.index("error"), names.index(cost))
-    scale = summary.result.manifest.baseline[cost]
-    return np.column_stack([100 * front[:, 0] / scale, 100 * (1 - front[:, 1])])
+    error, place = names.index("error"), names.index(cost)
+    rows = cost_front(group.values, error, place)
+    values = group.values[rows]
+    share = values[:, place] / summary.result.manifest.baseline[cost]
+    return 100 * np.column_stack([share, 1 - values[:, error], group.standard_errors[rows]])
 
 
 def _panels() -> tuple[Figure, tuple[Axes, Axes]]:
@@ -151,7 +154,10 @@ def _draw_fronts(
 ) -> None:
     for label, front in reversed(list(fronts.items())):
         points = _thinned(front)
-        axes.plot(*points.T, drawstyle="steps-post", markersize=4.5, linewidth=1.3, **chosen[label])
+        look = chosen[label]
+        axes.plot(*points.T[:2], drawstyle="steps-post", markersize=4.5, linewidth=1.3, **look)
+        x, y, error = points[np.isfinite(points[:, 2])].T
+        axes.vlines(x, y - error, y + error, color=look["color"], linewidth=0.8, alpha=0.45)
     axes.axhline(accuracy, color=_INK, linewidth=0.9, linestyle=":")
     axes.plot([100], [accuracy], color=_INK, marker="*", markersize=11, linestyle="none")
 
@@ -161,7 +167,7 @@ def _zoom(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Limit a panel to the useful region; returns its limits in x and y."""
     floor = accuracy - 100 * USEFUL_LOSS
-    useful = np.concatenate([front[front[:, 1] > floor] for front in fronts])
+    useful = np.concatenate([front[front[:, 1] > floor, :2] for front in fronts])
     if not len(useful):
         axes.text(0.5, 0.5, "no network here yet", transform=axes.transAxes, ha="center")
         useful = np.array([[100.0, accuracy]])
@@ -181,7 +187,7 @@ def _whole(
     limits: tuple[tuple[float, float], tuple[float, float]],
 ) -> None:
     """Limit a panel to everything there is, and frame the region of the other panel."""
-    everything = np.concatenate([*fronts, [[100.0, accuracy]]])
+    everything = np.concatenate([*(front[:, :2] for front in fronts), [[100.0, accuracy]]])
     _x_axis(axes, everything[:, 0].min(), everything[:, 0].max())
     axes.set_ylim(0, 103)
     (left, right), (low, top) = limits

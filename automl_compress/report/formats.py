@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -35,6 +36,11 @@ _LEAST_DIGITS: Final = 100.0
 def percent(share: float | None) -> str:
     """A share in [0, 1] with two decimals: `93.40 %`."""
     return MISSING if share is None else f"{100 * share:.2f} %"
+
+
+def estimate(share: float, error: float) -> str:
+    """A share with its standard error in percentage points: `93.36 % ± 1.10`."""
+    return f"{percent(share)} ± {100 * error:.2f}" if math.isfinite(error) else percent(share)
 
 
 def interval(bounds: tuple[float, float] | None) -> str:

@@ -23,12 +23,14 @@ class ContestantScores:
             that break a constraint are inf.
         useful: (n_evaluations,) useful hypervolume in [0, 1], never falling.
         plain: (n_evaluations,) plain hypervolume in [0, 1], never falling.
+        standard_errors: (n_evaluations,) of the accuracies, as shares; NaN where not known.
     """
 
     record: ContestantRecord
     values: Values
     useful: NDArray[np.float64]
     plain: NDArray[np.float64]
+    standard_errors: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -62,4 +64,5 @@ def _scores(result: StudyResult, record: ContestantRecord) -> ContestantScores:
     plain, useful = references(manifest.objectives, minimised_baseline(manifest))
     told = [charge.evaluation for charge in result.charges(record.name)]
     values = usable_values(told, manifest)
-    return ContestantScores(record, values, useful.progress(values), plain.progress(values))
+    errors = np.array([evaluation.accuracy_se for evaluation in told])
+    return ContestantScores(record, values, useful.progress(values), plain.progress(values), errors)

@@ -111,6 +111,11 @@ class StrategyScores:
         """(n, n_objectives) minimised values of all members; inf where unusable."""
         return np.concatenate([member.values for member in self.members])
 
+    @property
+    def standard_errors(self) -> NDArray[np.float64]:
+        """(n,) standard errors of the accuracies of all members; NaN where not known."""
+        return np.concatenate([member.standard_errors for member in self.members])
+
     def curves(self, kind: str) -> NDArray[np.float64]:
         """(n_seeds, n) hypervolume after 1..n evaluations, n being what all started members made.
 
@@ -187,6 +192,27 @@ class Finalist:
         if self.accuracy is None or self.test is None or self.test.images < 1:
             return None
         return wilson_interval(self.accuracy, self.test.images)
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """How far estimates lie above test accuracies, as shares.
+
+    Args:
+        finalists: mean of the finalists, who were chosen by their estimates.
+        baseline: of the uncompressed network, which nobody chose: what the images differ by.
+        error: standard error of `finalists` over finalists; NaN for a single one. It takes them
+            as independent, which networks measured on the same images are not.
+    """
+
+    finalists: float
+    baseline: float
+    error: float
+
+    @property
+    def curse(self) -> float:
+        """The winner's curse: what choosing by noisy estimates adds to those of the chosen."""
+        return self.finalists - self.baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +310,18 @@ class Summary:
         if self.test_accuracy is None or not self.test_images:
             return None
         return wilson_interval(self.test_accuracy, self.test_images)
+
+    @property
+    def optimism(self) -> Optimism | None:
+        """How far the finalists' estimates lie above their test accuracies; None before a test."""
+        if not self.measured or self.test_accuracy is None:
+            return None
+        above = np.array(
+            [f.estimate.metrics["accuracy"] - (f.accuracy or 0.0) for f in self.measured]
+        )
+        error = above.std(ddof=1) / math.sqrt(len(above)) if len(above) > 1 else math.nan
+        baseline = self.result.manifest.baseline["accuracy"] - self.test_accuracy
+        return Optimism(float(above.mean()), baseline, float(error))
 
     @cached_property
     def recovered(self) -> tuple[RecoveredNetwork, ...]:
@@ -429,17 +467,14 @@ def wall_clock(frame: pd.DataFrame) -> float:
     return max(0.0, float(finished.max() - (finished - frame["seconds"].astype(float)).min()))
 
 
-def cost_front(values: Values, error: int, cost: int) -> NDArray[np.float64]:
-    """(n, 2) best error at every cost: the front of two objectives, cheapest first.
+def cost_front(values: Values, error: int, cost: int) -> NDArray[np.int64]:
+    """(n,) rows of the best error at every cost: the front of two objectives, cheapest first.
 
     Args:
         values: (n_points, n_objectives) minimised.
         error: column of the error.
         cost: column of the cost.
-
-    Returns:
-        Rows of cost and error.
     """
     pair = values[:, [cost, error]]
-    kept = pair[front_mask(pair)]
-    return kept[np.argsort(kept[:, 0])]
+    kept = np.flatnonzero(front_mask(pair))
+    return kept[np.argsort(pair[kept, 0])]

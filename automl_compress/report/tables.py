@@ -148,7 +148,7 @@ def _finalist_row(summary: Summary, finalist: Finalist) -> tuple[str, ...]:
         formats.points(summary.lost(finalist)),
         *_cost_cells(summary, finalist.estimate.metrics),
         *_latency_cells(summary, finalist.latency),
-        formats.percent(finalist.estimate.metrics["accuracy"]),
+        formats.estimate(finalist.estimate.metrics["accuracy"], finalist.estimate.accuracy_se),
         f"{finalist.strategy}, seed {finalist.seed}",
         _remarks(finalist),
     )
@@ -345,7 +345,7 @@ def _estimates_table(summary: Summary, caption: str, front: Iterable[FrontPoint]
     baseline = summary.result.manifest.baseline
     rows = tuple(
         (
-            formats.percent(1.0 - point.objectives["error"]),
+            formats.estimate(1.0 - point.objectives["error"], point.accuracy_se),
             *(formats.cost_and_ratio(n, point.objectives[n], baseline[n]) for n in names),
             f"{point.strategy}, seed {point.seed}",
         )

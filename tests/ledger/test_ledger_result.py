@@ -85,8 +85,8 @@ def test_the_table_has_a_row_per_charge_in_order(tmp_path: Path) -> None:
     table = StudyResult(_study(tmp_path)).to_dataframe()
     assert list(table.columns) == [
         "contestant", "strategy", "seed", "in_race", "position", "round", "policy_key", "policy",
-        "status", "reason", "accuracy", "size_bytes", "macs", "params", "bitops", "images",
-        "shared", "seconds", "finished",
+        "status", "reason", "accuracy", "accuracy_se", "size_bytes", "macs", "params", "bitops",
+        "images", "shared", "seconds", "finished",
     ]  # fmt: skip
     assert table["contestant"].tolist() == ["nsga2-1"] * 3 + ["ddpg-0"] * 3 + ["uniform-0"]
     assert table["position"].tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -96,6 +96,10 @@ def test_the_table_has_a_row_per_charge_in_order(tmp_path: Path) -> None:
     assert table["reason"][1] == "out of memory"
     assert math.isnan(table["accuracy"][1])
     assert table["macs"].isna().all()
+    # B is right on 40 of 50 images.
+    share = 41 / 52
+    assert table["accuracy_se"][2] == pytest.approx(math.sqrt(share * (1 - share) / 53))
+    assert table["accuracy_se"].isna().tolist() == [False, True] + [False] * 5
 
 
 def test_shared_follows_the_order_of_a_serial_run_and_hit_that_of_this_one(tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_a_study_without_evaluations(tmp_path: Path) -> None:
     Ledger(tmp_path / LEDGER).close()
     result = StudyResult(tmp_path)
     assert result.front() == []
-    assert result.to_dataframe().shape == (0, 19)
+    assert result.to_dataframe().shape == (0, 20)
     result.save(tmp_path)
     assert json.loads((tmp_path / "front.json").read_text())["points"] == []
 

@@ -81,7 +81,8 @@ def test_cost_front_agrees_with_a_loop():
             o[0] <= row[0] and o[1] <= row[1] and (o[0], o[1]) != (row[0], row[1]) for o in values
         )
     ]
-    assert cost_front(values, 0, 1).tolist() == [list(pair) for pair in sorted(best)]
+    rows = cost_front(values, 0, 1)
+    assert values[rows][:, [1, 0]].tolist() == [list(pair) for pair in sorted(best)]
 
 
 def test_hypervolume_curves_agree_with_the_closed_form(tmp_path):
@@ -219,3 +220,21 @@ def test_common_reasons_are_counted(tmp_path):
     folder = write_study(tmp_path, [made], finalists=0, contestants=only("nsga2-0"))
     frame = StudyResult(folder).to_dataframe()
     assert common_reasons(frame) == [("a", 2), ("b", 2), ("c", 1)]
+
+
+def test_the_winners_curse_is_what_the_chosen_lose_beyond_the_baseline(tmp_path):
+    made = [evaluation(policy(2, i + 2), 0.93 - i / 100, 1e6 - 1e5 * i) for i in range(2)]
+    folder = write_study(
+        tmp_path,
+        [made],
+        finalists=0,
+        finalists_keys=[e.policy.key for e in made],
+        tests=[0.92, 0.89],  # 1 and 3 points below the estimates
+        contestants=only("nsga2-0"),
+        test_baseline={**manifest().baseline, "accuracy": 0.929},
+    )
+    found = Summary(StudyResult(folder)).optimism
+    assert found.finalists == pytest.approx(0.02)
+    assert found.error == pytest.approx(0.01)
+    assert found.baseline == pytest.approx(0.005)
+    assert found.curse == pytest.approx(0.015)
