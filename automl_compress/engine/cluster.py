@@ -60,11 +60,11 @@ class ClusterEngine:
         workers = settings.workers or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
         # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        estimators = ray.put((race.search, race.test))
+        estimators = ray.put((race.search, *race.measures.values()))
         self._dispatcher = _RemoteDispatcher.options(scheduling_strategy=here).remote(
             str(race.ledger),
             [estimators],
-            (race.search.identity, race.test.identity),
+            race.search.identity,
             workers,
             settings.threads,
         )
@@ -102,10 +102,11 @@ class ClusterEngine:
         if any(not (result.metrics or {}).get("finished") for result in results):
             raise InterruptedStudy("stopped; all finished evaluations are saved")
 
-    def measure(self, policies: Sequence[Policy]) -> None:
-        """Measure policies by the test estimator, into the ledger, on all evaluators."""
+    def measure(self, policies: Sequence[Policy], rung: str = FINALISTS) -> None:
+        """Measure policies into the ledger, on all evaluators."""
+        identity = self._race.measures[rung].identity
         try:
-            ray.get(self._dispatcher.measure.remote(list(policies)))
+            ray.get(self._dispatcher.measure.remote(list(policies), rung, identity))
         except KeyboardInterrupt as reason:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
         except ray.exceptions.RayError as reason:
@@ -242,13 +243,13 @@ class _Dispatcher:
         self,
         ledger: str,
         estimators: list[Any],
-        identities: tuple[str, str],
+        search: str,
         workers: int,
         threads: int,
     ) -> None:
         self._ledger = Ledger(ledger)
         self._estimators = estimators[0]
-        self._search, self._test = identities
+        self._search = search
         self._threads = threads
         self._workers = [self._new_evaluator() for _ in range(workers)]
         self._serving: list[asyncio.Task[None]] = []
@@ -266,10 +267,10 @@ class _Dispatcher:
         self._ledger.charge([request.place for request in requests], evaluations)
         return evaluations, sum(hit for _, hit in answers)
 
-    async def measure(self, policies: list[Policy]) -> None:
-        """Put finalists' measurements into the ledger."""
-        requests = [Request(Place(FINALISTS, i, 0), policy) for i, policy in enumerate(policies)]
-        await asyncio.gather(*(self._evaluation(r, self._test) for r in requests))
+    async def measure(self, policies: list[Policy], rung: str, estimator: str) -> None:
+        """Put measurements after the race into the ledger."""
+        requests = [Request(Place(rung, i, 0), policy) for i, policy in enumerate(policies)]
+        await asyncio.gather(*(self._evaluation(r, estimator) for r in requests))
 
     async def _evaluation(self, request: Request, estimator: str) -> tuple[Evaluation, bool]:
         """From the ledger, from a request in flight, or from an evaluator."""

@@ -11,6 +11,7 @@ from automl_compress.compress import CRITERIA, KERNEL_CRITERIA, REPAIRS
 from automl_compress.deploy.latency_calibration import LatencySettings
 from automl_compress.deploy.measuring import FEWEST_RUNS, RUNTIMES, MeasureSettings
 from automl_compress.engine.engine import ENGINES, EngineSettings
+from automl_compress.engine.rungs import RungSettings, read_ladder
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import LATENCY, Constraint, check_objectives
 from automl_compress.evaluate.network import EstimateSettings
@@ -40,6 +41,7 @@ class StudyConfig:
         evaluations: budget of each contestant.
         engine: where it runs.
         finalists: how many of the front are measured on the final test images.
+        ladder: rungs between the race and the finalists, from cheap to dear.
         plain: the settings as given, for the manifest.
         base: folder of the sweep file, which relative paths start from.
     """
@@ -56,6 +58,7 @@ class StudyConfig:
     evaluations: int
     engine: EngineSettings
     finalists: int
+    ladder: tuple[RungSettings, ...] = ()
     plain: Mapping[str, Any] = field(default_factory=dict)
     base: Path = Path()
 
@@ -102,6 +105,7 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         evaluations=_budget(section.section("budget"), section),
         engine=_engine(section.section("engine")),
         finalists=section.number("finalists", int, 16, low=1),
+        ladder=read_ladder(section),
         plain=section.values(),
         base=base,
     )

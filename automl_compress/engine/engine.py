@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -51,6 +51,7 @@ class Race:
         test: estimator that finalists are measured by.
         budget: evaluations each contestant is charged.
         ledger: path of the ledger's file.
+        rungs: estimators between them by name, see `engine.rungs`.
     """
 
     problem: Problem
@@ -58,6 +59,12 @@ class Race:
     test: Estimator
     budget: int
     ledger: Path
+    rungs: Mapping[str, Estimator] = field(default_factory=dict)
+
+    @property
+    def measures(self) -> dict[str, Estimator]:
+        """Estimators by the name under which policies are measured after the race."""
+        return {FINALISTS: self.test, **self.rungs}
 
 
 class Engine(Protocol):
@@ -71,8 +78,12 @@ class Engine(Protocol):
             InterruptedStudy: the user stopped it; finished evaluations are in the ledger.
         """
 
-    def measure(self, policies: Sequence[Policy]) -> None:
-        """Measure policies by the test estimator, into the ledger."""
+    def measure(self, policies: Sequence[Policy], rung: str = FINALISTS) -> None:
+        """Measure policies into the ledger, by the test estimator or by that of a rung.
+
+        Raises:
+            InterruptedStudy: the user stopped it; finished evaluations are in the ledger.
+        """
 
     def close(self) -> None:
         """Free everything the engine holds."""

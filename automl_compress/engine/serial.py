@@ -61,10 +61,11 @@ class SerialEngine:
         self._ledger.add(evaluation, request.place)
         return evaluation
 
-    def measure(self, policies: Sequence[Policy]) -> None:
-        """Measure policies by the test estimator, into the ledger."""
+    def measure(self, policies: Sequence[Policy], rung: str = FINALISTS) -> None:
+        """Measure policies into the ledger, by the test estimator or by that of a rung."""
+        estimator = self._race.measures[rung]
         for position, policy in enumerate(policies):
-            self._answer(Request(Place(FINALISTS, position, 0), policy), self._race.test)
+            self._answer(Request(Place(rung, position, 0), policy), estimator)
 
     def close(self) -> None:
         """Close the ledger and restore the thread count."""

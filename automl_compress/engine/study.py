@@ -33,11 +33,13 @@ from automl_compress.engine.latency import (
     predicting,
     recorded_model,
 )
+from automl_compress.engine.promotion import climb, cross_validated, with_ladder
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
+from automl_compress.engine.rungs import build_rung
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.engine.statement import state_manifest
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
-from automl_compress.evaluate import Evaluation, references
+from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.latency import CostsWithLatency, WithLatency
 from automl_compress.ledger import (
@@ -48,16 +50,12 @@ from automl_compress.ledger import (
     Manifest,
     StudyResult,
 )
-from automl_compress.pareto import spread_subset
 from automl_compress.search import Problem
 from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
 from automl_compress.workload import Workload
 
 SENSITIVE: Final = "sensitive"
 """Strategy that is told how many feature maps of each layer have a low rank."""
-
-PICKED_LOSSES: Final = (0.005, 0.01, 0.02)
-"""Losses of accuracy at which the cheapest networks are always among the finalists."""
 
 
 def _hear_nothing(_: Any) -> None:
@@ -74,6 +72,7 @@ class _Prepared:
     test: Estimator
     compressor: Compressor
     example_input: Tensor
+    rungs: Mapping[str, Estimator]
 
 
 class Study:
@@ -174,12 +173,21 @@ class Study:
                 prepared.test,
                 self.config.evaluations,
                 folder / LEDGER,
+                prepared.rungs,
             )
             unfinished = _unfinished(race, manifest.contestants)
             try:
                 with _engine(race, self.config, folder) as engine:
                     engine.run(unfinished, listener)
-                    finalists = _finalists(StudyResult(folder), self.config.finalists)
+                    standing, manifest = climb(
+                        self.config.ladder,
+                        race,
+                        engine,
+                        manifest,
+                        folder,
+                        self.config.finalists,
+                    )
+                    finalists = standing.finalists(self.config.finalists)
                     engine.measure(finalists)
                 self._measure_latencies(prepared, finalists, folder)
             except (InterruptedStudy, KeyboardInterrupt) as reason:
@@ -188,6 +196,7 @@ class Study:
                     f"stopped; all finished evaluations are saved, go on with 'resume {folder}'"
                 ) from reason
             keys = tuple(policy.key for policy in finalists)
+            manifest = replace(manifest, predictor=cross_validated(StudyResult(folder)))
             replace(manifest, status="finished", finalists=keys).write(folder)
         result = StudyResult(folder)
         result.save(folder)
@@ -246,7 +255,15 @@ class Study:
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
         )
         manifest = replace(manifest, latency=latency)
-        return _Prepared(manifest, problem, search, test, compressor, workload.example_input())
+        rungs = {
+            rung.name: build_rung(rung, workload, network)
+            for rung in config.ladder
+            if not rung.learned
+        }
+        manifest = with_ladder(manifest, config.ladder, rungs)
+        return _Prepared(
+            manifest, problem, search, test, compressor, workload.example_input(), rungs
+        )
 
     def _latency_model(
         self,
@@ -352,28 +369,3 @@ def _engine(race: Race, config: StudyConfig, folder: Path) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close()
-
-
-def _finalists(result: StudyResult, count: int) -> list[Policy]:
-    """Points of the merged front worth a final measurement, at most `count`.
-
-    First the cheapest, by every cost, of those that lose at most `PICKED_LOSSES` by their
-    estimates, which are what people come for; then those that together keep most of the front's
-    useful hypervolume.
-    """
-    front = result.front()
-    if not front:
-        return []
-    names = result.manifest.objectives
-    baseline = {**result.manifest.baseline, "error": 1 - result.manifest.baseline["accuracy"]}
-    values = np.array([[point.objectives[name] for name in names] for point in front])
-    lost = values[:, names.index("error")] - baseline["error"]
-    picked = [
-        int(np.argmin(np.where(lost <= loss, values[:, place], np.inf)))
-        for loss in PICKED_LOSSES
-        for place, name in enumerate(names)
-        if name != "error" and (lost <= loss).any()
-    ]
-    spread = spread_subset(values, references(names, baseline)[1], count)
-    chosen = list(dict.fromkeys([*picked, *map(int, spread)]))[:count]
-    return [front[place].policy for place in sorted(chosen)]

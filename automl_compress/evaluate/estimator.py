@@ -6,6 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 
+from automl_compress.errors import InterruptedStudy
 from automl_compress.evaluate.evaluation import Evaluation
 from automl_compress.space import Policy
 
@@ -31,6 +32,8 @@ def answer(estimator: Estimator, policy: Policy) -> Evaluation:
     start = time.perf_counter()
     try:
         evaluation = estimator.estimate(policy)
+    except InterruptedStudy:
+        raise
     except Exception as reason:
         message = f"{type(reason).__name__}: {reason}"
         return Evaluation.failed(policy, estimator.identity, message, time.perf_counter() - start)

@@ -8,6 +8,7 @@ from automl_compress.ledger.result import (
     ContestantRecord,
     FrontPoint,
     Manifest,
+    RungRecord,
     StudyResult,
     write_text,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Ledger",
     "Manifest",
     "Place",
+    "RungRecord",
     "StudyResult",
     "write_text",
 ]

@@ -56,6 +56,25 @@ class ContestantRecord:
 
 
 @dataclass(frozen=True)
+class RungRecord:
+    """One rung of a study's fidelity ladder, from cheap to dear.
+
+    Args:
+        name: of the rung.
+        estimator: identity of its estimator; empty while it is not known.
+        keep: share of what it measured that went on.
+        settings: what it measures by.
+        baseline: metrics of the uncompressed network there; empty where it has none.
+    """
+
+    name: str
+    estimator: str
+    keep: float
+    settings: Mapping[str, Any]
+    baseline: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `run.json` says of a study.
 
@@ -79,6 +98,9 @@ class Manifest:
         environment: versions, hardware, git commit, time.
         latency: how latencies were measured, and by what they were predicted; empty where the
             study has none.
+        rungs: what candidates climbed between the race and the final test.
+        predictor: how well the learned predictor ranks, see `engine.promotion`; empty where
+            nobody asked.
     """
 
     study: str
@@ -99,6 +121,8 @@ class Manifest:
     workload: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
+    rungs: tuple[RungRecord, ...] = ()
+    predictor: Mapping[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
     def write(self, folder: Path) -> None:
@@ -125,6 +149,7 @@ class Manifest:
             data["contestants"] = tuple(ContestantRecord(**c) for c in data["contestants"])
             data["objectives"] = tuple(data["objectives"])
             data["finalists"] = tuple(data["finalists"])
+            data["rungs"] = tuple(RungRecord(**rung) for rung in data.get("rungs", ()))
             return cls(**data)
         except OSError as reason:
             raise StudyError(
@@ -196,6 +221,10 @@ class StudyResult:
                 e.policy.key: e for e in ledger.evaluations(self.manifest.test_estimator)
             }
             measured = self.manifest.latency.get("estimator", "")
+            self._rungs = {
+                rung.name: {e.policy.key: e for e in ledger.evaluations(rung.estimator)}
+                for rung in self.manifest.rungs
+            }
             self._latencies = {e.policy.key: e for e in ledger.evaluations(measured)}
 
     def charges(self, contestant: str) -> list[Charge]:
@@ -209,6 +238,25 @@ class StudyResult:
     def test_evaluation(self, policy: Policy) -> Evaluation | None:
         """The measurement of a finalist on the final test images, or None."""
         return self._tests.get(policy.key)
+
+    def rung(self, name: str) -> dict[str, Evaluation]:
+        """What a rung of the fidelity ladder measured, by policy key.
+
+        The uncompressed network is not among it.
+
+        Raises:
+            KeyError: there is no such rung.
+        """
+        whole = Policy({}).key
+        return {key: found for key, found in self._rungs[name].items() if key != whole}
+
+    def usable_evaluations(self) -> dict[str, Evaluation]:
+        """What the search measured without failing, by policy key, in the order it was found."""
+        return {
+            charge.evaluation.policy.key: charge.evaluation
+            for charge, _ in self._asked
+            if charge.evaluation.ok
+        }
 
     def latency(self, policy: Policy) -> Evaluation | None:
         """The measured latency of a finalist or of the uncompressed network, or None.

@@ -138,18 +138,25 @@ class RecoverySettings:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_section(cls, section: Section) -> RecoverySettings:
-        """Read and close a mapping of these settings and the training loop's, side by side."""
-        default = cls()
+    def from_section(
+        cls, section: Section, default: RecoverySettings | None = None
+    ) -> RecoverySettings:
+        """Read and close a mapping of these settings and the training loop's, side by side.
+
+        Args:
+            section: the mapping.
+            default: settings that it does not name; those of a full recovery when not given.
+        """
+        default = default or cls()
         found = cls(
             training=default.training.read(section),
-            distill=section.number("distill", float, cls.distill, low=0.0, high=1.0),
-            temperature=section.number("temperature", float, cls.temperature, low=0.1),
-            features=section.number("features", float, cls.features, low=0.0),
-            learned_steps=section.get("learned_steps", bool, cls.learned_steps),
-            held_out=section.number("held_out", float, cls.held_out, low=0.0, high=0.5),
+            distill=section.number("distill", float, default.distill, low=0.0, high=1.0),
+            temperature=section.number("temperature", float, default.temperature, low=0.1),
+            features=section.number("features", float, default.features, low=0.0),
+            learned_steps=section.get("learned_steps", bool, default.learned_steps),
+            held_out=section.number("held_out", float, default.held_out, low=0.0, high=0.5),
             calibration_images=section.number(
-                "calibration_images", int, cls.calibration_images, low=8
+                "calibration_images", int, default.calibration_images, low=8
             ),
         )
         section.close()

@@ -21,7 +21,7 @@ from automl_compress.evaluate import (
 )
 from automl_compress.ledger import StudyResult
 from automl_compress.report import formats
-from automl_compress.report.statistics import Summary, usable_evaluations
+from automl_compress.report.statistics import Summary
 from automl_compress.space import Policy
 
 KNEE: Final = "knee"
@@ -128,7 +128,7 @@ def _estimated(summary: Summary) -> list[Pick]:
     """Points of the front that were not tested, by the search's estimates."""
     tested = {finalist.estimate.policy.key for finalist in summary.measured}
     numbers = {f.estimate.policy.key: f.number for f in summary.finalists}
-    found = usable_evaluations(summary.result)
+    found = summary.result.usable_evaluations()
     keys = [point.policy.key for point in summary.front]
     return [Pick(found[key], numbers.get(key), False) for key in keys if key not in tested]
 
@@ -137,7 +137,7 @@ def _by_id(summary: Summary, identity: str) -> Pick:
     for chosen in (*_tested(summary), *_estimated(summary)):
         if chosen.number is not None and str(chosen.number) == identity:
             return chosen
-    found = usable_evaluations(summary.result)
+    found = summary.result.usable_evaluations()
     keys = [key for key in found if key.startswith(identity)]
     if len(identity) < _SHORTEST_KEY or len(keys) != 1:
         why = "names no network" if not keys or len(identity) < _SHORTEST_KEY else "names several"

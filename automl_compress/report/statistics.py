@@ -374,7 +374,7 @@ def split_sizes(workload: Mapping[str, object]) -> dict[str, int]:
 
 
 def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]:
-    estimates = usable_evaluations(result)
+    estimates = result.usable_evaluations()
     first = frame[~frame["shared"].astype(bool)].set_index("policy_key")
     chosen = [estimates[key] for key in result.manifest.finalists if key in estimates]
     tests = [result.test_evaluation(estimate.policy) for estimate in chosen]
@@ -395,16 +395,6 @@ def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]
         )
         for number, i in enumerate(order, start=1)
     )
-
-
-def usable_evaluations(result: StudyResult) -> dict[str, Evaluation]:
-    """What the search measured without failing, by policy key."""
-    return {
-        charge.evaluation.policy.key: charge.evaluation
-        for record in result.manifest.contestants
-        for charge in result.charges(record.name)
-        if charge.evaluation.ok
-    }
 
 
 def _by_size(estimate: Evaluation, test: Evaluation | None) -> tuple[float, float, str]:

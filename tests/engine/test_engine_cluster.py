@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from engine_races import CONTESTANTS, NETWORK, frame, ledger_size, race
+from engine_races import CONTESTANTS, LADDER, NETWORK, climbed, frame, ledger_size, race
 
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
-from automl_compress.ledger import Ledger
+from automl_compress.ledger import Ledger, StudyResult
 
 pytestmark = [
     pytest.mark.cluster,
@@ -143,3 +143,22 @@ class FailingOnce:
             cluster._run_contestant(config, **parameters)  # type: ignore[arg-type]
         finally:
             Contestant.finish_round = finish  # type: ignore[method-assign]
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_ladder_is_climbed_as_serially(tmp_path: Path) -> None:
+    from automl_compress.engine.cluster import ClusterEngine
+
+    serial, one = climbed(tmp_path / "serial")
+    folder = tmp_path / "cluster"
+    cluster, other = climbed(
+        folder, lambda race: ClusterEngine(race, EngineSettings(workers=2), folder)
+    )
+    assert cluster == serial
+    assert other.rungs == one.rungs
+    found, expected = (StudyResult(tmp_path / kind) for kind in ("cluster", "serial"))
+    for rung in LADDER:
+        measured, wanted = found.rung(rung.name), expected.rung(rung.name)
+        assert {k: e.metrics for k, e in measured.items()} == {
+            k: e.metrics for k, e in wanted.items()
+        }

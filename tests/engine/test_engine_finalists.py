@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from engine_races import CONTESTANTS, frame, race
 
+from automl_compress.engine.promotion import PICKED_LOSSES, candidates_of_race
 from automl_compress.engine.serial import SerialEngine
-from automl_compress.engine.study import PICKED_LOSSES, Study, _finalists
+from automl_compress.engine.study import Study
 from automl_compress.errors import InterruptedStudy
 from automl_compress.ledger import Manifest, StudyResult
 
@@ -21,7 +22,7 @@ def _result(folder: Path) -> StudyResult:
 
 def test_the_cheapest_networks_at_each_loss_are_finalists(tmp_path: Path) -> None:
     result = _result(tmp_path)
-    finalists = set(_finalists(result, 8))
+    finalists = set(candidates_of_race(result).finalists(8))
     front = result.front()
     baseline = 1 - result.manifest.baseline["accuracy"]
     checked = 0
@@ -38,7 +39,7 @@ def test_the_cheapest_networks_at_each_loss_are_finalists(tmp_path: Path) -> Non
 @pytest.mark.parametrize("count", [1, 3, 1_000])
 def test_there_are_no_more_finalists_than_asked_for(tmp_path: Path, count: int) -> None:
     result = _result(tmp_path)
-    finalists = _finalists(result, count)
+    finalists = candidates_of_race(result).finalists(count)
     assert len(finalists) == len(set(finalists)) == min(count, len(result.front()))
 
 

@@ -1,0 +1,251 @@
+"""From the race to the finalists: who climbs the fidelity ladder, and who is measured at its end.
+
+With noisy estimates a front is made of the lucky (the winner's curse). Every rung measures its
+candidates anew, on other or more images or after training, and passes on the best of what it
+measured itself, so luck on one rung is of no use on the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.engine.engine import Engine, Race
+from automl_compress.engine.rungs import RungSettings, best_fronts, places
+from automl_compress.errors import EngineError
+from automl_compress.evaluate import Evaluation, objective_values, references, violations
+from automl_compress.evaluate.estimator import Estimator, answer
+from automl_compress.evaluate.predictor import FEWEST, LearnedEstimator
+from automl_compress.evaluate.ranking import kendall, spearman
+from automl_compress.ledger import Ledger, Manifest, Place, RungRecord, StudyResult
+from automl_compress.pareto import front_mask, spread_subset
+from automl_compress.space import Policy
+
+PICKED_LOSSES: Final = (0.005, 0.01, 0.02)
+"""Losses of accuracy at which the cheapest networks are always among the finalists."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Policies and what one estimator says of them.
+
+    Args:
+        policies: n of them.
+        names: of the objectives.
+        values: (n, n_objectives) minimised, the errors as the estimator has them.
+        baseline: minimised objectives of the uncompressed network there.
+    """
+
+    policies: tuple[Policy, ...]
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    baseline: Mapping[str, float]
+
+    def finalists(self, count: int) -> list[Policy]:
+        """Points of the front worth a final measurement, at most `count`.
+
+        First the cheapest, by every cost, of those that lose at most `PICKED_LOSSES`, which are
+        what people come for; then those that together keep most of the front's useful
+        hypervolume.
+        """
+        front = np.flatnonzero(front_mask(self.values))
+        reference = references(self.names, self.baseline)[1]
+        spread = front[spread_subset(self.values[front], reference, count)]
+        chosen = list(dict.fromkeys([*self._picked(front), *spread.tolist()]))[:count]
+        return [self.policies[row] for row in sorted(chosen)]
+
+    def climbing(self, count: int) -> list[Policy]:
+        """Those that the next rung measures, at most `count`: the same, then further fronts."""
+        picked = self._picked(np.flatnonzero(front_mask(self.values)))
+        best = best_fronts(self.values, references(self.names, self.baseline)[1], count)
+        chosen = list(dict.fromkeys([*picked, *best.tolist()]))[:count]
+        return [self.policies[row] for row in sorted(chosen)]
+
+    def _picked(self, front: NDArray[np.int64]) -> list[int]:
+        """Rows of a front that are the cheapest at each of the losses."""
+        values = self.values[front]
+        lost = values[:, self.names.index("error")] - self.baseline["error"]
+        return [
+            int(front[np.argmin(np.where(lost <= loss, values[:, place], np.inf))])
+            for loss in PICKED_LOSSES
+            for place, name in enumerate(self.names)
+            if name != "error" and (lost <= loss).any()
+        ]
+
+
+def candidates_of_race(result: StudyResult) -> Candidates:
+    """What the race measured, smallest error first; what breaks a constraint is unusable."""
+    manifest = result.manifest
+    found = list(result.usable_evaluations().values())
+    values = objective_values(found, manifest.objectives)
+    values[(violations(found, manifest.constraints) > 0).any(axis=1)] = np.inf
+    order = sorted(range(len(found)), key=lambda row: values[row].tolist())
+    return Candidates(
+        tuple(found[row].policy for row in order),
+        manifest.objectives,
+        values[order],
+        {**manifest.baseline, "error": 1.0 - manifest.baseline["accuracy"]},
+    )
+
+
+def candidates_of_rung(
+    result: StudyResult, answers: Mapping[str, Evaluation], baseline_error: float
+) -> Candidates:
+    """What a rung measured: its errors beside the costs of the race, which are exact.
+
+    Args:
+        result: the study.
+        answers: of the rung, by policy key.
+        baseline_error: of the uncompressed network on that rung.
+    """
+    before = candidates_of_race(result)
+    error = before.names.index("error")
+    limits = [c for c in result.manifest.constraints if c.metric == "error"]
+    rows = [row for row, policy in enumerate(before.policies) if policy.key in answers]
+    values = before.values[rows]
+    for row, place in enumerate(rows):
+        answer_there = answers[before.policies[place].key]
+        values[row, error] = answer_there.minimised("error")
+        if violations([answer_there], limits).any():
+            values[row] = np.inf
+    policies = tuple(before.policies[row] for row in rows)
+    baseline = {**before.baseline, "error": baseline_error}
+    return Candidates(policies, before.names, values, baseline)
+
+
+def climb(
+    ladder: Sequence[RungSettings],
+    race: Race,
+    engine: Engine,
+    manifest: Manifest,
+    folder: Path,
+    finalists: int,
+) -> tuple[Candidates, Manifest]:
+    """Let candidates climb; what rungs measured is in the ledger.
+
+    Args:
+        ladder: the rungs, from cheap to dear.
+        race: the study's.
+        engine: measures.
+        manifest: the study's.
+        folder: the study's.
+        finalists: how many the last rung passes on.
+
+    Returns:
+        The candidates of the last rung and the manifest with what is known of the rungs by now.
+
+    Raises:
+        EngineError: a rung measured nothing.
+        InterruptedStudy: the user stopped it; finished evaluations are in the ledger.
+    """
+    result = StudyResult(folder)
+    standing = candidates_of_race(result)
+    counts = places([rung.keep for rung in ladder], finalists)
+    records = []
+    for rung, count in zip(ladder, counts, strict=True):
+        chosen = standing.climbing(count)
+        if rung.learned:
+            record = _predicted(rung, race, result, chosen)
+        else:
+            record = _measured(rung, race, engine, chosen)
+        records.append(record)
+        with Ledger(race.ledger) as ledger:
+            found = ledger.find([policy.key for policy in chosen], record.estimator)
+        answers = {key: evaluation for key, evaluation in found.items() if evaluation.ok}
+        if chosen and not answers:
+            reason = next(iter(found.values())).reason if found else "nothing was measured"
+            raise EngineError(f"rung '{rung.name}' measured none of its candidates: {reason}")
+        standing = candidates_of_rung(result, answers, 1.0 - record.baseline["accuracy"])
+    return standing, replace(manifest, rungs=tuple(records))
+
+
+def _measured(
+    rung: RungSettings, race: Race, engine: Engine, policies: Sequence[Policy]
+) -> RungRecord:
+    """Measure policies and the uncompressed network on a rung."""
+    whole = Policy({})
+    engine.measure([whole, *policies], rung.name)
+    identity = race.rungs[rung.name].identity
+    with Ledger(race.ledger) as ledger:
+        baseline = ledger.find([whole.key], identity)[whole.key]
+    if not baseline.ok:
+        raise EngineError(
+            f"rung '{rung.name}' must measure the uncompressed network, but: {baseline.reason}"
+        )
+    return rung_record(rung, identity, baseline.metrics)
+
+
+def _predicted(
+    rung: RungSettings, race: Race, result: StudyResult, policies: Sequence[Policy]
+) -> RungRecord:
+    """Predict policies by what the race measured of others."""
+    learned = LearnedEstimator(list(result.usable_evaluations().values()), race.problem.cost)
+    with Ledger(race.ledger) as ledger:
+        known = ledger.find([policy.key for policy in policies], learned.identity)
+        for position, policy in enumerate(policies):
+            if policy.key not in known:
+                ledger.add(answer(learned, policy), Place(rung.name, position, 0))
+    return rung_record(rung, learned.identity, result.manifest.baseline)
+
+
+def rung_record(
+    rung: RungSettings, identity: str, baseline: Mapping[str, float] | None = None
+) -> RungRecord:
+    """What a manifest says of a rung."""
+    return RungRecord(rung.name, identity, rung.keep, rung.to_dict(), dict(baseline or {}))
+
+
+def with_ladder(
+    manifest: Manifest, ladder: Sequence[RungSettings], rungs: Mapping[str, Estimator]
+) -> Manifest:
+    """A manifest that states a ladder, which then is part of the study's fingerprint.
+
+    Args:
+        manifest: of a study that begins.
+        ladder: its rungs; a study without any stays what it was.
+        rungs: their estimators by name, but for learned ones.
+    """
+    if not ladder:
+        return manifest
+    identities = {name: estimator.identity for name, estimator in rungs.items()}
+    records = tuple(rung_record(rung, identities.get(rung.name, "")) for rung in ladder)
+    decisive = (manifest.fingerprint, [asdict(record) for record in records])
+    fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
+    return replace(manifest, fingerprint=fingerprint, rungs=records)
+
+
+def cross_validated(result: StudyResult) -> dict[str, Any]:
+    """How well evaluations are ranked by what was learned from others.
+
+    Returns:
+        Kendall's tau and Spearman's rho between measured and predicted accuracies, the tau of the
+        size alone, the share of measured accuracies within two standard errors, and the number of
+        evaluations; empty where too few worked.
+    """
+    known = list(result.usable_evaluations().values())
+    if len(known) < FEWEST:
+        return {}
+    costs = {e.policy.key: e for e in known}
+    learned = LearnedEstimator(known, lambda policy: _costs(costs[policy.key]))
+    predicted, errors = learned.predict([e.policy for e in known])
+    measured = np.array([e.metrics["accuracy"] for e in known])
+    sizes = np.array([e.metrics["size_bytes"] for e in known])
+    noise = np.hypot(errors, [e.accuracy_se for e in known])
+    return {
+        "evaluations": len(known),
+        "kendall": kendall(predicted, measured),
+        "spearman": spearman(predicted, measured),
+        "kendall_size": kendall(sizes, measured),
+        "within_two_errors": float((np.abs(predicted - measured) <= 2 * noise).mean()),
+    }
+
+
+def _costs(evaluation: Evaluation) -> dict[str, float]:
+    return {name: value for name, value in evaluation.metrics.items() if name != "accuracy"}
