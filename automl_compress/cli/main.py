@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from automl_compress.cli import commands
+from automl_compress.cli.auditing import add_audit
 from automl_compress.cli.bench import add_bench
 from automl_compress.cli.replay import ReplayRequest, run_replay
 from automl_compress.cli.training_commands import add_training_commands
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(subparsers)
     _add_space(subparsers)
     add_training_commands(subparsers)
+    add_audit(subparsers)
     add_bench(subparsers)
     _add_replay(subparsers)
     doctor = subparsers.add_parser("doctor", help="check this installation and machine")

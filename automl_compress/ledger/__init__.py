@@ -1,6 +1,7 @@
 """The ledger of evaluations and charges, and a study's folder read back."""
 
 from automl_compress.ledger.result import (
+    AUDIT,
     LEDGER,
     MANIFEST,
     RECOVERED,
@@ -15,6 +16,7 @@ from automl_compress.ledger.result import (
 from automl_compress.ledger.store import Charge, Ledger, Place
 
 __all__ = [
+    "AUDIT",
     "LEDGER",
     "MANIFEST",
     "RECOVERED",

@@ -32,6 +32,8 @@ from automl_compress.space import Policy
 MANIFEST_VERSION: Final = 1
 MANIFEST: Final = "run.json"
 LEDGER: Final = "ledger.sqlite"
+AUDIT: Final = "audit.json"
+"""What an audit of the study's estimates found."""
 RECOVERED: Final = "recovered"
 """Folder of the networks that were trained after the search, each below its policy's key."""
 TIMING_COLUMNS: Final = ("seconds", "finished")

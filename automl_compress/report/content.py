@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from automl_compress.evaluate import USEFUL_LOSS
 from automl_compress.report import formats, tables
+from automl_compress.report.audit import audit_note, audit_verdict
+from automl_compress.report.audit_views import audit_table
 from automl_compress.report.document import (
     Block,
     Bullets,
@@ -40,6 +42,7 @@ def build_document(summary: Summary, drawings: Mapping[str, Drawing]) -> Documen
             *_recovered(summary),
             *_fronts(summary, drawings),
             *_comparison(summary, drawings),
+            *_trust(summary, drawings),
             *_method(summary),
         ),
     )
@@ -299,6 +302,56 @@ def _timing_note(summary: Summary) -> str:
         "those that were answered from the ledger. From the first evaluation to the last "
         f"{formats.duration(wall_clock(summary.frame))} passed, pauses included."
     )
+
+
+# What estimates are worth
+
+
+def _trust(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
+    blocks = [*_ladder(summary), *_predictor(summary), *_audit(summary, drawings)]
+    return [Heading("What the estimates are worth"), *blocks] if blocks else []
+
+
+def _ladder(summary: Summary) -> list[Block]:
+    rungs = summary.result.manifest.rungs
+    if not any(summary.result.rung(rung.name) for rung in rungs):
+        return []
+    return [
+        Paragraph(
+            "Before finalists were chosen, candidates climbed a ladder: each rung measured the "
+            "best of the one before it anew, on search-validation images, and passed on the best "
+            "of what it measured itself. Luck on one rung is of no use on the next: where a rung "
+            "says less than the one before it, that one's choice was partly luck."
+        ),
+        tables.ladder_table(summary),
+    ]
+
+
+def _predictor(summary: Summary) -> list[Block]:
+    found = summary.result.manifest.predictor
+    if not found:
+        return []
+    return [
+        Paragraph(
+            f"What can be learned from {found['evaluations']:,} evaluations of the race: a "
+            "regression over gene values and costs, each policy predicted by a model that has not "
+            f"seen it, ranks them with Kendall's tau {found['kendall']:.3f} and Spearman's rho "
+            f"{found['spearman']:.3f}; the size alone with tau {found['kendall_size']:.3f}. "
+            f"{formats.percent(found['within_two_errors'])} of the estimates lie within two "
+            "standard errors of the prediction."
+        )
+    ]
+
+
+def _audit(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
+    if summary.audit is None:
+        return []
+    return [
+        Paragraph(audit_verdict(summary.audit)),
+        Paragraph(audit_note(summary.audit)),
+        audit_table(summary.audit),
+        drawings["audit"],
+    ]
 
 
 # Method

@@ -173,7 +173,7 @@ def _zoom(
         useful = np.array([[100.0, accuracy]])
     low, top = max(0.0, min(floor, accuracy)), max(accuracy, useful[:, 1].max())
     limits = (
-        _x_axis(axes, useful[:, 0].min(), useful[:, 0].max()),
+        cost_axis(axes, useful[:, 0].min(), useful[:, 0].max()),
         (low, top + 0.06 * (top - low)),
     )
     axes.set_ylim(*limits[1])
@@ -188,7 +188,7 @@ def _whole(
 ) -> None:
     """Limit a panel to everything there is, and frame the region of the other panel."""
     everything = np.concatenate([*(front[:, :2] for front in fronts), [[100.0, accuracy]]])
-    _x_axis(axes, everything[:, 0].min(), everything[:, 0].max())
+    cost_axis(axes, everything[:, 0].min(), everything[:, 0].max())
     axes.set_ylim(0, 103)
     (left, right), (low, top) = limits
     axes.add_patch(
@@ -198,8 +198,8 @@ def _whole(
     )
 
 
-def _x_axis(axes: Axes, low: float, high: float) -> tuple[float, float]:
-    """Limits and ticks for costs in % from `low` to `high`; logarithmic where they span much."""
+def cost_axis(axes: Axes, low: float, high: float) -> tuple[float, float]:
+    """Limits and ticks for costs from `low` to `high`; logarithmic where they span much."""
     low = max(low, 1e-6)
     if high / low > _LOG_ABOVE:
         axes.set_xscale("log")
@@ -330,7 +330,7 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
         baseline = 100 * (summary.test_accuracy or 0.0)
         axes.axhline(baseline, color=_INK, linewidth=0.9, linestyle=":")
         shares = [_cost_share(summary, finalist, cost) for finalist in summary.measured]
-        _x_axis(axes, min(shares), max(shares))
+        cost_axis(axes, min(shares), max(shares))
         axes.set_xlabel(f"{title}, % of the baseline")
         axes.set_ylabel("accuracy, %")
         _legend(figure, summary.strategies, baseline=False, extra=_finalist_handles())
@@ -384,6 +384,11 @@ def _finalist_handles() -> list[Line2D]:
 
 
 # Shared parts
+
+
+def band_colours(number: int) -> str:
+    """A colour of the palette, by its number from 0."""
+    return _COLOURS[number % len(_COLOURS)]
 
 
 def _legend(

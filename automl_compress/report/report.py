@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from automl_compress.ledger import StudyResult, write_text
+from automl_compress.report.audit_views import draw_audit
 from automl_compress.report.content import build_document
 from automl_compress.report.figures import draw_all
 from automl_compress.report.html import to_html
@@ -32,6 +33,8 @@ def write_report(folder: str | Path) -> Path:
     result.save(result.folder)
     summary = Summary(result)
     drawings = draw_all(summary)
+    if summary.audit is not None:
+        drawings["audit"] = draw_audit(summary.audit)
     (result.folder / "figures").mkdir(exist_ok=True)
     for drawing in drawings.values():
         write_text(result.folder / "figures" / f"{drawing.name}.svg", drawing.svg)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from automl_compress.evaluate import COSTS, LATENCY, Evaluation, violations
 from automl_compress.ledger import FrontPoint, StudyResult
 from automl_compress.pareto import Values, front_mask
+from automl_compress.report.audit import Audit, read_audit
 from automl_compress.report.recovered import RecoveredNetwork, recovered_networks
 from automl_compress.report.scores import ContestantScores, contestant_scores
 from automl_compress.space import Policy
@@ -327,6 +328,11 @@ class Summary:
     def recovered(self) -> tuple[RecoveredNetwork, ...]:
         """Networks that were trained after the search, the smallest first."""
         return recovered_networks(self.result.folder, self.result.manifest.fingerprint)
+
+    @cached_property
+    def audit(self) -> Audit | None:
+        """What the study's estimates are worth; None where nobody audited them."""
+        return read_audit(self.result.folder, self.result.manifest.fingerprint)
 
     def lost(self, finalist: Finalist) -> float | None:
         """Test accuracy lost against the baseline, as a share; negative when gained."""

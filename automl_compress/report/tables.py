@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
 import pandas as pd
 
 from automl_compress.evaluate import LATENCY, Evaluation
-from automl_compress.ledger import FrontPoint
+from automl_compress.evaluate.ranking import kendall
+from automl_compress.ledger import FrontPoint, RungRecord
 from automl_compress.report import formats, markdown_text
 from automl_compress.report.formats import MISSING
 from automl_compress.report.statistics import (
@@ -219,6 +222,56 @@ def recovered_table(summary: Summary) -> Table:
     return Table(
         "Recovered networks on the untouched test images, the smallest first", columns, rows
     )
+
+
+def ladder_table(summary: Summary) -> Table:
+    """What each rung measured, beside what the rung before it said of the same policies."""
+    before = summary.result.usable_evaluations()
+    rows = []
+    for rung in summary.result.manifest.rungs:
+        found = {key: e for key, e in summary.result.rung(rung.name).items() if e.ok}
+        keys = [key for key in found if key in before]
+        one, other = (
+            np.array([answers[key].metrics["accuracy"] for key in keys])
+            for answers in (before, found)
+        )
+        tau = kendall(one, other)
+        rows.append(
+            (
+                rung.name,
+                _rung_text(rung),
+                f"{len(found):,}",
+                formats.percent(rung.keep),
+                formats.points(float((other - one).mean())) if keys else MISSING,
+                MISSING if math.isnan(tau) else f"{tau:.3f}",
+                formats.duration(float(np.mean([e.seconds for e in found.values()])))
+                if found
+                else MISSING,
+            )
+        )
+        before = found
+    titles = ("policies", "passed on", "points above the rung before", "Kendall's tau with it",
+              "time a policy")  # fmt: skip
+    return Table(
+        "The fidelity ladder, from cheap to dear",
+        _columns("<rung", "~measures", *titles),
+        tuple(rows),
+    )
+
+
+def _rung_text(rung: RungRecord) -> str:
+    """What a rung does, in a few words."""
+    settings = rung.settings
+    if settings["learned"]:
+        return "predicts from the evaluations of others"
+    if settings["train"]:
+        steps, training = settings["train"]["steps"], settings["train"]["training"]
+        length = (
+            formats.count(steps, "step") if steps else formats.count(training["epochs"], "epoch")
+        )
+        return f"trains for {length} of batch {training['batch']}"
+    images = "all" if settings["images"] is None else f"{settings['images']:,}"
+    return f"{images} images" + (f", repair {settings['repair']}" if settings["repair"] else "")
 
 
 def picks_table(summary: Summary) -> Table:

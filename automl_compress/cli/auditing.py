@@ -1,0 +1,106 @@
+"""`automl-compress audit`: whether a study's estimates rank policies as training does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from automl_compress.cli.progress import BLOCK_SECONDS, duration
+from automl_compress.errors import InputError
+
+if TYPE_CHECKING:
+    from automl_compress.engine.audit import AuditStanding
+
+DEFAULT_POLICIES: Final = 40
+
+
+def add_audit(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "audit", help="compare a study's cheap estimates with accuracies after brief training"
+    )
+    parser.add_argument("folder", type=Path, metavar="STUDY", help="a folder a search wrote")
+    parser.add_argument(
+        "--policies", type=int, default=DEFAULT_POLICIES, metavar="N", help="default: 40"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="steps of each training (default: 200)"
+    )
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="a setting of recovery, such as rate=0.01 or batch=64",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    parser.set_defaults(run=run_audit)
+
+
+def run_audit(arguments: argparse.Namespace) -> int:
+    """Audit a study, print what was found and write its report again."""
+    from automl_compress.engine.audit import AuditSettings, audit_study
+    from automl_compress.engine.trained import TrainSettings
+    from automl_compress.ledger import StudyResult
+    from automl_compress.recover import section_of
+    from automl_compress.report import write_report
+    from automl_compress.report.audit import audit_verdict, read_audit
+    from automl_compress.report.audit_views import audit_table
+
+    options = {"steps": arguments.steps, "device": arguments.device}
+    stated = [f"{key}={value}" for key, value in options.items() if value is not None]
+    train = TrainSettings.from_section(section_of([*stated, *arguments.overrides]))
+    settings = AuditSettings(arguments.policies, train, arguments.seed)
+    print(f"auditing {arguments.folder} with {settings.policies} policies ...", flush=True)
+    document = audit_study(arguments.folder, settings, _Progress())
+    if arguments.json is not None:
+        _write(arguments.json, json.dumps(document, allow_nan=False) + "\n")
+    page = write_report(arguments.folder)
+    result = StudyResult(arguments.folder)
+    audit = read_audit(arguments.folder, result.manifest.fingerprint)
+    assert audit is not None
+    table = audit_table(audit)
+    print(f"\n{table.caption}\n{table.to_text()}\n\n{audit_verdict(audit)}\nreport: {page}")
+    return 0
+
+
+class _Progress:
+    """A line when a rung begins and ends, and now and then between."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._rung = ""
+        self._start = self._shown = 0.0
+
+    def __call__(self, standing: AuditStanding) -> None:
+        now = time.monotonic()
+        if standing.rung != self._rung:
+            self._rung, self._start, self._shown = standing.rung, now, 0.0
+        last = standing.done == standing.total
+        if not last and now - self._shown < BLOCK_SECONDS:
+            return
+        left = (now - self._start) / max(1, standing.done - 1) * (standing.total - standing.done)
+        rest = "" if last or standing.done == 1 else f", about {duration(left)} left"
+        print(
+            f"  {standing.rung}: {standing.done} of {standing.total} policies{rest}",
+            file=self._stream,
+            flush=True,
+        )
+        self._shown = now
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as reason:
+        raise InputError(
+            f"'{path}' must be a file that can be written, but is not: {reason.strerror}; "
+            "give another"
+        ) from reason

@@ -1,0 +1,402 @@
+"""The proxy audit: do cheap estimates rank policies as training does?
+
+A spread of a study's policies is measured on every cheap rung and then trained briefly. Over a
+wide range nearly everything ranks well, the bare size included; so most of the policies stand in
+budget bands, where bytes and multiply-accumulates are nearly equal and only the estimate can tell.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.engine.latency import recorded_model
+from automl_compress.engine.restore import Restored, restore_study, torch_threads
+from automl_compress.engine.trained import TrainedEstimator, TrainSettings
+from automl_compress.errors import InterruptedStudy, StudyError
+from automl_compress.evaluate import USEFUL_LOSS, Evaluation
+from automl_compress.evaluate.estimator import Estimator, answer
+from automl_compress.evaluate.latency import WithLatency
+from automl_compress.evaluate.network import NetworkEstimator
+from automl_compress.evaluate.predictor import FEWEST, LearnedEstimator
+from automl_compress.evaluate.ranking import correlate, kendall, spearman
+from automl_compress.ledger import AUDIT, LEDGER, Ledger, Place, StudyResult, write_text
+from automl_compress.space import Policy, SearchSpace
+
+VERSION: Final = 1
+TRAINED: Final = "trained"
+NULLS: Final = ("size_bytes", "macs", "bitops")
+"""Costs that rank policies without any estimate: what an estimate has to beat."""
+BANDS: Final = 4
+TOLERANCE: Final = 0.05
+"""How far bytes and multiply-accumulates of a band's policies may lie from its centre's."""
+_IN_BANDS: Final = 0.6
+_ON_FRONT: Final = 0.5
+_FEWEST: Final = 2 * BANDS
+_MOVES: Final = (1 / 8, 1 / 4, 1 / 2, 1)
+"""How often a gene is raised and another lowered on the way from a band's centre to its policies,
+in turn, as shares of the number of genes."""
+_TRIES: Final = 30
+
+Costs = Callable[[Policy], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """How an audit is made.
+
+    Args:
+        policies: how many are trained.
+        train: how.
+        seed: decides which policies stand in bands, and the other draw of images.
+    """
+
+    policies: int = 40
+    train: TrainSettings = field(default_factory=TrainSettings)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.policies < _FEWEST:
+            raise StudyError(
+                f"an audit must have at least {_FEWEST} policies, but is to have "
+                f"{self.policies}; raise --policies"
+            )
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A policy of an audit.
+
+    Args:
+        policy: what is measured.
+        group: `front`, `off the front` or `band`.
+        band: number of its band from 1, the smallest first; 0 for none.
+    """
+
+    policy: Policy
+    group: str
+    band: int = 0
+
+
+@dataclass(frozen=True)
+class AuditStanding:
+    """How far an audit has come: so many of `total` policies are measured on a rung."""
+
+    rung: str
+    done: int
+    total: int
+
+
+Listener = Callable[[AuditStanding], None]
+
+
+def audit_study(folder: Path, settings: AuditSettings, listener: Listener) -> dict[str, Any]:
+    """Measure and train a spread of a study's policies, and write `audit.json`.
+
+    Every evaluation is in the study's ledger once it is made; run again, an audit goes on.
+
+    Args:
+        folder: the study's.
+        settings: how.
+        listener: hears how far it has come.
+
+    Returns:
+        What `audit.json` says.
+
+    Raises:
+        InputError: the folder holds no study, its network has changed, or it found too little.
+        InterruptedStudy: the user stopped it; what is measured is kept.
+    """
+    study, result = restore_study(folder), StudyResult(folder)
+    cost = study.search.compressor.cost
+    space = SearchSpace.from_dict(result.manifest.space)
+    chosen = spread(result, space, cost, settings)
+    rungs = _rungs(study, result, settings)
+    with torch_threads(study.config.engine.threads), Ledger(folder / LEDGER) as ledger:
+        answers = {
+            name: _measured(ledger, name, estimator, [a.policy for a in chosen], listener)
+            for name, estimator in rungs.items()
+        }
+    document = _document(result, settings, chosen, rungs, answers)
+    write_text(folder / AUDIT, json.dumps(document, indent=1) + "\n")
+    return document
+
+
+# Which policies
+
+
+def spread(
+    result: StudyResult, space: SearchSpace, cost: Costs, settings: AuditSettings
+) -> list[Audited]:
+    """A stratified spread of policies: along the front, off it, and in budget bands.
+
+    Raises:
+        StudyError: the study has no front.
+    """
+    found = list(result.usable_evaluations().values())
+    front = {point.policy.key for point in result.front()}
+    on = sorted((e for e in found if e.policy.key in front), key=_size)
+    off = sorted((e for e in found if e.policy.key not in front), key=_error)
+    if not on:
+        raise StudyError(
+            f"an audit needs a study that found a front, but '{result.folder}' has none; go on "
+            f"with 'resume {result.folder}'"
+        )
+    in_bands = round(_IN_BANDS * settings.policies)
+    beside = settings.policies - in_bands
+    chosen = [Audited(e.policy, "front") for e in _evenly(on, round(_ON_FRONT * beside))]
+    chosen += [Audited(e.policy, "off the front") for e in _evenly(off, beside - len(chosen))]
+    limit = 1.0 - result.manifest.baseline["accuracy"] + USEFUL_LOSS
+    useful = [e for e in on if _error(e) <= limit] or on
+    rng = np.random.default_rng(settings.seed)
+    counts = [in_bands // BANDS + (band < in_bands % BANDS) for band in range(BANDS)]
+    taken = {audited.policy.key for audited in chosen}
+    for band, (centre, count) in enumerate(zip(_centres(useful), counts, strict=True), 1):
+        policies = _band(centre.policy, found, count, space, cost, rng, taken)
+        taken |= {policy.key for policy in policies}
+        chosen += [Audited(policy, "band", band) for policy in policies]
+    return chosen
+
+
+def _size(evaluation: Evaluation) -> float:
+    return evaluation.metrics["size_bytes"]
+
+
+def _error(evaluation: Evaluation) -> float:
+    return evaluation.minimised("error")
+
+
+def _evenly(evaluations: Sequence[Evaluation], count: int) -> list[Evaluation]:
+    """At most `count` of them, evenly spaced, the first and the last among them."""
+    if len(evaluations) <= count:
+        return list(evaluations)
+    rows = np.linspace(0, len(evaluations) - 1, count).round().astype(int)
+    return [evaluations[row] for row in rows]
+
+
+def _centres(front: Sequence[Evaluation]) -> list[Evaluation]:
+    """A front's points nearest to the middles of `BANDS` equal steps in log bytes."""
+    sizes = np.log([_size(e) for e in front])
+    low, high = sizes.min(), sizes.max()
+    middles = low + (high - low) * (np.arange(BANDS) + 0.5) / BANDS
+    return [front[int(np.argmin(np.abs(sizes - middle)))] for middle in middles]
+
+
+def _band(
+    centre: Policy,
+    found: Sequence[Evaluation],
+    count: int,
+    space: SearchSpace,
+    cost: Costs,
+    rng: np.random.Generator,
+    taken: Iterable[str],
+) -> list[Policy]:
+    """Policies of nearly equal bytes and multiply-accumulates, half of the race's where it can.
+
+    The others are the centre with some genes raised and as many lowered.
+    """
+    goal = np.array(_budget(cost(centre)))
+    members = {centre.key: centre} if centre.key not in set(taken) else {}
+    known = [
+        e
+        for e in sorted(found, key=_error)
+        if e.policy.key not in members and e.policy.key not in set(taken)
+        and _near(_budget(e.metrics), goal)
+    ]  # fmt: skip
+    for evaluation in _evenly(known, (count - len(members)) // 2):
+        members[evaluation.policy.key] = evaluation.policy
+    for place in range(_TRIES * count):
+        if len(members) >= count:
+            break
+        policy = _moved(
+            centre, max(1, round(_MOVES[place % len(_MOVES)] * len(space))), space, cost, goal, rng
+        )
+        if policy.key not in set(taken):
+            members.setdefault(policy.key, policy)
+    return list(members.values())[:count]
+
+
+def _budget(costs: Mapping[str, float]) -> tuple[float, float]:
+    return costs["size_bytes"], costs["macs"]
+
+
+def _near(budget: tuple[float, float], goal: NDArray[np.float64]) -> bool:
+    return bool((np.abs(np.array(budget) / goal - 1.0) <= TOLERANCE).all())
+
+
+def _moved(
+    centre: Policy,
+    moves: int,
+    space: SearchSpace,
+    cost: Costs,
+    goal: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> Policy:
+    """A policy some exchanges away that costs nearly the same; the centre when none was found."""
+    indices = space.encode(centre)
+    done = 0
+    for _ in range(_TRIES * moves):
+        if done == moves:
+            break
+        trial = indices.copy()
+        lowered, raised = rng.choice(len(space), 2, replace=False)
+        trial[lowered] -= 1
+        trial[raised] += 1
+        if trial[lowered] < 0 or trial[raised] >= space.sizes[raised]:
+            continue
+        if _near(_budget(cost(space.decode(trial))), goal):
+            indices, done = trial, done + 1
+    return space.decode(indices)
+
+
+# Measuring
+
+
+def _rungs(study: Restored, result: StudyResult, settings: AuditSettings) -> dict[str, Estimator]:
+    """Estimators by name, from cheap to dear; the last one trains."""
+    search, workload = study.search, study.workload
+    cheap: Estimator = search
+    if result.manifest.latency:
+        cheap = WithLatency(search, recorded_model(result.manifest.latency, search.compressor))
+    other = replace(search.settings, seed=search.settings.seed + 1 + settings.seed)
+    whole = replace(search.settings, images=None)
+    rungs: dict[str, Estimator] = {}
+    told = list(result.usable_evaluations().values())
+    if len(told) >= FEWEST:
+        rungs["learned"] = LearnedEstimator(told, search.compressor.cost)
+    rungs["search"] = cheap
+    rungs["redrawn"] = NetworkEstimator(workload, other)
+    rungs["full"] = NetworkEstimator(workload, whole, search.compressor)
+    rungs[TRAINED] = TrainedEstimator(workload, search.compressor, search.identity, settings.train)
+    return rungs
+
+
+def _measured(
+    ledger: Ledger,
+    name: str,
+    estimator: Estimator,
+    policies: Sequence[Policy],
+    listener: Listener,
+) -> list[Evaluation]:
+    """Answers from the ledger, or new ones that are committed one by one."""
+    answers = []
+    try:
+        for position, policy in enumerate(policies):
+            known = ledger.find([policy.key], estimator.identity)
+            if policy.key not in known:
+                evaluation = answer(estimator, policy)
+                ledger.add(evaluation, Place(f"audit {name}", position, 0))
+                known = {policy.key: evaluation}
+            answers.append(known[policy.key])
+            listener(AuditStanding(name, position + 1, len(policies)))
+    except (InterruptedStudy, KeyboardInterrupt) as reason:
+        raise InterruptedStudy(
+            "stopped; what is measured is saved, run the same command to go on"
+        ) from reason
+    return answers
+
+
+# What came of it
+
+
+def _document(
+    result: StudyResult,
+    settings: AuditSettings,
+    chosen: Sequence[Audited],
+    rungs: Mapping[str, Estimator],
+    answers: Mapping[str, Sequence[Evaluation]],
+) -> dict[str, Any]:
+    good = [row for row in range(len(chosen)) if all(found[row].ok for found in answers.values())]
+    kept = [chosen[row] for row in good]
+    accuracy = {
+        name: np.array([found[row].metrics["accuracy"] for row in good])
+        for name, found in answers.items()
+    }
+    costs = [dict(answers["search"][row].metrics) for row in good]
+    bands = np.array([audited.band for audited in kept], dtype=np.int64)
+    estimates = {name: values for name, values in accuracy.items() if name != TRAINED}
+    nulls = {name: np.array([cost[name] for cost in costs]) for name in NULLS}
+    return {
+        "version": VERSION,
+        "study": result.manifest.fingerprint,
+        "settings": {
+            "policies": settings.policies,
+            "seed": settings.seed,
+            "train": settings.train.to_dict(),
+            "bands": BANDS,
+            "tolerance": TOLERANCE,
+        },
+        "failed": len(chosen) - len(good),
+        "rungs": {
+            name: {
+                "estimator": rungs[name].identity,
+                "images": found[0].images if found else 0,
+                "seconds": float(np.mean([e.seconds for e in found])),
+            }
+            for name, found in answers.items()
+        },
+        "correlations": {
+            name: _correlations(values, accuracy[TRAINED], bands)
+            for name, values in {**estimates, **nulls}.items()
+        },
+        "noise": _noise(
+            [answers["search"][r] for r in good], [answers["redrawn"][r] for r in good]
+        ),
+        "policies": [
+            {
+                "policy": audited.policy.to_dict(),
+                "group": audited.group,
+                "band": audited.band,
+                "costs": {name: cost[name] for name in NULLS},
+                "accuracy": {name: float(values[row]) for name, values in accuracy.items()},
+                "accuracy_se": {
+                    name: found[good[row]].accuracy_se for name, found in answers.items()
+                },
+            }
+            for row, (audited, cost) in enumerate(zip(kept, costs, strict=True))
+        ],
+    }
+
+
+def _correlations(
+    estimate: NDArray[np.float64], trained: NDArray[np.float64], bands: NDArray[np.int64]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Both rank correlations with the trained accuracy, overall and within bands."""
+    inside = bands > 0
+    scopes = {"overall": (estimate, trained, None),
+              "within_bands": (estimate[inside], trained[inside], bands[inside])}  # fmt: skip
+    return {
+        scope: {
+            name: _finite(asdict(correlate(measure, *values)))
+            for name, measure in (("kendall", kendall), ("spearman", spearman))
+        }
+        for scope, values in scopes.items()
+    }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _noise(one: Sequence[Evaluation], other: Sequence[Evaluation]) -> dict[str, float]:
+    """What another draw of search and calibration images changes, beside what was stated.
+
+    Returns:
+        Standard deviation of one estimate by the differences of two, and the root mean square of
+        the standard errors they state; as shares.
+    """
+    pairs = list(zip(one, other, strict=True))
+    differences = np.array([a.metrics["accuracy"] - b.metrics["accuracy"] for a, b in pairs])
+    stated = np.array([[a.accuracy_se, b.accuracy_se] for a, b in pairs])
+    return {
+        "measured": float(np.sqrt((differences**2).mean() / 2)),
+        "stated": float(np.sqrt((stated**2).mean())),
+    }

@@ -1,0 +1,114 @@
+"""The table and the figure of a proxy audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from automl_compress.report import formats
+from automl_compress.report.audit import NULLS, TITLES, TRAINED, Audit, Values, number_text
+from automl_compress.report.figures import Drawing, band_colours, cost_axis, styled, svg_text
+from automl_compress.report.tables import Column, Table
+
+_DRAWN: Final = ("search", "full", "size_bytes")
+_SPREAD: Final = "#8a8a8a"
+
+
+def audit_table(audit: Audit) -> Table:
+    """Rank correlations with the trained accuracy, a row for each rung and each cost."""
+    scopes = ("overall", "within bands")
+    columns = (
+        Column("ranked by", "label"),
+        *(Column(f"{name}, {scope}") for scope in scopes for name in ("Kendall", "Spearman")),
+        Column("time a policy"),
+    )
+    rows = tuple(
+        (
+            TITLES.get(name, name),
+            *_cells(by_scope["overall"]),
+            *_cells(by_scope["within_bands"]),
+            _seconds(audit, name),
+        )
+        for name, by_scope in audit.correlations.items()
+    )
+    return Table("Rank correlation with the accuracy after training (95 % interval)", columns, rows)
+
+
+def _cells(measures: Mapping[str, Values]) -> list[str]:
+    """Each correlation with its interval: `0.731 (0.60..0.84)`."""
+    cells = []
+    for name in ("kendall", "spearman"):
+        value, low, high = (measures[name][part] for part in ("value", "low", "high"))
+        known = low is not None and high is not None
+        cells.append(number_text(value) + (f" ({low:.2f}..{high:.2f})" if known else ""))
+    return cells
+
+
+def _seconds(audit: Audit, name: str) -> str:
+    rung = audit.rungs.get(name)
+    return formats.MISSING if rung is None else f"{rung['seconds']:.2f} s"
+
+
+def draw_audit(audit: Audit) -> Drawing:
+    """Trained accuracy against two estimates and against the size, bands in colours."""
+    name = "audit"
+    bands = np.array([policy["band"] for policy in audit.policies])
+    with styled(name):
+        figure = Figure(figsize=(9.6, 4.1), layout="constrained")
+        panels = figure.subplots(1, len(_DRAWN), sharey=True)
+        for axes, estimate in zip(panels, _DRAWN, strict=True):
+            _scatter(axes, audit, estimate, bands)
+        figure.axes[0].set_ylabel("accuracy after training, %")
+        figure.legend(handles=_handles(bands), loc="outside upper center", ncols=6)
+        svg = svg_text(figure, name)
+    return Drawing(
+        name,
+        svg,
+        "Accuracy after brief training against cheap estimates and against the size",
+        "Each mark is a policy; bars are one standard error of the estimate. Coloured ones stand "
+        "in budget bands, of which one has one colour: among them a good estimate still rises, "
+        "and the size, on the right, does not.",
+    )
+
+
+def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> None:
+    x, y = audit.column(name), 100 * audit.column(TRAINED)
+    errors = np.zeros(len(x))
+    if name in NULLS:
+        x = x / 1e3
+        cost_axis(axes, x.min(), x.max())
+        axes.set_xlabel("size, kB")
+    else:
+        x = 100 * x
+        errors = 100 * np.array([policy["accuracy_se"][name] for policy in audit.policies])
+        low, high = min(x.min(), y.min()), max(x.max(), y.max())
+        axes.plot([low, high], [low, high], color="#bbbbbb", linewidth=0.9, linestyle=":")
+        axes.set_xlabel(f"{TITLES[name]}, %")
+    for number in (0, *range(1, int(bands.max(initial=0)) + 1)):
+        rows = bands == number
+        colour = _colour(number)
+        axes.hlines(y[rows], (x - errors)[rows], (x + errors)[rows], color=colour, linewidth=0.8,
+                    alpha=0.5)  # fmt: skip
+        axes.plot(x[rows], y[rows], "o", color=colour, markersize=4.5, alpha=0.9)
+    margin = 0.06 * (y.max() - y.min()) or 1.0
+    axes.set_ylim(y.min() - margin, y.max() + margin)
+    tau = [audit.correlation(name, scope, "kendall") for scope in ("overall", "within_bands")]
+    axes.set_title(f"tau {number_text(tau[0])}, within bands {number_text(tau[1])}", fontsize=10)
+
+
+def _colour(band: int) -> str:
+    return _SPREAD if band == 0 else band_colours(band - 1)
+
+
+def _handles(bands: NDArray[np.int64]) -> Sequence[Line2D]:
+    labels = {0: "spread", **{b: f"band {b}" for b in range(1, int(bands.max(initial=0)) + 1)}}
+    return [
+        Line2D([], [], marker="o", linestyle="none", color=_colour(number), label=label)
+        for number, label in labels.items()
+    ]
