@@ -1,0 +1,184 @@
+"""Auditing a study's estimates, from the folder alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau, spearmanr
+
+from automl_compress.cli import main
+from automl_compress.engine import Study
+from automl_compress.engine.audit import BANDS, TOLERANCE
+from automl_compress.engine.trained import TrainedEstimator
+from automl_compress.errors import InterruptedStudy
+from automl_compress.evaluate import Evaluation
+from automl_compress.ledger import StudyResult
+from automl_compress.report import write_report
+from automl_compress.report.audit import TRUSTED
+from automl_compress.space import Policy
+
+SWEEP = """
+study: tiny
+workload: {model: digits_cnn, train: {epochs: 3}}
+estimate: {images: 100, calibration_images: 24, repair: recalibrate}
+strategies: [scaled-random]
+seeds: 1
+budget: {evaluations: 30}
+finalists: 2
+engine: {kind: serial}
+"""
+POLICIES = 20
+QUICK = ["--policies", str(POLICIES), "--steps", "3", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "sweep.yaml").write_text(SWEEP)
+    Study.from_file(folder / "sweep.yaml").run(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def finished(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audited") / "out"
+    shutil.copytree(searched, folder)
+    assert main(["audit", str(folder), *QUICK]) == 0
+    return folder
+
+
+def _copy(folder: Path, place: Path) -> Path:
+    return Path(shutil.copytree(folder, place / "out"))
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "audit.json").read_text())
+    return found
+
+
+def test_policies_are_spread_and_bands_are_narrow(finished: Path) -> None:
+    policies = _document(finished)["policies"]
+    assert len(policies) == POLICIES
+    assert len({Policy.from_dict(p["policy"]).key for p in policies}) == POLICIES
+    groups = [p["group"] for p in policies]
+    assert {g: groups.count(g) for g in set(groups)} == {"front": 4, "off the front": 4, "band": 12}
+    front = {point.policy.key for point in StudyResult(finished).front()}
+    for policy in policies:
+        assert (policy["group"] == "front") <= (Policy.from_dict(policy["policy"]).key in front)
+    for band in range(1, BANDS + 1):
+        costs = [p["costs"] for p in policies if p["band"] == band]
+        assert len(costs) == 3
+        for name in ("size_bytes", "macs"):
+            values = [cost[name] for cost in costs]
+            assert max(values) / min(values) <= (1 + TOLERANCE) / (1 - TOLERANCE)
+
+
+def test_correlations_are_those_of_the_accuracies(finished: Path) -> None:
+    document = _document(finished)
+    trained = [p["accuracy"]["trained"] for p in document["policies"]]
+    for name in ("learned", "search", "redrawn", "full"):
+        values = [p["accuracy"][name] for p in document["policies"]]
+        found = document["correlations"][name]["overall"]
+        assert found["kendall"]["value"] == pytest.approx(kendalltau(values, trained)[0])
+        assert found["spearman"]["value"] == pytest.approx(spearmanr(values, trained)[0])
+        assert found["kendall"]["low"] <= found["kendall"]["value"] <= found["kendall"]["high"]
+    sizes = [p["costs"]["size_bytes"] for p in document["policies"]]
+    size = document["correlations"]["size_bytes"]["overall"]["spearman"]["value"]
+    assert size == pytest.approx(spearmanr(sizes, trained)[0])
+
+
+def test_another_draw_moves_estimates_as_their_errors_say(finished: Path) -> None:
+    noise = _document(finished)["noise"]
+    policies = _document(finished)["policies"]
+    pairs = np.array([[p["accuracy"][n] for n in ("search", "redrawn")] for p in policies])
+    assert noise["measured"] == pytest.approx(np.sqrt((np.diff(pairs) ** 2).mean() / 2))
+    assert 0.3 < noise["measured"] / noise["stated"] < 3.0
+
+
+def test_the_report_carries_it(finished: Path) -> None:
+    report = (finished / "report.md").read_text()
+    assert "What the estimates are worth" in report
+    tau = _document(finished)["correlations"]["search"]["overall"]["kendall"]["value"]
+    assert f"| search estimate | {tau:.3f} (" in report
+    assert "figures/audit.svg" in report
+    assert (finished / "figures/audit.svg").stat().st_size < 150_000
+    assert "Kendall's tau with it" not in report  # there is no ladder
+
+
+@pytest.mark.parametrize("tau", [TRUSTED - 0.01, TRUSTED])
+def test_reports_warn_of_estimates_that_rank_otherwise(
+    finished: Path, tmp_path: Path, tau: float
+) -> None:
+    folder = _copy(finished, tmp_path)
+    document = _document(folder)
+    document["correlations"]["search"]["overall"]["kendall"]["value"] = 0.9
+    document["correlations"]["search"]["within_bands"]["kendall"]["value"] = tau
+    (folder / "audit.json").write_text(json.dumps(document))
+    write_report(folder)
+    warned = "Warning: the search's estimate does not rank" in (folder / "report.md").read_text()
+    assert warned == (tau < TRUSTED)
+
+
+def test_a_stopped_audit_goes_on_and_ends_alike(
+    searched: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _copy(searched, tmp_path)
+    made: list[str] = []
+    plain = TrainedEstimator.estimate
+
+    def counted(self: TrainedEstimator, policy: Policy) -> Evaluation:
+        made.append(policy.key)
+        if len(made) == 7:
+            raise InterruptedStudy("stopped")
+        return plain(self, policy)
+
+    monkeypatch.setattr(TrainedEstimator, "estimate", counted)
+    assert main(["audit", str(folder), *QUICK]) == 130
+    assert not (folder / "audit.json").exists()
+    assert main(["audit", str(folder), *QUICK, "--json", str(tmp_path / "a.json")]) == 0
+    assert len(made) == POLICIES + 1
+    one, two, printed = _document(folder), _document(finished), tmp_path / "a.json"
+    for document in (one, two, loaded := json.loads(printed.read_text())):
+        for rung in document["rungs"].values():
+            rung.pop("seconds")
+    assert one == two == loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--policies", "3"], "raise --policies"),
+        (["--steps", "0"], "at least 1"),
+        (["--set", "ratte=1"], "did you mean 'rate'"),
+        (["--device", "cuda:77"], "must exist"),
+    ],
+)
+def test_bad_input_is_refused(
+    searched: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", str(searched), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"version": 99}, "newer"), ({"study": "x"}, "another's"), ({"policies": 3}, "broken")],
+)
+def test_documents_that_do_not_fit_are_refused(
+    finished: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = _copy(finished, tmp_path)
+    (folder / "audit.json").write_text(json.dumps({**_document(folder), **changes}))
+    assert main(["report", str(folder)]) == 2
+    assert said in capsys.readouterr().err
