@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from automl_compress.errors import InputError
 
+MOMENT_FAN_IN: Final = 2304
+"""Layers that read more values have no second moment: it takes square memory, cubic time."""
 OUTPUTS: Final = 4096
 """Output vectors kept per layer, fewer where a layer is wide."""
 OUTPUT_VALUES: Final = 2**21
@@ -45,6 +47,19 @@ class Spots:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """What is known of a layer's inputs when single ones are forgotten.
+
+    Args:
+        mean: (groups, 1, fan_in).
+        covariance: (groups, fan_in, fan_in).
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
 class Sample:
     """What one layer of the original network does at some spots.
 
@@ -53,15 +68,22 @@ class Sample:
         inputs: (groups, min(n, `INPUTS`), fan_in) what the layer reads at the first of them,
             flattened as its weights are.
         outputs: (n, out) what it gives at all of them.
+        moments: of its inputs at all of them; None where not asked for, and where the layer reads
+            more than `MOMENT_FAN_IN` values.
     """
 
     spots: Spots
     inputs: Tensor
     outputs: Tensor
+    moments: Moments | None = None
 
 
 def sample_layers(
-    model: nn.Module, layers: Iterable[str], images: Tensor, seed: int = 0
+    model: nn.Module,
+    layers: Iterable[str],
+    images: Tensor,
+    seed: int = 0,
+    moments: bool = False,
 ) -> dict[str, Sample]:
     """Watch layers at random positions; of a layer that is used twice, its first use.
 
@@ -70,6 +92,7 @@ def sample_layers(
         layers: names of `Conv2d` and `Linear` modules.
         images: (n, channels, height, width) calibration images.
         seed: decides the positions.
+        moments: whether the moments of inputs are wanted too.
 
     Returns:
         By layer name; layers that do not run are missing.
@@ -78,7 +101,7 @@ def sample_layers(
     found: dict[str, Sample] = {}
     handles = [
         model.get_submodule(name).register_forward_hook(
-            _watcher(name, found, generator), with_kwargs=True
+            _watcher(name, found, generator, moments), with_kwargs=True
         )
         for name in layers
     ]
@@ -92,7 +115,7 @@ def sample_layers(
 
 
 def _watcher(
-    name: str, found: dict[str, Sample], generator: torch.Generator
+    name: str, found: dict[str, Sample], generator: torch.Generator, moments: bool
 ) -> Callable[..., None]:
     def hook(
         module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
@@ -100,8 +123,10 @@ def _watcher(
         if name in found or not output.numel():
             return
         spots = _draw(module, output, generator)
-        read = read_inputs(module, layer_input(inputs, named), spots.head(INPUTS))
-        found[name] = Sample(spots, read, read_outputs(module, output, spots))
+        x = layer_input(inputs, named)
+        known = _moments(module, x, spots) if moments else None
+        read = read_inputs(module, x, spots.head(INPUTS))
+        found[name] = Sample(spots, read, read_outputs(module, output, spots), known)
 
     return hook
 
@@ -155,6 +180,16 @@ def read_inputs(layer: nn.Module, x: Tensor, spots: Spots) -> Tensor:
     patches = padded[spots.first[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     flat = patches.permute(0, 3, 1, 2).reshape(len(spots.first), layer.groups, -1)
     return flat.transpose(0, 1).contiguous()
+
+
+def _moments(layer: nn.Module, x: Tensor, spots: Spots) -> Moments | None:
+    weight = layer.get_parameter("weight")
+    if weight[0].numel() > MOMENT_FAN_IN:
+        return None
+    read = read_inputs(layer, x, spots)
+    mean = read.mean(dim=1, keepdim=True)
+    centred = read - mean
+    return Moments(mean, centred.transpose(1, 2) @ centred / read.shape[1])
 
 
 def read_outputs(layer: nn.Module, y: Tensor, spots: Spots) -> Tensor:

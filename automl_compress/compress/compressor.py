@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from automl_compress.compress.batchnorm import PairedStatistics
 from automl_compress.compress.calibration import Sample, sample_layers
 from automl_compress.compress.cost_model import CostModel
+from automl_compress.compress.fold import foldable_norms
 from automl_compress.compress.importance import Criterion, channel_order, find_criterion
 from automl_compress.compress.kernel_sparsity import (
     KernelCriterion,
@@ -21,6 +23,7 @@ from automl_compress.compress.kernel_sparsity import (
     signal_to_noise,
     without_kernels,
 )
+from automl_compress.compress.layerwise import LayerwiseFits
 from automl_compress.compress.modules import become, share_copy
 from automl_compress.compress.quantize import (
     InputQuantizer,
@@ -36,6 +39,8 @@ from automl_compress.errors import SpaceError
 from automl_compress.space import Policy
 
 _CACHED_SCALES: Final = 20_000
+_STATISTICS_IMAGES: Final = 64
+"""Images that show what layerwise repair leaves to BatchNorm; see `PairedStatistics`."""
 
 
 class Compressor:
@@ -47,10 +52,12 @@ class Compressor:
         calibration: (n, channels, height, width) images that choose clips and repair the
             network; without them, weights are quantized by rule and activations cannot be.
         criterion: a name in `importance.CRITERIA`, or a function like those.
-        repair: what `Repairer` does to every built network.
+        repair: what is done to every built network: `layerwise` by `LayerwiseFits`, everything
+            else by `Repairer`.
         kernel_criterion: which kernels a `kernel_sparsity` gene removes, see `kernel_sparsity`.
         seed: for criteria that draw.
         time_limit: seconds that following the network may take.
+        low_precision: whether layerwise repair runs networks in bfloat16.
 
     Raises:
         TraceError: the network cannot be followed, or not in time.
@@ -67,6 +74,7 @@ class Compressor:
         kernel_criterion: KernelCriterion = "magnitude",
         seed: int = 0,
         time_limit: float = TIME_LIMIT,
+        low_precision: bool = False,
     ) -> None:
         score = find_criterion(criterion)
         self.model, self.structure = trace(model, example_input, time_limit)
@@ -76,15 +84,43 @@ class Compressor:
         if kernel_criterion == "variational":
             convolutions = [layer.name for layer in self.structure.layers if layer.convolution]
             self._kernel_scores = signal_to_noise(self.model, convolutions, calibration, seed)
-        self._samples: dict[str, Sample] = {}
-        self._repairer: Repairer | None = None
+        self._example_input = example_input
+        self._calibration = calibration
         self._scales: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
         self._input_grids: dict[tuple[str, int], InputQuantizer] = {}
-        if calibration is not None and len(calibration):
-            layers = [layer.name for layer in self.structure.layers if layer.quantizable]
-            images = fitting_images(calibration, repair)
-            self._samples = sample_layers(self.model, layers, images)
+        self._prepare(repair, low_precision)
+
+    def _prepare(self, repair: Repair, low_precision: bool) -> None:
+        """Learn from the calibration images what a repair needs."""
+        self._samples: dict[str, Sample] = {}
+        self._repairer: Repairer | None = None
+        self._fits: LayerwiseFits | None = None
+        calibration = self._calibration
+        if calibration is None or not len(calibration):
+            return
+        layers = [layer.name for layer in self.structure.layers if layer.quantizable]
+        images = fitting_images(calibration, repair)
+        alone = repair == "layerwise"
+        self._samples = sample_layers(self.model, layers, images, moments=alone)
+        if not alone:
             self._repairer = Repairer(self.model, calibration, self._samples, repair)
+            return
+        followed = foldable_norms(self.model, self._example_input).values()
+        self._fits = LayerwiseFits(self.model, self._samples, followed)
+        few = calibration[:_STATISTICS_IMAGES]
+        self._statistics = PairedStatistics(self.model, few, low_precision)
+
+    def with_repair(self, repair: Repair, low_precision: bool = False) -> Compressor:
+        """The same with another repair; what was found out about the network is shared.
+
+        Args:
+            repair: as for `Compressor`.
+            low_precision: as for `Compressor`.
+        """
+        other = copy.copy(self)
+        other._scales, other._input_grids = OrderedDict(), {}
+        other._prepare(repair, low_precision)
+        return other
 
     def build(self, policy: Policy) -> nn.Module:
         """The network a policy describes, in evaluation mode, without gradients.
@@ -101,6 +137,10 @@ class Compressor:
             places = kept_places(self.model, self.structure.groups, kept)
             network = cut_channels(self.model, places)
             removed = self._remove_kernels(network, policy, places)
+            if self._fits is not None and len(policy):
+                self._fit_alone(self._fits, network, policy, places, removed)
+                self._statistics.renew(network, places)
+                return network
             weights = {n: network.get_submodule(n).get_parameter("weight") for n in self._samples}
             self._quantize(network, policy, places)
             if len(policy) and self._repairer is not None:
@@ -131,6 +171,34 @@ class Compressor:
                 thinned = without_kernels(weight.detach(), removed)
                 layer._parameters["weight"] = nn.Parameter(thinned, weight.requires_grad)
         return found
+
+    def _fit_alone(
+        self,
+        fits: LayerwiseFits,
+        network: nn.Module,
+        policy: Policy,
+        places: dict[str, Places],
+        removed: dict[str, Tensor],
+    ) -> None:
+        """Give every layer fitted weights, rounded to its bits, and its input's grid."""
+        weight_bits = policy.of_kind("weight_bits")
+        activation_bits = policy.of_kind("activation_bits")
+        for name in self._samples:
+            layer = network.get_submodule(name)
+            stays = places.get(name, Places())
+            bits = int(weight_bits[name]) if name in weight_bits else None
+            inputs = stays.inputs if getattr(layer, "groups", 1) == 1 else None
+            if name in removed:
+                free = _free_weights(removed[name], layer, stays, self.model.get_submodule(name))
+                fitted = fits.fit_sparse(name, inputs, bits, free)
+            else:
+                fitted = fits.fit(name, inputs, bits)
+            fitted = fitted.of_outputs(stays.out)
+            fitted.set(layer)
+            if bits is not None or name in activation_bits:
+                grid = activation_bits.get(name)
+                quantizer = None if grid is None else self._input_quantizer(name, int(grid))
+                become(layer, quantized_layer(layer, bits, fitted.scales, quantizer))
 
     def _quantize(self, network: nn.Module, policy: Policy, places: dict[str, Places]) -> None:
         weight_bits = policy.of_kind("weight_bits")
@@ -176,6 +244,24 @@ class Compressor:
             grid = choose_input_quantizer(weight, bits, self._samples[name].inputs)
             self._input_grids[name, bits] = grid
         return share_copy(self._input_grids[name, bits])
+
+
+def _free_weights(removed: Tensor, layer: nn.Module, stays: Places, whole: nn.Module) -> Tensor:
+    """(out, fan_in) weights that need not be zero, for all outputs of the uncut layer.
+
+    Args:
+        removed: (kept out, in / groups) kernels of the cut layer.
+        layer: the cut layer.
+        stays: what is left of it.
+        whole: the uncut layer.
+    """
+    weight = layer.get_parameter("weight")
+    free = (~removed).repeat_interleave(weight[0, 0].numel(), dim=1)
+    if stays.out is None:
+        return free
+    every = free.new_ones(len(whole.get_parameter("weight")), free.shape[1])
+    every[stays.out] = free
+    return every
 
 
 def _at(scores: Tensor, stays: Places | None) -> Tensor:

@@ -53,19 +53,29 @@ def fold_norms(network: nn.Module, pairs: Mapping[str, str]) -> None:
         pairs: from `foldable_norms`.
     """
     for norm_name, layer_name in pairs.items():
-        norm: Any = network.get_submodule(norm_name)
+        norm = network.get_submodule(norm_name)
         layer: Any = network.get_submodule(layer_name)
-        gain = torch.rsqrt(norm.running_var + norm.eps)
-        if norm.weight is not None:
-            gain = gain * norm.weight
-        offset = -norm.running_mean * gain
-        if norm.bias is not None:
-            offset = offset + norm.bias
-        if layer.bias is not None:
-            offset = offset + layer.bias * gain
+        gain, offset = gain_and_offset(norm, layer.bias)
         scale_outputs(layer, gain)
         layer._parameters["bias"] = nn.Parameter(offset, requires_grad=False)
         become(norm, nn.Identity().eval())
+
+
+def gain_and_offset(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm in evaluation mode multiplies its input by, and adds to it.
+
+    Args:
+        norm: the BatchNorm.
+        bias: (channels,) of the layer before it, which goes into the offset; or None.
+
+    Returns:
+        Both of shape (channels,).
+    """
+    gain = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        gain = gain * norm.weight
+    offset = -norm.running_mean * gain if bias is None else (bias - norm.running_mean) * gain
+    return gain, offset if norm.bias is None else offset + norm.bias
 
 
 def _followers(model: nn.Module, example_input: Tensor) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections import OrderedDict
+from typing import Final, TypeVar
 
 from torch import Tensor, nn
 
@@ -11,9 +12,55 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def share_copy(model: M) -> M:
-    """A copy with modules of its own that shares all parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    """A copy with modules of its own that shares all parameters and buffers.
+
+    What `copy.deepcopy` gives with those tensors in its memo, in a tenth of the time: modules are
+    known by their dictionaries, most of whose entries are numbers and empty tables.
+    """
+    memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    modules = list(model.modules())
+    if any(_copies_itself(module) for module in modules):
+        return copy.deepcopy(model, memo)
+    for module in modules:
+        memo[id(module)] = object.__new__(type(module))
+    for module in modules:
+        vars(memo[id(module)]).update(
+            {name: _shared(value, memo) for name, value in vars(module).items()}
+        )
+    result = memo[id(model)]
+    assert isinstance(result, type(model))
+    return result
+
+
+_FIXED: Final = (bool, int, float, str)
+_PLAIN_STATE: Final = {f"torch.nn.modules.{name}" for name in ("module", "conv", "activation")}
+"""Where states are restored by updating a dictionary, and defaults are added for old files."""
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    """Whether a module may need more than its dictionary to be copied."""
+    kind = type(module)
+    if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
+        return True
+    states = (getattr(kind, name, None) for name in ("__getstate__", "__setstate__"))
+    known = all(s is None or getattr(s, "__module__", "") in ("", *_PLAIN_STATE) for s in states)
+    return hasattr(kind, "__deepcopy__") or not known
+
+
+def _shared(value: object, memo: dict[int, object]) -> object:
+    """A value of a module's dictionary in the copy."""
+    if value is None or isinstance(value, _FIXED):
+        return value
+    if isinstance(value, tuple) and all(isinstance(part, _FIXED) for part in value):
+        return value
+    if type(value) is set and all(isinstance(part, _FIXED) for part in value):
+        return set(value)
+    if isinstance(value, dict) and type(value) in (dict, OrderedDict):
+        members = value.values()
+        if all(member is None or id(member) in memo for member in members):
+            copies = (None if member is None else memo[id(member)] for member in members)
+            return type(value)(zip(value, copies, strict=True))
+    return copy.deepcopy(value, memo)
 
 
 def become(module: nn.Module, other: nn.Module) -> None:

@@ -105,7 +105,7 @@ def scale_outputs(layer: nn.Module, gain: Tensor) -> None:
 
 
 def round_compensated(
-    weight: Tensor, scales: Tensor, bits: int, moment: Tensor, free: Tensor | None = None
+    weight: Tensor, scales: Tensor, bounds: Tensor, moment: Tensor, free: Tensor | None = None
 ) -> Tensor:
     """Weights rounded one input after the other, each error spread over the inputs still open.
 
@@ -115,7 +115,7 @@ def round_compensated(
     Args:
         weight: (groups, out, fan_in).
         scales: (groups, out) step of each output's grid.
-        bits: 2..8.
+        bounds: (groups, out) largest integer of each, from `levels`.
         moment: (groups, fan_in, fan_in) second moment of the inputs.
         free: (groups, out, fan_in) weights that need not be zero, or None for all; what others
             would take up is passed on too (Frantar and Alistarh 2023, SparseGPT).
@@ -133,11 +133,13 @@ def round_compensated(
     factor, wrong = torch.linalg.cholesky_ex(sorted_moment)
     inverse, also_wrong = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
     if bool(wrong.any()) or bool(also_wrong.any()):
-        return quantize_weight(weight.flatten(0, 1), scales.flatten(), bits).reshape(weight.shape)
+        integers = (weight / scales[:, :, None]).round()
+        return integers.clamp(-bounds[:, :, None], bounds[:, :, None]) * scales[:, :, None]
     columns = weight.gather(2, order[:, None, :].expand_as(weight)).transpose(1, 2).numpy().copy()
     open_ = None if free is None else free.gather(2, order[:, None, :].expand_as(free))
     mask = None if open_ is None else open_.transpose(1, 2).numpy()
-    rounded = _round_in_order(columns, inverse.numpy(), scales.numpy(), levels(bits), mask)
+    grids = (scales.numpy(), bounds.numpy())
+    rounded = _round_in_order(columns, inverse.numpy(), grids, mask)
     back = order.argsort(dim=1)[:, None, :].expand_as(weight)
     return torch.from_numpy(rounded).transpose(1, 2).gather(2, back)
 
@@ -145,21 +147,23 @@ def round_compensated(
 def _round_in_order(
     columns: NDArray[np.float32],
     inverse: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    bound: int,
+    grids: tuple[NDArray[np.float32], NDArray[np.float32]],
     free: NDArray[np.bool_] | None,
 ) -> NDArray[np.float32]:
     """(groups, fan_in, out) columns on their grid; later ones of the given array are changed.
 
+    `grids` are the (groups, out) steps and largest integers.
+
     In NumPy, whose many small steps cost a fraction of PyTorch's.
     """
+    scales, bounds = grids
     rounded, errors = np.empty_like(columns), np.empty_like(columns)
     fan_in = columns.shape[1]
     for start in range(0, fan_in, _COLUMNS):
         stop = min(start + _COLUMNS, fan_in)
         for i in range(start, stop):
             column = columns[:, i]
-            rounded[:, i] = np.clip(np.rint(column / scales), -bound, bound) * scales
+            rounded[:, i] = np.clip(np.rint(column / scales), -bounds, bounds) * scales
             if free is not None:
                 rounded[:, i] *= free[:, i]
             errors[:, i] = (column - rounded[:, i]) / inverse[:, i, i, None]

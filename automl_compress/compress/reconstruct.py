@@ -18,13 +18,14 @@ layer that is called twice is fitted to its first call.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from automl_compress.compress.batchnorm import measurable_norms, measuring
 from automl_compress.compress.calibration import (
     INPUTS,
     Sample,
@@ -34,6 +35,7 @@ from automl_compress.compress.calibration import (
 )
 from automl_compress.compress.quantize import (
     choose_scales,
+    levels,
     quantize_weight,
     round_compensated,
     scale_outputs,
@@ -81,7 +83,11 @@ Fit = Callable[[nn.Module, FitTask, Tensor], None]
 
 
 def fit_layers(
-    network: nn.Module, tasks: Mapping[str, FitTask], images: Tensor, fit: Fit, renew: bool
+    network: nn.Module,
+    tasks: Mapping[str, FitTask],
+    images: Tensor,
+    fit: Fit,
+    statistics: AbstractContextManager[None],
 ) -> None:
     """Change layers one after the other, each on what the changed ones before it give.
 
@@ -90,14 +96,14 @@ def fit_layers(
         tasks: by layer name.
         images: (n, channels, height, width), those the samples were made of.
         fit: what is done to every layer.
-        renew: normalise by the statistics of these images, and keep them.
+        statistics: inside it the network runs; renews statistics, or does nothing.
     """
     handles = [
         network.get_submodule(name).register_forward_pre_hook(_once(task, fit), with_kwargs=True)
         for name, task in tasks.items()
     ]
     try:
-        with measuring(measurable_norms(network) if renew else []):
+        with statistics:
             network(images)
     finally:
         for handle in handles:
@@ -158,7 +164,8 @@ def reconstruct(layer: nn.Module, task: FitTask, inputs: Tensor) -> None:
         scales = choose_scales(rows, bits, centred[:, :INPUTS])
         if moment is not None and moment.shape[-1] <= COMPENSATED_FAN_IN:
             steps = scales.reshape(groups, -1)
-            rows = round_compensated(fitted, steps, bits, moment, free).flatten(0, 1)
+            bounds = torch.full_like(steps, levels(bits))
+            rows = round_compensated(fitted, steps, bounds, moment, free).flatten(0, 1)
         else:
             rows = quantize_weight(rows, scales, bits)
         layer._buffers["weight_scale"] = scales
@@ -195,50 +202,76 @@ def least_squares(
     """
     count, fan_in = inputs.shape[1:]
     missing = outputs - inputs @ weight.transpose(1, 2)
-    ridge = RIDGE * inputs.pow(2).mean(dim=(1, 2)).clamp(min=1e-12)[:, None, None]
+    ridge = ridge_of(inputs.pow(2).mean(dim=1))
     moment = inputs.transpose(1, 2) @ inputs / count if fan_in <= count else None
     if free is not None:
-        change = _solve_free(inputs, moment, ridge, missing, free)
+        apply = partial(_apply, inputs) if moment is None else partial(torch.matmul, moment)
+        left = inputs.transpose(1, 2) @ missing / count
+        change = solve_free(apply, inputs.pow(2).mean(dim=1), ridge, left, free)
     elif moment is not None:
-        change = _solve(moment, ridge, inputs.transpose(1, 2) @ missing / count)
+        change = solve(moment, ridge, inputs.transpose(1, 2) @ missing / count)
     else:
         products = inputs @ inputs.transpose(1, 2) / count
-        change = inputs.transpose(1, 2) @ _solve(products, ridge, missing / count)
+        change = inputs.transpose(1, 2) @ solve(products, ridge, missing / count)
     fitted = weight + change.transpose(1, 2)
     return (fitted if bool(torch.isfinite(fitted).all()) else weight), moment
 
 
-def _solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
-    """Solution of (matrix + ridge I) x = right; not finite where rounding made that singular."""
+def ridge_of(strength: Tensor) -> Tensor:
+    """(groups, 1, 1) ridge for inputs of (groups, fan_in) mean squares."""
+    return RIDGE * strength.mean(dim=1).clamp(min=1e-12)[:, None, None]
+
+
+def solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
+    """Solution of (matrix + ridge I) x = right; not finite where rounding made that singular.
+
+    Args:
+        matrix: (groups, n, n), symmetric.
+        ridge: (groups, 1, 1).
+        right: (groups, n, m).
+    """
     regular = matrix + ridge * torch.eye(matrix.shape[-1])
     factor, wrong = torch.linalg.cholesky_ex(regular)
     solution = torch.cholesky_solve(right, factor)
     return solution if not bool(wrong.any()) else torch.full_like(solution, torch.nan)
 
 
-def _solve_free(
-    inputs: Tensor, moment: Tensor | None, ridge: Tensor, missing: Tensor, free: Tensor
+def _apply(inputs: Tensor, x: Tensor) -> Tensor:
+    """The product of the second moment of (groups, n, fan_in) inputs and (groups, fan_in, m)."""
+    return inputs.transpose(1, 2) @ (inputs @ x) / inputs.shape[1]
+
+
+def solve_free(
+    apply: Callable[[Tensor], Tensor],
+    strength: Tensor,
+    ridge: Tensor,
+    right: Tensor,
+    free: Tensor,
 ) -> Tensor:
-    """(groups, fan_in, out) least-squares change of the free weights alone.
+    """Least-squares change of the free weights alone.
 
     Every output has free weights of its own, so one factorisation does not serve all. Conjugate
     gradients, preconditioned by the diagonal, solve all outputs side by side; they are stopped
     after `STEPS`, when the ridge has made the rest small.
+
+    Args:
+        apply: multiplies by the inputs' second moment.
+        strength: (groups, fan_in) its diagonal.
+        ridge: (groups, 1, 1).
+        right: (groups, fan_in, out) the inputs' products with what the outputs lack.
+        free: (groups, out, fan_in).
+
+    Returns:
+        (groups, fan_in, out).
     """
-    count = inputs.shape[1]
-    open_ = free.transpose(1, 2).to(inputs.dtype)
-
-    def apply(x: Tensor) -> Tensor:
-        product = inputs.transpose(1, 2) @ (inputs @ x) / count if moment is None else moment @ x
-        return open_ * (product + ridge * x)
-
-    scale = 1 / (inputs.pow(2).mean(dim=1)[:, :, None] + ridge)
-    left = open_ * (inputs.transpose(1, 2) @ missing) / count
+    open_ = free.transpose(1, 2).to(right.dtype)
+    scale = 1 / (strength[:, :, None] + ridge)
+    left = open_ * right
     solution = torch.zeros_like(left)
     direction = scale * left
     power = (left * direction).sum(dim=1, keepdim=True)
     for _ in range(STEPS):
-        applied = apply(direction)
+        applied = open_ * (apply(direction) + ridge * direction)
         step = power / (direction * applied).sum(dim=1, keepdim=True).clamp(min=1e-30)
         solution += step * direction
         left -= step * applied

@@ -4,27 +4,21 @@
 network's on calibration images that no repair has seen; no label is used.
 
 - the network as it is;
-- all layers reconstructed (`reconstruct`), its BatchNorm statistics the old ones, the new ones
-  or half of each;
+- all layers reconstructed (`reconstruct`), with new BatchNorm statistics (`PairedStatistics`);
 - in networks without BatchNorm: variances matched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from automl_compress.compress.batchnorm import (
-    Statistics,
-    measurable_norms,
-    mix_statistics,
-    recalibrate,
-    statistics,
-)
+from automl_compress.compress.batchnorm import PairedStatistics, measurable_norms, recalibrate
 from automl_compress.compress.calibration import Sample
 from automl_compress.compress.modules import share_copy
 from automl_compress.compress.reconstruct import (
@@ -37,17 +31,16 @@ from automl_compress.compress.reconstruct import (
 )
 from automl_compress.compress.slicing import Places
 
-Repair = Literal["auto", "reconstruct", "recalibrate", "variance", "bias", "none"]
+Repair = Literal["auto", "layerwise", "reconstruct", "recalibrate", "variance", "bias", "none"]
 REPAIRS: Final[tuple[Repair, ...]] = (
     "auto",
+    "layerwise",
     "reconstruct",
     "recalibrate",
     "variance",
     "bias",
     "none",
 )
-SHARES: Final = (0.0, 0.5, 1.0)
-"""Shares of the new BatchNorm statistics that `auto` tries."""
 HELD_OUT: Final = 6
 """One calibration image in this many judges; the others make the repair."""
 _FIT_VALUES: Final = 2**24
@@ -83,6 +76,7 @@ class Repairer:
         self._fitting = fitting_images(images, repair)
         self._repair = repair
         self._judges = images[len(images) - len(images) // HELD_OUT :]
+        self._statistics = PairedStatistics(model, self._fitting)
         self._targets: Tensor | None = None
         if repair == "auto" and len(self._judges):
             with torch.no_grad():
@@ -114,36 +108,34 @@ class Repairer:
             for name, sample in self._samples.items()
         }
         if self._repair != "auto":
-            self._fit(network, tasks, _FITS[self._repair])
+            self._fit(network, tasks, places, _FITS[self._repair])
             return network
-        return self._nearest(network, tasks)
+        return self._nearest(network, tasks, places)
 
-    def _fit(self, network: nn.Module, tasks: Mapping[str, FitTask], fit: Fit) -> None:
-        fit_layers(network, tasks, self._fitting, fit, renew=fit is reconstruct)
+    def _fit(
+        self,
+        network: nn.Module,
+        tasks: Mapping[str, FitTask],
+        places: Mapping[str, Places],
+        fit: Fit,
+    ) -> None:
+        renews = fit is reconstruct
+        statistics = self._statistics.renewing(network, places) if renews else nullcontext()
+        fit_layers(network, tasks, self._fitting, fit, statistics)
 
-    def _nearest(self, network: nn.Module, tasks: Mapping[str, FitTask]) -> nn.Module:
+    def _nearest(
+        self, network: nn.Module, tasks: Mapping[str, FitTask], places: Mapping[str, Places]
+    ) -> nn.Module:
         """The candidate nearest to the original; reconstructed where nothing can judge."""
         fitted = share_copy(network)
-        self._fit(fitted, tasks, reconstruct)
+        self._fit(fitted, tasks, places, reconstruct)
         if self._targets is None:
             return fitted
         candidates = [network, fitted]
-        if measurable_norms(network):
-            self._mix_statistics(fitted, statistics(measurable_norms(network)))
-        else:
+        if not measurable_norms(network):
             candidates.append(share_copy(network))
-            self._fit(candidates[-1], tasks, match_variance)
+            self._fit(candidates[-1], tasks, places, match_variance)
         return min(candidates, key=self._distance)
-
-    def _mix_statistics(self, network: nn.Module, old: Statistics) -> None:
-        """Give BatchNorms the best share between old statistics and the network's own."""
-        norms = measurable_norms(network)
-        new = statistics(norms)
-        distances = {}
-        for share in SHARES:
-            mix_statistics(norms, old, new, share)
-            distances[share] = self._distance(network)
-        mix_statistics(norms, old, new, min(SHARES, key=distances.__getitem__))
 
     def _distance(self, network: nn.Module) -> float:
         """How far a network's outputs are from the original's.

@@ -48,8 +48,11 @@ def trace(
     Raises:
         TraceError: the network cannot be copied, run or followed, or not within the time limit.
     """
-    working = working_copy(model)
-    example = example_input.detach()
+    with torch.inference_mode(False):  # inside it, views do not know what they view
+        return _trace(working_copy(model), example_input.detach().clone(), time_limit)
+
+
+def _trace(working: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Module, Structure]:
     with _Deadline(time_limit), _quiet(), _layer_by_layer():
         try:
             replace_channel_maps(working, example)

@@ -613,3 +613,8 @@ def counted_bitops(built: nn.Module, inputs: Tensor) -> int:
         quantizer = getattr(layer, "input_quantizer", None)
         total += count * _bits(layer, "weight") * (32 if quantizer is None else quantizer.bits)
     return total
+
+
+def bounds(scales: Tensor, bits: int) -> Tensor:
+    """The largest integer of each of some grids."""
+    return torch.full_like(scales, 2 ** (bits - 1) - 1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compress_networks import (
+    bounds,
     counted_bitops,
     counted_bytes,
     counted_macs,
@@ -196,11 +197,13 @@ def test_compensation_passes_on_what_removed_weights_would_take() -> None:
     weight, free, inputs, _ = system(200)
     moment = inputs.transpose(1, 2) @ inputs / 200
     scales = weight.abs().amax(dim=2).clamp(min=1e-12) / levels(4)
-    rounded = round_compensated(weight, scales, 4, moment, free)
+    rounded = round_compensated(weight, scales, bounds(scales, 4), moment, free)
     assert (rounded[~free] == 0).all()
     codes = rounded / scales[:, :, None]
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
-    afterwards = torch.where(free, round_compensated(weight, scales, 4, moment), 0.0)
+    afterwards = torch.where(
+        free, round_compensated(weight, scales, bounds(scales, 4), moment), 0.0
+    )
     alone = quantize_weight(weight.flatten(0, 1), scales.flatten(), 4).reshape(weight.shape)
 
     def error(changed: Tensor) -> float:
@@ -209,8 +212,10 @@ def test_compensation_passes_on_what_removed_weights_would_take() -> None:
     assert error(rounded) < error(alone)
     assert error(rounded) < error(afterwards)
     everything = torch.ones_like(free)
-    plain = round_compensated(weight, scales, 4, moment)
-    assert torch.equal(round_compensated(weight, scales, 4, moment, everything), plain)
+    plain = round_compensated(weight, scales, bounds(scales, 4), moment)
+    assert torch.equal(
+        round_compensated(weight, scales, bounds(scales, 4), moment, everything), plain
+    )
 
 
 @pytest.mark.parametrize("repair", REPAIRS)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from compress_networks import example, network
+from compress_networks import bounds, example, network
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
@@ -64,7 +64,7 @@ def test_compensated_rounding_lies_on_the_grid_and_loses_less(bits: int, groups:
     weight = torch.randn(groups, 6, 40, generator=rng())
     scales = choose_scales(weight.flatten(0, 1), bits, inputs).reshape(groups, 6)
     moment = inputs.transpose(1, 2) @ inputs / 200
-    rounded = round_compensated(weight, scales, bits, moment)
+    rounded = round_compensated(weight, scales, bounds(scales, bits), moment)
     integers = rounded / scales[:, :, None]
     torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-4)
     assert float(integers.abs().max()) <= 2 ** (bits - 1) - 1 + 1e-4
@@ -93,8 +93,9 @@ def test_compensated_rounding_equals_the_rule_applied_one_weight_at_a_time() -> 
         inverse = torch.linalg.inv(damped[rest][:, rest])
         expected[rest] -= (old - new) / inverse[0, 0] * inverse[:, 0]
         expected[column] = new
+    steps = torch.tensor([[scale]])
     actual = round_compensated(
-        weight.float()[None, None], torch.tensor([[scale]]), bits, moment.float()[None]
+        weight.float()[None, None], steps, bounds(steps, bits), moment.float()[None]
     )
     torch.testing.assert_close(actual[0, 0].double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -102,7 +103,7 @@ def test_compensated_rounding_equals_the_rule_applied_one_weight_at_a_time() -> 
 def test_a_singular_moment_rounds_every_weight_alone() -> None:
     weight = torch.randn(1, 2, 4, generator=rng())
     scales = torch.full((1, 2), 0.3)
-    rounded = round_compensated(weight, scales, 4, torch.full((1, 4, 4), torch.nan))
+    rounded = round_compensated(weight, scales, bounds(scales, 4), torch.full((1, 4, 4), torch.nan))
     assert torch.equal(rounded[0], quantize_weight(weight[0], scales[0], 4))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from automl_compress.compress import REPAIRS, Compressor, Repair
 from automl_compress.compress.batchnorm import (
+    PairedStatistics,
     measurable_norms,
-    mix_statistics,
     recalibrate,
     statistics,
 )
 from automl_compress.compress.modules import share_copy
-from automl_compress.compress.repair import HELD_OUT, SHARES, Repairer, fitting_images
+from automl_compress.compress.repair import HELD_OUT, fitting_images
+from automl_compress.compress.slicing import Places, cut_module
 from automl_compress.space import Policy
 
 
@@ -69,21 +71,67 @@ def test_many_images_are_averaged_over_batches(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(model[0][1].running_mean, (halves[0] + halves[1]) / 2)
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_auto_takes_the_share_nearest_to_the_original(share: float) -> None:
-    """The targets are made with statistics that are a known share of the way."""
-    start = shifted()
-    x = images(48)
+def test_paired_statistics_are_the_originals_where_nothing_changed() -> None:
+    """However few the images are, and however far from the running statistics."""
+    start: Any = share_copy(shifted())
+    for norm in measurable_norms(start):
+        norm.running_mean = torch.linspace(-1, 1, 6)
+        norm.running_var = torch.linspace(0.5, 2, 6)
+    same = share_copy(start)
+    PairedStatistics(start, images(3)).renew(same, {})
+    for old, new in zip(measurable_norms(start), measurable_norms(same), strict=True):
+        torch.testing.assert_close(new.running_mean, old.running_mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(new.running_var, old.running_var, rtol=1e-4, atol=1e-5)
+
+
+def test_paired_statistics_follow_a_known_change() -> None:
+    """A first layer that gives twice as much, and half its channels, by hand."""
+    start: Any = share_copy(shifted())
+    recalibrate(start, images(64))
+    x = images(8)
+    changed: Any = share_copy(start)
+    kept = torch.tensor([0, 3, 4])
+    changed[0][0] = cut_module(start[0][0], kept, None)
+    changed[0][1] = cut_module(start[0][1], kept, None)
+    changed[1][0] = cut_module(start[1][0], None, kept)
+    changed[0][0].weight = nn.Parameter(changed[0][0].weight * 2, requires_grad=False)
+    PairedStatistics(start, x).renew(changed, {"0.1": Places(out=kept)})
     with torch.no_grad():
-        # No layer has a sample, so none is fitted and only statistics differ.
-        fresh = share_copy(start)
-        recalibrate(fresh, fitting_images(x, "auto"))
-        target = share_copy(start)
-        norms = measurable_norms(target)
-        mix_statistics(norms, statistics(norms), statistics(measurable_norms(fresh)), share)
-        chosen = Repairer(target, x, {}, "auto")(share_copy(start), {}, {}, {})
-        judges = x[48 - 48 // HELD_OUT :]
-        torch.testing.assert_close(chosen(judges), target(judges), rtol=1e-4, atol=1e-5)
+        seen, twice = start[0][0](x)[:, kept], changed[0][0](x)
+    old, new = start[0][1], changed[0][1]
+    mean = twice.mean((0, 2, 3)) - seen.mean((0, 2, 3)) + old.running_mean[kept]
+    gain = (old.running_var[kept] + old.eps) / (seen.var((0, 2, 3)) + old.eps)
+    variance = (twice.var((0, 2, 3)) + old.eps) * gain - old.eps
+    torch.testing.assert_close(new.running_mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(new.running_var, variance, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # the second norm reads what the renewed first one gives
+        second = changed[1][0](changed[0](x)).mean((0, 2, 3))
+        before = start[1][0](start[0](x)).mean((0, 2, 3))
+    expected = second - before + start[1][1].running_mean
+    torch.testing.assert_close(changed[1][1].running_mean, expected, rtol=1e-4, atol=1e-5)
+    assert not changed.training
+
+
+def test_few_images_know_the_statistics_better_in_pairs() -> None:
+    """Of a slightly changed network, against what very many images say."""
+    start = share_copy(shifted())
+    many = torch.randn(4096, 3, 8, 8, generator=torch.Generator().manual_seed(5)) * 3 + 1
+    recalibrate(start, many)
+    changed: Any = share_copy(start)
+    noise = torch.randn(changed[0][0].weight.shape, generator=torch.Generator().manual_seed(6))
+    changed[0][0].weight = nn.Parameter(changed[0][0].weight + 0.02 * noise, requires_grad=False)
+    true, paired, plain = (share_copy(changed) for _ in range(3))
+    recalibrate(true, many)
+    PairedStatistics(start, images(8)).renew(paired, {})
+    recalibrate(plain, images(8))
+
+    def error(network: nn.Module) -> float:
+        found = statistics(measurable_norms(network))
+        pairs = zip(itertools.chain(*found), itertools.chain(*expected), strict=True)
+        return sum(float((a - b).abs().sum()) for a, b in pairs)
+
+    expected = statistics(measurable_norms(true))
+    assert error(paired) < 0.5 * error(plain)
 
 
 def test_repair_none_changes_nothing() -> None:
