@@ -108,7 +108,7 @@ def _recover_one(
     settings: RecoverySettings,
     stated: dict[str, Any],
 ) -> None:
-    workload, compressor = study.workload, study.search.compressor
+    workload, compressor = study.workload, study.compressor
     place = result.folder / RECOVERED / picked.policy.key
     place.mkdir(parents=True, exist_ok=True)
     checkpoint = place / CHECKPOINT
@@ -170,7 +170,7 @@ def _document(
         "study": result.manifest.fingerprint,
         "policy": picked.policy.to_dict(),
         "finalist": picked.number,
-        "costs": study.search.compressor.cost(picked.policy),
+        "costs": study.compressor.cost(picked.policy),
         "images": {n: len(getattr(splits, n)) for n in ("train", "validation", "test")},
         "settings": stated,
         "steps": recovered.steps,

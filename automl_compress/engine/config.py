@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from automl_compress.compress import CRITERIA, KERNEL_CRITERIA, REPAIRS
+from automl_compress.compress import CRITERIA, KERNEL_CRITERIA, REPAIRS, Repair
 from automl_compress.deploy.latency_calibration import LatencySettings
 from automl_compress.deploy.measuring import FEWEST_RUNS, RUNTIMES, MeasureSettings
 from automl_compress.engine.engine import ENGINES, EngineSettings
 from automl_compress.engine.rungs import RungSettings, read_ladder
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import LATENCY, Constraint, check_objectives
+from automl_compress.evaluate.fast_form import PRECISIONS
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
 from automl_compress.settings import Origin, Section
@@ -41,6 +42,7 @@ class StudyConfig:
         evaluations: budget of each contestant.
         engine: where it runs.
         finalists: how many of the front are measured on the final test images.
+        final_repair: how their networks, and those that are recovered and exported, are repaired.
         ladder: rungs between the race and the finalists, from cheap to dear.
         plain: the settings as given, for the manifest.
         base: folder of the sweep file, which relative paths start from.
@@ -58,6 +60,7 @@ class StudyConfig:
     evaluations: int
     engine: EngineSettings
     finalists: int
+    final_repair: Repair = "auto"
     ladder: tuple[RungSettings, ...] = ()
     plain: Mapping[str, Any] = field(default_factory=dict)
     base: Path = Path()
@@ -105,6 +108,7 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         evaluations=_budget(section.section("budget"), section),
         engine=_engine(section.section("engine")),
         finalists=section.number("finalists", int, 16, low=1),
+        final_repair=section.choice("final_repair", REPAIRS, "auto"),  # type: ignore[arg-type]
         ladder=read_ladder(section),
         plain=section.values(),
         base=base,
@@ -170,6 +174,11 @@ def _estimate(section: Section) -> EstimateSettings:
             "calibration_images", int, default.calibration_images, low=8
         ),
         repair=section.choice("repair", REPAIRS, default.repair),  # type: ignore[arg-type]
+        precision=section.choice(  # type: ignore[arg-type]
+            "precision", PRECISIONS, default.precision
+        ),
+        batch=section.number("batch", int, default.batch, low=1),
+        floor=section.number("floor", float, default.floor, low=0.0, high=1.0),
         criterion=section.choice("criterion", CRITERIA, default.criterion),
         kernel_criterion=section.choice(  # type: ignore[arg-type]
             "kernel_criterion", KERNEL_CRITERIA, default.kernel_criterion

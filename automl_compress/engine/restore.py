@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress import Compressor
 from automl_compress.engine.config import StudyConfig, config_of_mapping
 from automl_compress.engine.latency import recorded_model
 from automl_compress.errors import StudyError
@@ -37,14 +38,21 @@ def stated_config(manifest: Manifest) -> StudyConfig:
 def load_estimators(config: StudyConfig) -> tuple[Workload, NetworkEstimator, NetworkEstimator]:
     """The workload, the search's estimator and the one on the final test images.
 
+    The last repairs networks as `final_repair` says, and counts in float32 and on all images.
+
     Raises:
         InputError: the network or its data cannot be loaded or do not fit.
     """
     given = config.workload
     workload = given if isinstance(given, Workload) else load_workload(given)
     search = NetworkEstimator(workload, config.estimate)
-    whole = replace(config.estimate, images=None, split="test")
-    return workload, search, NetworkEstimator(workload, whole, search.compressor)
+    repair = config.final_repair
+    final = replace(
+        config.estimate, images=None, split="test", repair=repair, precision="float32", floor=0.0
+    )
+    same = repair == search.settings.repair
+    compressor = search.compressor if same else search.compressor.with_repair(repair)
+    return workload, search, NetworkEstimator(workload, final, compressor)
 
 
 @contextmanager
@@ -74,14 +82,19 @@ class Restored:
     search: NetworkEstimator
     test: NetworkEstimator
 
+    @property
+    def compressor(self) -> Compressor:
+        """What builds the networks that are measured on the test images."""
+        return self.test.compressor
+
     def build(self, policy: Policy) -> nn.Module:
-        """The network that the search measured for a policy.
+        """The network that is measured on the test images for a policy.
 
         Raises:
             SpaceError: the policy does not fit the network.
         """
         with torch_threads(self.config.engine.threads):
-            return self.search.compressor.build(policy)
+            return self.compressor.build(policy)
 
     def test_accuracy(self, network: Callable[[Tensor], Tensor]) -> float:
         """Share of the final test images that a network gets right.
@@ -94,7 +107,7 @@ class Restored:
 
     def promised_bytes(self, policy: Policy) -> int:
         """Bytes the search counted for a policy."""
-        return int(self.search.compressor.cost(policy)["size_bytes"])
+        return int(self.compressor.cost(policy)["size_bytes"])
 
     def example_input(self) -> Tensor:
         """The first training image as network input."""

@@ -18,7 +18,11 @@ from torch import nn
 
 from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.errors import WorkloadError
-from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
+from automl_compress.evaluate.network import (
+    COLLAPSE_IMAGES,
+    EstimateSettings,
+    NetworkEstimator,
+)
 from automl_compress.space import Policy, SearchSpace, SpaceRules
 from automl_compress.workload import Workload, WorkloadConfig, load_workload
 from automl_compress.workload.data import DataConfig
@@ -76,7 +80,7 @@ def test_the_baseline_is_the_plain_accuracy(
     workload: Workload, estimator: NetworkEstimator
 ) -> None:
     for split in ("validation", "test"):
-        settings = replace(SETTINGS, images=None, split=split)
+        settings = replace(SETTINGS, images=None, split=split, precision="float32")
         whole = NetworkEstimator(workload, settings, estimator.compressor)
         evaluation = whole.estimate(Policy({}))
         images = getattr(workload.splits, split)
@@ -91,6 +95,8 @@ def test_a_candidate_is_measured_on_the_drawn_images(
     workload: Workload, estimator: NetworkEstimator, space: SearchSpace
 ) -> None:
     images = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
+    settings = replace(SETTINGS, precision="float32", floor=0.0)
+    estimator = NetworkEstimator(workload, settings, estimator.compressor)
     for policy in policies(space, 3):
         evaluation = estimator.estimate(policy)
         built = estimator.compressor.build(policy)
@@ -177,6 +183,9 @@ def test_the_identity_names_everything_that_changes_an_answer(
         identity(repair="none"),
         identity(repair="recalibrate"),
         identity(criterion="other"),
+        identity(precision="float32"),
+        identity(batch=32),
+        identity(floor=0.1),
         identity(split="test"),
         identity(seed=1),
         identity(replace(workload, identity="other weights")),
@@ -192,7 +201,7 @@ def test_a_network_that_gives_no_finite_answers_is_a_failed_evaluation(
     weight[0] = float("nan")
     evaluation = own.estimate(Policy({}))
     assert not evaluation.ok
-    assert evaluation.reason == "EstimateError: the compressed network's outputs are not finite"
+    assert evaluation.reason == "EstimateError: the weights of 'conv1' are not finite"
     assert evaluation.metrics == {}
     assert evaluation.minimised("error") == float("inf")
 
@@ -259,3 +268,29 @@ def test_a_compressor_made_elsewhere_is_used(
     assert isinstance(shared.compressor, Compressor)
     assert shared.compressor is estimator.compressor
     assert shared.estimate(Policy({})).metrics == estimator.estimate(Policy({})).metrics
+
+
+def test_a_collapsed_network_is_left_after_the_first_images(
+    workload: Workload, estimator: NetworkEstimator, space: SearchSpace
+) -> None:
+    """Where the floor is high, many are; each is judged as on its first images alone."""
+    settings = replace(SETTINGS, floor=1.0, batch=32, precision="float32")
+    own = NetworkEstimator(workload, settings, estimator.compressor)
+    patient = NetworkEstimator(workload, replace(settings, floor=0.0), estimator.compressor)
+    drawn = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
+    found = [(own.estimate(p), patient.estimate(p)) for p in policies(space, 12, seed=3)]
+    stopped = [pair for pair in found if pair[0].images < 200]
+    assert 0 < len(stopped) < len(found)
+    base = patient.estimate(Policy({})).metrics["accuracy"]
+    for short, whole in found:
+        assert whole.images == 200
+        if short.images == 200:
+            assert short.metrics == whole.metrics
+            continue
+        assert short.images == COLLAPSE_IMAGES
+        assert short.metrics["accuracy"] + 3 * short.accuracy_se < base
+        built = estimator.compressor.build(short.policy)
+        with torch.no_grad():
+            x = drawn.tensor(workload.normalization, 0, COLLAPSE_IMAGES)
+            right = int((built(x).argmax(1).numpy() == drawn.labels[:COLLAPSE_IMAGES]).sum())
+        assert short.metrics["accuracy"] == pytest.approx(right / 128, abs=2.5 / 128)
