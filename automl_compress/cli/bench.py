@@ -55,6 +55,15 @@ def add_bench(subparsers: Any) -> None:
         "--time-limit", type=float, default=600.0, metavar="SECONDS", help="for each model"
     )
     coverage.set_defaults(run=lambda a: bench_coverage(a.output, a.models, a.time_limit))
+    estimate = benches.add_parser("estimate", help="estimates a second, against the naive loop")
+    estimate.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
+    estimate.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides"
+    )
+    estimate.add_argument("--policies", type=int, default=30, metavar="N", help="default: 30")
+    estimate.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write a page here")
+    add_json_option(estimate)
+    estimate.set_defaults(run=_bench_estimate)
     latency = benches.add_parser("latency", help="what the table of layer latencies predicts")
     latency.add_argument(
         "target", metavar="MODEL|SWEEP.yaml", help="a network's name, or a sweep file"
@@ -77,6 +86,13 @@ def add_bench(subparsers: Any) -> None:
             )
         )
     )
+
+
+def _bench_estimate(arguments: Any) -> int:
+    from automl_compress.cli.bench_estimate import run_bench_estimate
+
+    a = arguments
+    return run_bench_estimate(a.sweep, a.overrides, a.policies, a.json, a.output)
 
 
 def add_json_option(parser: Any) -> None:

@@ -122,24 +122,29 @@ class Compressor:
         other._prepare(repair, low_precision)
         return other
 
-    def build(self, policy: Policy) -> nn.Module:
+    def build(self, policy: Policy, statistics: bool = True) -> nn.Module:
         """The network a policy describes, in evaluation mode, without gradients.
 
         Tensors a policy leaves alone are shared with other networks built here; copy the result
         before training it.
 
+        Args:
+            policy: kept channels, bits and shares.
+            statistics: whether layerwise repair renews BatchNorm statistics.
+
         Raises:
             SpaceError: the policy does not fit the network.
         """
         self.cost.check(policy)
-        kept = self._kept(policy)
+        kept = self.kept_channels(policy)
         with torch.no_grad():
             places = kept_places(self.model, self.structure.groups, kept)
             network = cut_channels(self.model, places)
             removed = self._remove_kernels(network, policy, places)
             if self._fits is not None and len(policy):
                 self._fit_alone(self._fits, network, policy, places, removed)
-                self._statistics.renew(network, places)
+                if statistics:
+                    self._statistics.renew(network, places)
                 return network
             weights = {n: network.get_submodule(n).get_parameter("weight") for n in self._samples}
             self._quantize(network, policy, places)
@@ -147,7 +152,7 @@ class Compressor:
                 network = self._repairer(network, weights, places, removed)
         return network
 
-    def _kept(self, policy: Policy) -> dict[str, NDArray[np.int64]]:
+    def kept_channels(self, policy: Policy) -> dict[str, NDArray[np.int64]]:
         """The most important channels of every group, as many as the policy says, ascending."""
         return {
             name: np.sort(self._order[name][: int(count)])

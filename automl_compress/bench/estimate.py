@@ -1,0 +1,326 @@
+"""How many networks are estimated in a second, by the naive loop and by ours, and how truly.
+
+All loops answer the same random policies with the same images. Each policy is new to its loop,
+but ours have answered others before: what they keep of single layers is filled, as it soon is in
+a search. What the very first policies take is timed too.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from automl_compress.bench.naive import NaiveLoop
+from automl_compress.compress import space_of_structure
+from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
+from automl_compress.evaluate.ranking import spearman
+from automl_compress.space import Policy, SpaceRules
+from automl_compress.workload import Workload
+
+NAIVE: Final = "naive"
+SAME_WORK: Final = "recalibrate, float32"
+"""What the naive loop does, done by ours."""
+DEFAULT: Final = "layerwise, bfloat16"
+"""The default, but that collapsed networks are measured on all images too."""
+EARLY: Final = "layerwise, bfloat16, floor"
+"""The default."""
+_FIRST: Final = 5
+"""Very first policies that are timed."""
+_PATIENCE: Final = 3600.0
+"""Seconds after which a process is given up."""
+LOOPS: Final = (NAIVE, SAME_WORK, DEFAULT, EARLY)
+
+
+@dataclass(frozen=True)
+class RateRow:
+    """How fast one loop is.
+
+    Args:
+        loop: one of `LOOPS`.
+        processes: side by side.
+        threads: of each.
+        per_second: networks estimated in a second, by all processes.
+        first_per_second: the same of the very first policies.
+        images: mean number of images a network was measured on.
+    """
+
+    loop: str
+    processes: int
+    threads: int
+    per_second: float
+    first_per_second: float
+    images: float
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Where the time of an estimate goes, on one thread, when its layers are known.
+
+    Args:
+        build_ms: milliseconds of cutting and rounding the network.
+        build_share: the same, as a share of the whole.
+        statistics_share: of new BatchNorm statistics.
+        forward_share: of the bare forward passes of the compressed network.
+        over_forward: the whole over the bare forward passes.
+        over_plain_forward: the whole over forward passes as PyTorch makes them, in float32.
+    """
+
+    build_ms: float
+    build_share: float
+    statistics_share: float
+    forward_share: float
+    over_forward: float
+    over_plain_forward: float
+
+
+@dataclass(frozen=True)
+class EstimateBench:
+    """What was measured.
+
+    Args:
+        rates: of the loops, alone and on all processors.
+        breakdown: of the default.
+        largest_difference: images, of all, that ours in float32 counts otherwise than the naive
+            loop with the same steps of rounding.
+        rank_correlation: Spearman's, of the default with the same networks run plainly in float32.
+        policies: every number is of so many.
+        images: accuracy is counted on.
+        groups: channel groups that policies cut: those that Torch-Pruning follows rightly.
+        all_groups: that could be cut.
+    """
+
+    rates: tuple[RateRow, ...]
+    breakdown: Breakdown
+    largest_difference: int
+    rank_correlation: float
+    policies: int
+    images: int
+    groups: int
+    all_groups: int
+
+
+@dataclass(frozen=True)
+class EstimateTask:
+    """What is estimated.
+
+    Args:
+        workload: the network and its data.
+        settings: images and criteria; loops have precisions, repairs and floors of their own.
+        rules: of the space that policies are drawn from.
+    """
+
+    workload: Workload
+    settings: EstimateSettings
+    rules: SpaceRules
+
+
+def measure_estimates(
+    task: EstimateTask, policies: int, processes: int, listener: Callable[[RateRow], None]
+) -> EstimateBench:
+    """Time and compare the loops on one network.
+
+    Args:
+        task: network, data, images and space.
+        policies: how many each loop answers, in each process.
+        processes: side by side at most, and threads at most.
+        listener: hears every rate.
+
+    Raises:
+        InputError: network, data or space are wrong, or Torch-Pruning is not there.
+    """
+    bench = LoopBench(task)
+    rates = []
+    for loop in LOOPS:
+        for count, threads in dict.fromkeys(((1, 1), (1, processes), (processes, 1))):
+            rates.append(_rate(task, loop, count, threads, policies))
+            listener(rates[-1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        compared = bench.policies(policies, 7)
+        known = [*bench.policies(3 * policies, 1), *compared]
+        for policy in known:
+            bench.answer(DEFAULT, policy)
+        breakdown = bench.breakdown(compared)
+        structure = bench.estimator(SAME_WORK).compressor.structure
+        return EstimateBench(
+            tuple(rates),
+            breakdown,
+            bench.largest_difference(compared),
+            bench.rank_correlation(compared),
+            policies,
+            len(bench.estimator(SAME_WORK).images_and_labels()[1]),
+            len(bench.groups),
+            sum(not group.protected for group in structure.groups),
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+class LoopBench:
+    """One process's network, data and loops."""
+
+    def __init__(self, task: EstimateTask) -> None:
+        self.workload = task.workload
+        self._settings = task.settings
+        self._rules = task.rules
+        self._estimators: dict[str, NetworkEstimator] = {}
+        same = self.estimator(SAME_WORK)
+        drawn = self.workload.splits.train.draw(
+            self._settings.calibration_images, self._settings.seed
+        )
+        self.naive = NaiveLoop(
+            same.compressor,
+            self.workload.example_input(),
+            drawn.tensor(self.workload.normalization),
+            *same.images_and_labels(),
+        )
+        self.groups = self.naive.understood_groups()
+
+    def estimator(self, loop: str) -> NetworkEstimator:
+        """Our estimator of a loop."""
+        if loop not in self._estimators:
+            settings = _settings(self._settings, loop)
+            self._estimators[loop] = NetworkEstimator(self.workload, settings)
+        return self._estimators[loop]
+
+    def answer(self, loop: str, policy: Policy) -> int:
+        """Estimate a policy; the images it was measured on."""
+        if loop != NAIVE:
+            return self.estimator(loop).estimate(policy).images
+        self.naive.accuracy(policy)
+        return len(self.estimator(SAME_WORK).images_and_labels()[1])
+
+    def policies(self, count: int, seed: int) -> list[Policy]:
+        """Random ones that leave groups whole which Torch-Pruning follows wrongly."""
+        compressor = self.estimator(SAME_WORK).compressor
+        genes = space_of_structure(compressor.model, compressor.structure, self._rules).space
+        rng = np.random.default_rng(seed)
+        drawn = [genes.decode(genes.sample(rng)) for _ in range(count)]
+        return [
+            Policy(
+                {f"channels:{n}": v for n, v in d.of_kind("channels").items() if n in self.groups}
+                | {f"weight_bits:{n}": v for n, v in d.of_kind("weight_bits").items()}
+            )
+            for d in drawn
+        ]
+
+    def breakdown(self, policies: Sequence[Policy]) -> Breakdown:
+        """Where the default's time goes."""
+        estimator = self.estimator(DEFAULT)
+        sums = np.zeros(5)
+        with torch.inference_mode():
+            for policy in policies:
+                times = [
+                    _seconds(estimator.estimate, policy),
+                    _seconds(estimator.compressor.build, policy),
+                    _seconds(estimator.compressor.build, policy, False),
+                ]
+                network = estimator.compressor.build(policy)
+                times.append(_seconds(estimator.fast_accuracy, network, policy))
+                times.append(_seconds(estimator.accuracy, network))
+                sums += times
+        whole, repaired, built, forward, plain = sums
+        return Breakdown(
+            1e3 * built / len(policies),
+            built / whole,
+            (repaired - built) / whole,
+            forward / whole,
+            whole / forward,
+            whole / plain,
+        )
+
+    def largest_difference(self, policies: Sequence[Policy]) -> int:
+        """Images, of all, that ours in float32 counts otherwise than the naive loop."""
+        estimator = self.estimator(SAME_WORK)
+        count = len(estimator.images_and_labels()[1])
+        worst = 0.0
+        for policy in policies:
+            built = estimator.compressor.build(policy)
+            scales = {
+                n: built.get_buffer(f"{n}.weight_scale") for n in policy.of_kind("weight_bits")
+            }
+            ours = estimator.estimate(policy).metrics["accuracy"]
+            worst = max(worst, abs(ours - self.naive.accuracy(policy, scales)) * count)
+        return round(worst)
+
+    def rank_correlation(self, policies: Sequence[Policy]) -> float:
+        """Spearman's, of the default with the same networks run plainly in float32."""
+        estimator = self.estimator(DEFAULT)
+        fast = [estimator.estimate(policy).metrics["accuracy"] for policy in policies]
+        exact = replace(estimator.settings, precision="float32")
+        plain = NetworkEstimator(self.workload, exact)
+        with torch.inference_mode():
+            slow = [plain.accuracy(plain.compressor.build(policy)) for policy in policies]
+        return spearman(np.array(fast), np.array(slow))
+
+
+def _settings(settings: EstimateSettings, loop: str) -> EstimateSettings:
+    if loop == SAME_WORK:
+        return replace(settings, repair="recalibrate", precision="float32", floor=0.0)
+    default = EstimateSettings()
+    floor = default.floor if loop == EARLY else 0.0
+    return replace(settings, repair=default.repair, precision=default.precision, floor=floor)
+
+
+def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+def _rate(task: EstimateTask, loop: str, processes: int, threads: int, policies: int) -> RateRow:
+    """Time a loop in processes of its own, that begin together."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    queue = context.Queue()
+    workers = [
+        context.Process(target=_work, args=(task, loop, threads, (policies, place), barrier, queue))
+        for place in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [queue.get(timeout=_PATIENCE) for _ in workers]
+    for worker in workers:
+        worker.join()
+    first, seconds, images = (np.array(column) for column in zip(*found, strict=True))
+    answered = processes * policies
+    return RateRow(
+        loop,
+        processes,
+        threads,
+        answered / float(seconds.max()),
+        processes * _FIRST / float(first.max()),
+        float(images.mean()),
+    )
+
+
+def _work(
+    task: EstimateTask,
+    loop: str,
+    threads: int,
+    share: tuple[int, int],
+    barrier: Any,
+    queue: Any,
+) -> None:
+    """Answer first policies, others to warm up, and last the timed ones."""
+    torch.set_num_threads(threads)
+    bench = LoopBench(task)
+    count, place = share
+    warm = bench.policies(_FIRST + (0 if loop == NAIVE else 3 * count), 1 + place)
+    timed = bench.policies(count, 1001 + place)
+    bench.estimator(loop if loop != NAIVE else SAME_WORK)
+    barrier.wait()
+    first = _seconds(lambda: [bench.answer(loop, policy) for policy in warm[:_FIRST]])
+    for policy in warm[_FIRST:]:
+        bench.answer(loop, policy)
+    barrier.wait()
+    start = time.perf_counter()
+    images = [bench.answer(loop, policy) for policy in timed]
+    queue.put((first, time.perf_counter() - start, float(np.mean(images))))
