@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import tempfile
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +40,8 @@ ATTEMPTS: Final = 3
 """How often an evaluation is tried when its evaluator dies under it."""
 RESTARTS: Final = 3
 """How often Tune restarts a failing contestant from its checkpoint."""
+SHARED_BYTES: Final = 2**16
+"""Tensors of so many bytes are shared by the processes of a machine."""
 CHECKPOINT_SECONDS: Final = 5.0
 _CHECKPOINT: Final = "contestant.npz"
 
@@ -60,6 +64,7 @@ class ClusterEngine:
         workers = settings.workers or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
         # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        _share_large_tensors()
         estimators = ray.put((race.search, *race.measures.values()))
         self._dispatcher = _RemoteDispatcher.options(scheduling_strategy=here).remote(
             str(race.ledger),
@@ -117,6 +122,43 @@ class ClusterEngine:
         ray.kill(self._dispatcher)
         if self._owns_ray:
             ray.shutdown()
+
+
+def _share_large_tensors() -> None:
+    """Have large tensors read from Ray's shared memory by all processes of a machine, not copied.
+
+    Ray's own RAY_ENABLE_ZERO_COPY_TORCH_TENSORS forgets the order of axes in memory, which
+    convolutions depend on, and takes small tensors too, such as counters that a network changes.
+    Parameters stay copies: only plain tensors, such as images and samples, are shared, and they
+    must not be written to.
+    """
+    import torch  # here, because contestants share this module and most need no torch
+
+    ray.util.register_serializer(torch.Tensor, serializer=_to_array, deserializer=_to_tensor)
+
+
+def _to_array(tensor: Any) -> tuple[list[int], Any]:
+    """The tensor as an array in the order its axes have in memory, and that order.
+
+    Small ones and those that NumPy has no type for are pickled as they always are.
+    """
+    ordinary = tensor.device.type == "cpu" and not tensor.is_sparse and not tensor.requires_grad
+    if not ordinary or tensor.nbytes < SHARED_BYTES or str(tensor.dtype) == "torch.bfloat16":
+        return [], pickle.dumps(tensor)
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return order, tensor.permute(order).contiguous().numpy()
+
+
+def _to_tensor(saved: tuple[list[int], Any]) -> Any:
+    import torch
+
+    order, values = saved
+    if not order:
+        return pickle.loads(values)  # noqa: S301
+    back = [order.index(axis) for axis in range(len(order))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values).permute(back)
 
 
 def ray_works() -> str:

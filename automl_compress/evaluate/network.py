@@ -96,8 +96,7 @@ class NetworkEstimator(Estimator):
         _check_size("train", settings.calibration_images, len(workload.splits.train))
         chosen = split if count == len(split) else split.draw(count, settings.seed)
         calibration = workload.splits.train.draw(settings.calibration_images, settings.seed)
-        images = _channels_last(chosen.tensor(workload.normalization))
-        self._batches = torch.split(images, settings.batch)
+        self._images = _channels_last(chosen.tensor(workload.normalization))
         self._labels: Tensor = torch.from_numpy(chosen.labels.copy())
         parts = (
             VERSION,
@@ -161,7 +160,7 @@ class NetworkEstimator(Estimator):
         Raises:
             EstimateError: an output is not finite.
         """
-        outputs = (network(images) for images in self._batches)
+        outputs = (network(images) for images in self._batches())
         return sum(self._right_answers(outputs)) / len(self._labels)
 
     def fast_accuracy(self, network: nn.Module, policy: Policy) -> float:
@@ -174,17 +173,21 @@ class NetworkEstimator(Estimator):
         Raises:
             EstimateError: an output is not finite.
         """
-        outputs = self._form.outputs(network, policy, self._batches)
+        outputs = self._form.outputs(network, policy, self._batches())
         return sum(self._right_answers(outputs)) / len(self._labels)
 
     def images_and_labels(self) -> tuple[Tensor, Tensor]:
         """(n, channels, height, width) images and (n,) labels that answers are counted on."""
-        return torch.cat(self._batches), self._labels
+        return self._images, self._labels
+
+    def _batches(self) -> tuple[Tensor, ...]:
+        # Split when asked for: each part would be pickled with all of the images.
+        return torch.split(self._images, self.settings.batch)
 
     def _measure(self, network: nn.Module, policy: Policy) -> tuple[float, int]:
         """Accuracy of a built network, and how many images that took."""
         right = images = 0
-        for right, images in self._counts(self._form.outputs(network, policy, self._batches)):
+        for right, images in self._counts(self._form.outputs(network, policy, self._batches())):
             if self._has_collapsed(right, images):
                 break
         return right / images, images
