@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -294,3 +295,11 @@ def test_a_collapsed_network_is_left_after_the_first_images(
             x = drawn.tensor(workload.normalization, 0, COLLAPSE_IMAGES)
             right = int((built(x).argmax(1).numpy() == drawn.labels[:COLLAPSE_IMAGES]).sum())
         assert short.metrics["accuracy"] == pytest.approx(right / 128, abs=2.5 / 128)
+
+
+def test_images_are_pickled_once(workload: Workload, estimator: NetworkEstimator) -> None:
+    """However many batches they make."""
+    whole = replace(SETTINGS, batch=4)
+    small = len(pickle.dumps(NetworkEstimator(workload, whole, estimator.compressor)))
+    large = len(pickle.dumps(NetworkEstimator(workload, SETTINGS, estimator.compressor)))
+    assert abs(small - large) < 2_000
