@@ -16,7 +16,8 @@ import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,8 @@ RESTARTS: Final = 3
 SHARED_BYTES: Final = 2**16
 """Tensors of so many bytes are shared by the processes of a machine."""
 CHECKPOINT_SECONDS: Final = 5.0
+REPORT_SECONDS: Final = 0.5
+"""Tune takes tens of milliseconds for a report, in which a contestant could have asked again."""
 _CHECKPOINT: Final = "contestant.npz"
 
 
@@ -228,7 +231,7 @@ class _Listening(tune.Callback):  # type: ignore[misc]
 
     def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
         """Called by Tune for every report of a trial."""
-        if "standing" in result and not result["finished"]:
+        if "standing" in result:
             self._listener(Standing(**result["standing"]))
 
 
@@ -245,19 +248,22 @@ def _run_contestant(
     if checkpoint is not None:
         with checkpoint.as_directory() as saved:
             contestant.load_state_dict(load_state(Path(saved) / _CHECKPOINT))
-    saved_at = time.monotonic()
+    saved_at = reported_at = time.monotonic()
+    last: dict[str, Any] = {}
     while requests := contestant.next_round():
         evaluations, hits = ray.get(dispatcher.answer.remote(requests))
-        standing = contestant.finish_round(evaluations, hits)
-        report = {"standing": standing.to_dict(), "finished": False}
-        if time.monotonic() - saved_at < CHECKPOINT_SECONDS:
-            tune.report(report)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder) / _CHECKPOINT, contestant.state_dict())
-            tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
-        saved_at = time.monotonic()
-    tune.report({"finished": True})
+        last = {"standing": contestant.finish_round(evaluations, hits).to_dict()}
+        now = time.monotonic()
+        if now - saved_at >= CHECKPOINT_SECONDS:
+            with tempfile.TemporaryDirectory() as folder:
+                save_state(Path(folder) / _CHECKPOINT, contestant.state_dict())
+                checkpoint = tune.Checkpoint.from_directory(folder)
+                tune.report({**last, "finished": False}, checkpoint=checkpoint)
+            saved_at = reported_at = now
+        elif now - reported_at >= REPORT_SECONDS:
+            tune.report({**last, "finished": False})
+            reported_at = now
+    tune.report({**last, "finished": True})
 
 
 class _Evaluator:
@@ -278,6 +284,48 @@ _RemoteEvaluator: Any = ray.remote(num_cpus=1)(_Evaluator)
 _Key = tuple[str, str]
 
 
+class _Scribe:
+    """Commits to the ledger in a thread of its own, whatever has come meanwhile at once."""
+
+    def __init__(self, path: str) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._opened = self._thread.submit(Ledger, path)
+        self._waiting: list[tuple[Callable[[Ledger], None], asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def write(self, change: Callable[[Ledger], None]) -> None:
+        """Return when a change is committed.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, done))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._commit_all())
+        await done
+
+    async def _commit_all(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            changes = [change for change, _ in batch]
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._thread, self._commit, changes)
+            except Exception as reason:
+                for _, done in batch:
+                    done.set_exception(reason)
+            else:
+                for _, done in batch:
+                    done.set_result(None)
+
+    def _commit(self, changes: list[Callable[[Ledger], None]]) -> None:
+        ledger = self._opened.result()
+        with ledger.together():
+            for change in changes:
+                change(ledger)
+
+
 class _Dispatcher:
     """Owns the ledger, merges identical requests in flight, keeps evaluators busy."""
 
@@ -290,6 +338,8 @@ class _Dispatcher:
         threads: int,
     ) -> None:
         self._ledger = Ledger(ledger)
+        self._scribe = _Scribe(ledger)
+        self._finishing: set[asyncio.Task[None]] = set()
         self._estimators = estimators[0]
         self._search = search
         self._threads = threads
@@ -306,7 +356,8 @@ class _Dispatcher:
         """Evaluations of one contestant's round, charged, and how many were hits."""
         answers = await asyncio.gather(*(self._evaluation(r, self._search) for r in requests))
         evaluations = [evaluation for evaluation, _ in answers]
-        self._ledger.charge([request.place for request in requests], evaluations)
+        places = [request.place for request in requests]
+        await self._scribe.write(lambda ledger: ledger.charge(places, evaluations))
         return evaluations, sum(hit for _, hit in answers)
 
     async def measure(self, policies: list[Policy], rung: str, estimator: str) -> None:
@@ -336,14 +387,21 @@ class _Dispatcher:
         while True:
             await self._work.acquire()
             request, estimator = self._next_request()
-            future = self._in_flight[request.policy.key, estimator]
-            try:
-                evaluation = await self._estimate(place, request.policy, estimator)
-                self._ledger.add(evaluation, request.place)
-                future.set_result(evaluation)
-            except Exception as reason:
-                future.set_exception(reason)
-            del self._in_flight[request.policy.key, estimator]
+            evaluation = await self._estimate(place, request.policy, estimator)
+            task = asyncio.create_task(self._finish(request, evaluation))  # the evaluator goes on
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+
+    async def _finish(self, request: Request, evaluation: Evaluation) -> None:
+        """Commit an evaluation, then hand it to all who wait for it."""
+        key = (request.policy.key, evaluation.estimator)
+        future = self._in_flight[key]
+        try:
+            await self._scribe.write(lambda ledger: ledger.add(evaluation, request.place))
+            future.set_result(evaluation)
+        except Exception as reason:
+            future.set_exception(reason)
+        del self._in_flight[key]
 
     def _next_request(self) -> tuple[Request, str]:
         """The oldest request of the contestant that was served longest ago."""

@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -254,18 +255,32 @@ class Ledger:
                 "restore it from a copy"
             ) from reason
 
-    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Commit all that is written inside at once, or nothing of it: one wait for the disk.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(statement, rows)
+            yield
             self._db.execute("COMMIT")
         except sqlite3.Error as reason:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             raise EngineError(
                 f"the ledger '{self._path}' must take every evaluation, but did not: {reason}; "
                 "free disk space or check its folder, then resume"
             ) from reason
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        if self._db.in_transaction:
+            self._db.executemany(statement, rows)
+            return
+        with self.together():
+            self._db.executemany(statement, rows)
 
 
 def _evaluation(
