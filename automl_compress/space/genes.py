@@ -16,6 +16,12 @@ LAYER_KINDS: Final[tuple[Kind, ...]] = ("weight_bits", "activation_bits", "kerne
 """Kinds that decide about a single layer."""
 WEIGHT_BITS: Final = range(2, 9)
 ACTIVATION_BITS: Final = range(4, 9)
+_BOUNDS: Final = {
+    "channels": (1, math.inf),
+    "weight_bits": (WEIGHT_BITS.start, WEIGHT_BITS.stop - 1),
+    "activation_bits": (ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1),
+}
+"""Least and largest value of every kind of whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,7 @@ def check_value(kind: Kind, value: object, where: str) -> None:
                 f"kernel_sparsity must be in [0, 1), but {where} has {value!r}; correct it"
             )
         return
-    low, high = {
-        "channels": (1, math.inf),
-        "weight_bits": (WEIGHT_BITS.start, WEIGHT_BITS.stop - 1),
-        "activation_bits": (ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1),
-    }[kind]
+    low, high = _BOUNDS[kind]
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         rule = f"an integer of at least {low}" if high == math.inf else f"among {low}..{high}"
         raise SpaceError(

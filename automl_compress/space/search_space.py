@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from automl_compress.errors import SpaceError
-from automl_compress.space.genes import Gene
-from automl_compress.space.policy import Policy
+from automl_compress.space.genes import Gene, Value
+from automl_compress.space.policy import Policy, canonical
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -108,15 +108,21 @@ class SearchSpace:
         Raises:
             SpaceError: the policy lacks a gene, has an unknown one, or a value is not allowed.
         """
-        missing = [gene.name for gene in self._genes if gene.name not in policy]
-        extra = sorted(set(policy) - {gene.name for gene in self._genes})
-        if missing or extra:
+        if set(policy) != self._names:
+            missing = [gene.name for gene in self._genes if gene.name not in policy]
+            extra = sorted(set(policy) - self._names)
             what = f"lacks '{missing[0]}'" if missing else f"has the unknown '{extra[0]}'"
             raise SpaceError(
                 f"a policy must have exactly the {len(self)} genes of its space, but {what}; "
                 "use a policy made for this space"
             )
-        return np.array([gene.index(policy[gene.name]) for gene in self._genes], dtype=np.int64)
+        found = []
+        for gene, places in zip(self._genes, self._places, strict=True):
+            value = policy[gene.name]
+            known = places.get(value)
+            # What a table does not know is the gene's to refuse; True is no 1.
+            found.append(gene.index(value) if known is None or value is True else known)
+        return np.array(found, dtype=np.int64)
 
     def decode(self, indices: ArrayLike) -> Policy:
         """Policy of (n_genes,) indices.
@@ -136,9 +142,26 @@ class SearchSpace:
                 f"the index of gene '{self._genes[worst].name}' must be in "
                 f"0..{self.sizes[worst] - 1}, but is {array[worst]}; repair it"
             )
-        return Policy(
-            {gene.name: gene.values[i] for gene, i in zip(self._genes, array, strict=True)}
-        )
+        chosen = array.tolist()
+        return Policy.trusted({name: values[chosen[at]] for name, at, values in self._by_name})
+
+    @cached_property
+    def _places(self) -> list[dict[Value, int]]:
+        """Index by value, for every gene."""
+        return [{value: index for index, value in enumerate(gene.values)} for gene in self._genes]
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(gene.name for gene in self._genes)
+
+    @cached_property
+    def _by_name(self) -> list[tuple[str, int, tuple[Value, ...]]]:
+        """Name, position and values, as a policy holds them, of every gene, names sorted."""
+        found = [
+            (gene.name, position, tuple(canonical(gene.name, value) for value in gene.values))
+            for position, gene in enumerate(self._genes)
+        ]
+        return sorted(found)
 
     def to_unit(self, indices: ArrayLike) -> NDArray[np.float64]:
         """Centre of each choice's cell in the unit cube: `(index + 0.5) / size`.
