@@ -1,56 +1,145 @@
 """Gaussian process regression (Rasmussen and Williams 2006, algorithm 2.1).
 
-The kernel is a sum of two squared-exponential ones, over the genes and over the costs: what a
-gene does by itself, and what networks of one size have in common. Length scales and noise are
-those of largest marginal likelihood among a few; the scale of the values has its closed form.
+The kernel is a weighted sum of parts, each on columns of its own. A part is a squared-exponential
+kernel over all its columns together (`joint`), or the mean of one per column (`additive`: Duvenaud
+et al. 2011, Additive Gaussian processes, order 1), which learns from few values what every column
+does by itself. Weights, length scales and noise are those of largest marginal likelihood among a
+few, found one after the other; the scale of the values has its closed form.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 Array = NDArray[np.float64]
+Kernel = Callable[[Array, Array, float], Array]
+"""(n, m) kernel of (n, n_columns) and (m, n_columns) inputs at a length scale; 1 on itself."""
 
 LENGTHS: Final = (0.25, 0.5, 1.0, 2.0)
-"""Length scales tried, in root mean square distances over a block's columns."""
-NOISES: Final = (1e-3, 1e-2, 1e-1)
+"""Length scales tried, in root mean square distances over a part's columns."""
+NOISES: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """Shares of noise in the variance tried."""
+DOMINANT: Final = 0.8
+"""Weight of a part that outweighs the others together."""
+FAINT: Final = 0.1
+"""Weight of a part that the others outweigh."""
+SWEEPS: Final = 2
+"""How often every setting is chosen given the others."""
 MOST: Final = 250
-"""Rows that length scales are chosen on: the latest."""
+"""Rows that settings are chosen on: the latest."""
+_REST: Final = 1e-3
+"""What the expansion of a column's kernel may leave out."""
+
+
+def joint(one: Array, other: Array, length: float) -> Array:
+    """exp(-d / 2 length^2) of the mean squared distance d over the columns."""
+    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)
+    distances = np.maximum(0.0, squares - 2.0 * one @ other.T) / one.shape[1]
+    kernel: Array = np.exp(-0.5 * distances / length**2)
+    return kernel
+
+
+def additive(one: Array, other: Array, length: float) -> Array:
+    """Mean over the columns of each one's squared-exponential kernel; inputs in [0, 1].
+
+    Each is expanded into products of powers (Cotter et al. 2011, Explicit approximations of the
+    Gaussian kernel), so that the mean of a hundred kernels is one product of matrices.
+    """
+    kernel: Array = _powers(one, length) @ _powers(other, length).T / one.shape[1]
+    return kernel
+
+
+def _powers(inputs: Array, length: float) -> Array:
+    """(n, columns * terms) features whose products add up to the columns' kernels."""
+    scaled = (inputs - 0.5) / length
+    powers = [np.exp(-0.5 * scaled**2)]
+    farthest = 0.25 / length**2  # product of two scaled inputs at the same end
+    rest = math.exp(-farthest)
+    for term in itertools.count(1):
+        rest *= farthest / term
+        if rest < _REST:
+            return np.hstack(powers)
+        powers.append(powers[-1] * scaled / math.sqrt(term))
+    raise AssertionError("factorials outgrow powers")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is chosen of a Gaussian process.
+
+    Args:
+        weights: (n_parts,) share of each part in the variance; they add up to 1.
+        lengths: (n_parts,) length scale of each.
+        noise: variance of the noise as a share of the variance.
+    """
+
+    weights: tuple[float, ...]
+    lengths: tuple[float, ...]
+    noise: float
+
+    def variants(self) -> list[list[Settings]]:
+        """For every setting, all that it may be, the others as they are."""
+        count = len(self.weights)
+        scaled = [
+            [
+                replace(self, lengths=(*self.lengths[:part], length, *self.lengths[part + 1 :]))
+                for length in LENGTHS
+            ]
+            for part in range(count)
+        ]
+        mixed = [replace(self, weights=weights) for weights in _mixtures(count)]
+        return [mixed, *scaled, [replace(self, noise=noise) for noise in NOISES]]
+
+
+def _mixtures(count: int) -> list[tuple[float, ...]]:
+    """Weights of parts: equal ones, one that outweighs the others, one that is outweighed."""
+    uneven = [
+        tuple(weight if place == part else (1.0 - weight) / (count - 1) for place in range(count))
+        for weight in (DOMINANT, FAINT)
+        for part in range(count)
+        if count > 1
+    ]
+    return [(1.0 / count,) * count, *uneven]
 
 
 class GaussianProcess:
     """Posterior of a function given its values.
 
     Args:
-        blocks: column blocks of the inputs, (n, n_columns) each, in [0, 1] or so; a kernel each.
+        kernels: one for every part.
+        blocks: (n, n_columns) inputs of every part, in [0, 1] or so.
         values: (n,) values.
+        settings: weights, lengths and noise; `likeliest` finds them.
     """
 
-    def __init__(self, blocks: tuple[Array, ...], values: Array) -> None:
-        self._blocks = blocks
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        blocks: Sequence[Array],
+        values: Array,
+        settings: Settings,
+    ) -> None:
+        self._kernels, self._blocks, self._settings = kernels, blocks, settings
         self._mean = float(values.mean())
         centred = values - self._mean
-        latest = slice(-MOST, None)
-        distances = [_distances(block[latest], block[latest]) for block in blocks]
-        choices = itertools.product(itertools.product(LENGTHS, repeat=len(blocks)), NOISES)
-        _, self._lengths, noise = max(
-            (_likelihood(_kernel(distances, lengths), noise, centred[latest]), lengths, noise)
-            for lengths, noise in choices
-        )
-        kernel = _kernel([_distances(block, block) for block in blocks], self._lengths)
-        self._root = np.linalg.cholesky(kernel + noise * np.eye(len(values)))
-        half = np.linalg.solve(self._root, centred)
-        self._weights = np.linalg.solve(self._root.T, half)
+        noise = settings.noise
+        self._root = _root(self._kernel(blocks), noise)
+        half = _solved(self._root, centred)
+        self._weights = _solved(self._root, half, transposed=True)
         self._variance = float(half @ half) / len(values)
         self.noise = noise * self._variance
         """Variance of measured values around the noiseless function."""
 
-    def predict(self, blocks: tuple[Array, ...]) -> tuple[Array, Array]:
+    def predict(self, blocks: Sequence[Array]) -> tuple[Array, Array]:
         """Mean and standard deviation of the noiseless function.
 
         Args:
@@ -59,29 +148,74 @@ class GaussianProcess:
         Returns:
             (m,) and (m,).
         """
-        distances = [_distances(new, old) for new, old in zip(blocks, self._blocks, strict=True)]
-        cross = _kernel(distances, self._lengths)
-        explained = np.linalg.solve(self._root, cross.T)
+        cross = self._kernel(blocks)
+        explained = _solved(self._root, cross.T)
         left = np.maximum(1e-12, 1.0 - (explained**2).sum(axis=0))
         return self._mean + cross @ self._weights, np.sqrt(self._variance * left)
 
+    def _kernel(self, blocks: Sequence[Array]) -> Array:
+        """(m, n) kernel of new inputs and the known ones."""
+        parts = zip(self._kernels, blocks, self._blocks, self._settings.lengths, strict=True)
+        return _mixed(
+            self._settings.weights,
+            [kernel(new, known, length) for kernel, new, known, length in parts],
+        )
 
-def _distances(one: Array, other: Array) -> Array:
-    """(n, m) mean squared distances."""
-    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)
-    distances: Array = np.maximum(0.0, squares - 2.0 * one @ other.T) / one.shape[1]
-    return distances
+
+def likeliest(
+    kernels: Sequence[Kernel], blocks: Sequence[Array], values: Array
+) -> tuple[float, Settings]:
+    """The settings of largest likelihood: each chosen given the others, again and again.
+
+    Args:
+        kernels: one for every part.
+        blocks: (n, n_columns) inputs of every part; of many rows, the latest `MOST` decide.
+        values: (n,) values.
+
+    Returns:
+        Log marginal likelihood per value, up to a constant, and the settings.
+    """
+    centred = values[-MOST:] - values[-MOST:].mean()
+    parts = [
+        {length: kernel(block[-MOST:], block[-MOST:], length) for length in LENGTHS}
+        for kernel, block in zip(kernels, blocks, strict=True)
+    ]
+
+    @functools.cache
+    def likelihood(settings: Settings) -> float:
+        chosen = [part[length] for part, length in zip(parts, settings.lengths, strict=True)]
+        return _likelihood(_mixed(settings.weights, chosen), settings.noise, centred)
+
+    settings = Settings(_mixtures(len(parts))[0], (1.0,) * len(parts), NOISES[-2])
+    for _ in range(SWEEPS):
+        for place in range(len(parts) + 2):
+            settings = max(settings.variants()[place], key=likelihood)
+    return likelihood(settings), settings
 
 
-def _kernel(distances: list[Array], lengths: tuple[float, ...]) -> Array:
-    parts = [np.exp(-0.5 * d / s**2) for d, s in zip(distances, lengths, strict=True)]
-    kernel: Array = np.mean(parts, axis=0)
-    return kernel
+def _mixed(weights: Sequence[float], kernels: Sequence[Array]) -> Array:
+    """Weighted sum."""
+    mixed: Array = np.tensordot(weights, np.stack(kernels), axes=1)
+    return mixed
 
 
 def _likelihood(kernel: Array, noise: float, values: Array) -> float:
-    """Log marginal likelihood at the best scale, up to a constant (equation 2.30)."""
-    root = np.linalg.cholesky(kernel + noise * np.eye(len(values)))
-    half = np.linalg.solve(root, values)
+    """Log marginal likelihood per value at the best scale, but for a constant (equation 2.30)."""
+    root = _root(kernel, noise)
+    half = _solved(root, values)
     variance = max(float(half @ half) / len(values), 1e-12)
-    return float(-0.5 * len(values) * np.log(variance) - np.log(np.diag(root)).sum())
+    likelihood = -0.5 * np.log(variance) - np.log(np.diag(root)).mean()
+    return round(float(likelihood), 8)  # the last digits depend on the number of threads
+
+
+def _root(kernel: Array, noise: float) -> Array:
+    """Lower triangular root of a kernel with noise."""
+    return np.asarray(np.linalg.cholesky(kernel + noise * np.eye(len(kernel))), np.float64)
+
+
+def _solved(root: Array, right: Array, transposed: bool = False) -> Array:
+    """What a lower triangular root, or its transpose, is to be multiplied by for a product."""
+    solved: Array = solve_triangular(
+        root, right, lower=True, trans=int(transposed), check_finite=False
+    )
+    return solved

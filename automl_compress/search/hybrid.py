@@ -28,7 +28,7 @@ from automl_compress.search.bandit import DiscountedUCB
 from automl_compress.search.priors import draw_new
 from automl_compress.search.record import Record
 from automl_compress.search.registry import build_strategy
-from automl_compress.search.screening import LEAST, Surrogate
+from automl_compress.search.screening import Screen, Surrogate
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Policy
 
@@ -78,6 +78,7 @@ class Hybrid(Strategy):
         self._seen = Seen()
         self._screening = screening
         self._record = Record(problem)
+        self._screen = Screen(problem.space, self._record)
         self._waiting: dict[Policy, int] = {}  # candidates, and which member proposed each
         self._asked_by: dict[str, int] = {}  # key of what is out: member, or -1 for the start
 
@@ -112,8 +113,8 @@ class Hybrid(Strategy):
             new = self._from(self._start, -1, min(count, left))
             if new:
                 return new
-        choose = self._chosen if self._can_screen() else self._unscreened
-        if new := choose(count):
+        surrogate = self._screen.surrogate() if self._screening else None
+        if new := self._unscreened(count) if surrogate is None else self._chosen(surrogate, count):
             return new
         space = self.problem.space
         drawn = draw_new(self.problem, self._seen, lambda: space.sample(self.rng), self.rng)
@@ -127,10 +128,7 @@ class Hybrid(Strategy):
                 return new
         return []
 
-    def _can_screen(self) -> bool:
-        return self._screening and int(self._record.worked.sum()) >= LEAST
-
-    def _chosen(self, count: int) -> list[Policy]:
+    def _chosen(self, surrogate: Surrogate, count: int) -> list[Policy]:
         """The most promising candidates: those that wait, and those of the member in turn."""
         for member in self._order():
             proposed = self._members[member].ask(PROPOSALS)
@@ -139,7 +137,6 @@ class Hybrid(Strategy):
             if proposed:
                 break
         pool = [policy for policy in self._waiting if policy not in self._seen][-WAITING:]
-        surrogate = Surrogate(self.problem.space, self._record)
         places = surrogate.choose(pool, count) if pool else []
         chosen = {pool[place]: self._waiting[pool[place]] for place in places}
         self._waiting = {p: self._waiting[p] for p in pool if p not in chosen}
@@ -229,6 +226,7 @@ class Hybrid(Strategy):
         self._progress.front = state["front"]
         self._seen.load_state_dict(state["seen"])
         self._record.load_state_dict(state["record"])
+        self._screen = Screen(self.problem.space, self._record)
         waiting = [self.problem.space.decode(indices) for indices in state["waiting"]]
         self._waiting = dict(zip(waiting, state["proposers"], strict=True))
         self._asked_by = dict(state["asked_by"])

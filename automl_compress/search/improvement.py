@@ -8,6 +8,7 @@ the expectation over an uncertain error needs no integral over costs (compare Em
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Final
 
@@ -31,15 +32,23 @@ class CostCells:
     """
 
     def __init__(self, costs: Array, errors: Array, limit: float) -> None:
-        self.costs, self.errors, self.limit = costs, errors, limit
+        self._limit = limit
         values = np.column_stack([errors, costs])
-        kept = front_mask(values) & (errors < limit) & (costs < 1.0).all(axis=1)
-        costs, errors = costs[kept], errors[kept]
-        self._axes = [_axis(column, costs.shape[1]) for column in costs.T]
-        corners = np.meshgrid(*(axis[:-1] for axis in self._axes), indexing="ij")
-        cells = np.stack([corner.ravel() for corner in corners], axis=1)
-        covered = (costs[None] <= cells[:, None]).all(axis=2)
-        self._least = np.where(covered, errors, limit).min(axis=1, initial=limit)
+        kept = front_mask(values) & self._counts(costs, errors)
+        self._axes = [_axis(column, costs.shape[1]) for column in costs[kept].T]
+        self._least = np.full([len(axis) - 1 for axis in self._axes], limit)
+        for cost, error in zip(costs[kept], errors[kept], strict=True):
+            self._cover(cost, float(error))
+
+    def _counts(self, costs: Array, errors: Array) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = (errors < self._limit) & (costs < 1.0).all(axis=-1)
+        return inside
+
+    def _cover(self, cost: Array, error: float) -> None:
+        """Know an error in the cells that cost at least so much."""
+        pairs = zip(self._axes, cost, strict=True)
+        covered = tuple(slice(np.searchsorted(axis[:-1], share), None) for axis, share in pairs)
+        np.minimum(self._least[covered], error, out=self._least[covered])
 
     def gains(self, costs: Array, errors: Array) -> Array:
         """(m, ...) hypervolume each candidate would add, in error times shares.
@@ -48,25 +57,48 @@ class CostCells:
             costs: (m, n_costs) shares.
             errors: (m, ...) possible errors of each.
         """
+        order = np.argsort(-self._least, axis=None)
+        least = self._least.ravel()[order]
+        volumes = self._reached(costs)[:, order]
+        # The cells whose least error is above a candidate's are the first ones in this order.
+        above = np.zeros((2, len(costs), len(least) + 1))
+        np.cumsum(volumes * least, axis=1, out=above[0, :, 1:])
+        np.cumsum(volumes, axis=1, out=above[1, :, 1:])
+        flat = errors.reshape(len(errors), -1)
+        count = np.searchsorted(-least, -flat)
+        rows = np.arange(len(costs))[:, None]
+        gains: Array = np.maximum(0.0, above[0, rows, count] - flat * above[1, rows, count])
+        return gains.reshape(errors.shape)
+
+    def _reached(self, costs: Array) -> Array:
+        """(m, n_cells) volume of each cell that candidates of (m, n_costs) reach."""
         reached = [
             np.maximum(0.0, axis[1:] - np.maximum(axis[:-1], column[:, None]))
             for axis, column in zip(self._axes, costs.T, strict=True)
         ]
-        volumes = functools.reduce(
+        return functools.reduce(
             lambda one, other: (one[:, :, None] * other[:, None]).reshape(len(one), -1), reached
         )
-        flat = errors.reshape(len(errors), -1)
-        gains = [
-            (volumes * np.maximum(0.0, self._least - column[:, None])).sum(axis=1)
-            for column in flat.T
-        ]
-        return np.stack(gains, axis=1).reshape(errors.shape)
 
-    def joined(self, costs: Array, error: float) -> CostCells:
-        """The cells with one more point known, or believed."""
-        return CostCells(
-            np.vstack([self.costs, costs[None]]), np.append(self.errors, error), self.limit
-        )
+    def joined(self, cost: Array, error: float) -> CostCells:
+        """The cells with one more point known, or believed: (n_costs,) shares, and its error."""
+        joined = copy.copy(self)
+        if not self._counts(cost, np.array(error)):
+            return joined
+        joined._axes, joined._least = list(self._axes), self._least.copy()
+        for number, share in enumerate(cost):
+            joined._split(number, float(share))
+        joined._cover(cost, error)
+        return joined
+
+    def _split(self, number: int, share: float) -> None:
+        """Let an axis have an edge at a share in [0, 1)."""
+        axis = self._axes[number]
+        place = int(np.searchsorted(axis, share))
+        if axis[place] != share:
+            self._axes[number] = np.insert(axis, place, share)
+            below = np.take(self._least, [place - 1], axis=number)
+            self._least = np.insert(self._least, [place], below, axis=number)
 
 
 def _axis(column: Array, axes: int) -> Array:

@@ -12,7 +12,7 @@ from typing import Final
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.nsga2 import NSGA2
 from automl_compress.search.record import Record
-from automl_compress.search.screening import LEAST, Surrogate
+from automl_compress.search.screening import Screen, Surrogate
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Policy
 
@@ -35,6 +35,7 @@ class ScreenedNSGA2(Strategy):
         self.batch = batch
         self._seen = Seen()
         self._record = Record(problem)
+        self._screen = Screen(problem.space, self._record)
         self._evolution = NSGA2(problem, int(self.rng.integers(2**31)), start=start)
 
     def ask(self, count: int) -> list[Policy]:
@@ -61,9 +62,7 @@ class ScreenedNSGA2(Strategy):
 
     def _surrogate(self) -> Surrogate | None:
         """None before there is something to learn."""
-        if not self._evolution.has_started or self._record.worked.sum() < LEAST:
-            return None
-        return Surrogate(self.problem.space, self._record)
+        return self._screen.surrogate() if self._evolution.has_started else None
 
     def _screened(self, surrogate: Surrogate | None, count: int) -> list[Policy]:
         """Children of largest expected improvement; none without a surrogate."""
@@ -103,4 +102,5 @@ class ScreenedNSGA2(Strategy):
         self.rng.bit_generator.state = state["rng"]
         self._seen.load_state_dict(state["seen"])
         self._record.load_state_dict(state["record"])
+        self._screen = Screen(self.problem.space, self._record)
         self._evolution.load_state_dict(state["evolution"])

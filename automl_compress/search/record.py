@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.evaluate import USEFUL_LOSS, Evaluation
+from automl_compress.search.error_model import Known
 from automl_compress.search.improvement import CostCells
 from automl_compress.search.strategy import Problem, State
 from automl_compress.space import Indices, Policy
@@ -44,6 +45,11 @@ class Record:
             self.errors = np.append(self.errors, error)
             self.costs = np.vstack([self.costs, self.shares([evaluation.policy])])
             self.worked = np.append(self.worked, evaluation.ok)
+
+    def known(self) -> Known:
+        """What worked, in the order told."""
+        rows = self.indices[self.worked], self.costs[self.worked], self.errors[self.worked]
+        return Known(self._problem.space, *rows)
 
     def shares(self, policies: Iterable[Policy]) -> Array:
         """(n, n_costs) exact costs as shares of the baseline's."""

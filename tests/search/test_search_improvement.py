@@ -62,3 +62,15 @@ def test_large_fronts_are_thinned_and_stay_near() -> None:
         for c in new
     ]
     assert np.corrcoef(gains, exact)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("costs", [1, 2])
+def test_joined_cells_are_those_of_all_points(costs: int) -> None:
+    known, errors = _points(15, costs, 4)
+    more, more_errors = _points(12, costs, 5)
+    cells = CostCells(known, errors, LIMIT)
+    for cost, error in zip(more, more_errors, strict=True):
+        cells = cells.joined(cost, float(error))
+    whole = CostCells(np.vstack([known, more]), np.append(errors, more_errors), LIMIT)
+    new, new_errors = _points(30, costs, 6)
+    assert cells.gains(new, new_errors) == pytest.approx(whole.gains(new, new_errors), abs=1e-12)

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.record import Record
-from automl_compress.search.screening import Surrogate, coordinates
-from automl_compress.space import Gene, Policy, SearchSpace
+from automl_compress.search.screening import Screen, Surrogate, _expected
+from automl_compress.space import Policy
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
 NETWORK = ToyNetwork(layers=3)
@@ -25,6 +24,12 @@ def _record(count: int) -> Record:
     return record
 
 
+def _surrogate(record: Record) -> Surrogate:
+    found = Screen(NETWORK.space, record).surrogate()
+    assert found is not None
+    return found
+
+
 def _gained(record: Record, policies: list[Policy]) -> float:
     """Hypervolume that the policies really add."""
     cells, total = record.cells(), 0.0
@@ -35,26 +40,10 @@ def _gained(record: Record, policies: list[Policy]) -> float:
     return total
 
 
-def test_halving_channels_or_bits_is_one_way_and_kernels_count_linearly() -> None:
-    space = SearchSpace(
-        [
-            Gene("channels:a", "channels", (8, 16, 32, 64)),
-            Gene("weight_bits:a", "weight_bits", (2, 4, 8)),
-            Gene("kernel_sparsity:a", "kernel_sparsity", (0.5, 0.25, 0.0)),
-            Gene("channels:b", "channels", (8,)),
-        ]
-    )
-    table = coordinates(space)
-    assert table[0] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    assert table[1, :3] == pytest.approx([0, 0.5, 1])
-    assert table[2, :3] == pytest.approx([0, 0.5, 1])
-    assert table[3, 0] == 1
-
-
 def test_the_chosen_gain_more_than_others() -> None:
     record = _record(60)
     pool = [policy for policy in _policies(200, 1) if policy not in _policies(60, 0)]
-    chosen = Surrogate(NETWORK.space, record).choose(pool, 5)
+    chosen = _surrogate(record).choose(pool, 5)
     assert len(set(chosen)) == 5
     rng = np.random.default_rng(2)
     others = [_gained(record, [pool[i] for i in rng.choice(len(pool), 5)]) for _ in range(20)]
@@ -65,4 +54,27 @@ def test_a_small_pool_is_chosen_whole_and_failures_are_no_lesson() -> None:
     record = _record(10)
     record.add([Evaluation.failed(NETWORK.space.largest, "e", "no memory")])
     pool = _policies(3, 5)
-    assert sorted(Surrogate(NETWORK.space, record).choose(pool, 8)) == [0, 1, 2]
+    assert sorted(_surrogate(record).choose(pool, 8)) == [0, 1, 2]
+
+
+def test_a_restored_record_is_learnt_alike() -> None:
+    """Settings follow from the record alone, whenever a surrogate was asked for before."""
+    grown, pool = Record(NETWORK.problem()), _policies(200, 1)
+    screen = Screen(NETWORK.space, grown)
+    for policy in _policies(60, 0):
+        grown.add([ESTIMATOR.estimate(policy)])
+        kept = screen.surrogate()
+    assert kept is not None
+    assert kept.choose(pool, 9) == _surrogate(_record(60)).choose(pool, 9)
+
+
+def test_lazily_chosen_are_the_greedily_chosen() -> None:
+    record, pool = _record(30), _policies(150, 4)
+    surrogate = _surrogate(record)
+    costs, believed, errors = surrogate._predicted(pool)
+    cells, left, slow = record.cells(), list(range(len(pool))), []
+    for _ in range(12):
+        gains = _expected(cells, costs[left], errors[left])
+        slow.append(left.pop(int(np.argmax(gains))))
+        cells = cells.joined(costs[slow[-1]], float(believed[slow[-1]]))
+    assert surrogate.choose(pool, 12) == slow
