@@ -184,6 +184,7 @@ class Knapsack(Strategy):
         genes = np.arange(len(self.problem.space))
         levels = self._costs @ weights  # (n_anchors, n_genes, most values)
         below = np.arange(levels.shape[2])
+        together = max(1, len(genes) // COSTED)  # genes a step cuts; fewer are not told apart
         indices = self.problem.space.sizes - 1
         chain = [indices]
         while indices.any():
@@ -195,9 +196,11 @@ class Knapsack(Strategy):
             ratio = np.where(
                 below < indices[:, None], (harm + 1e-9) / np.maximum(saved, 1e-9), np.inf
             )
-            gene, value = np.unravel_index(int(np.argmin(ratio)), ratio.shape)
+            values = ratio.argmin(axis=1)
+            moved = np.argsort(ratio[genes, values], kind="stable")[:together]
+            moved = moved[indices[moved] > 0]
             indices = indices.copy()
-            indices[gene] = value
+            indices[moved] = values[moved]
             chain.append(indices)
         return np.stack(chain)
 

@@ -41,12 +41,13 @@ class EpisodeReplay:
     def __init__(self, steps: int, state_size: int, capacity: int = 5_000) -> None:
         self._steps = steps
         self._capacity = capacity
+        self._count = 0  # of rows in use
         self._states = np.zeros((0, steps, state_size))
         self._actions: Array = np.zeros((0, steps))
         self._outcomes: Array = np.zeros((0, 0))
 
     def __len__(self) -> int:
-        return len(self._actions)
+        return self._count
 
     def add(self, states: Array, actions: Array, outcome: Array) -> None:
         """Add an episode.
@@ -59,10 +60,21 @@ class EpisodeReplay:
         if not len(self):
             self._actions = np.zeros((0, *actions.shape))
             self._outcomes = np.zeros((0, len(outcome)))
-        keep = slice(-self._capacity, None)
-        self._states = np.concatenate([self._states, states[None]])[keep]
-        self._actions = np.concatenate([self._actions, actions[None]])[keep]
-        self._outcomes = np.concatenate([self._outcomes, outcome[None]])[keep]
+        if self._count == len(self._actions):
+            self._make_room()
+        row = self._count
+        self._states[row], self._actions[row], self._outcomes[row] = states, actions, outcome
+        self._count += 1
+
+    def _make_room(self) -> None:
+        """Drop what is beyond the capacity less one, and double the rows."""
+        kept = slice(max(0, self._count - self._capacity + 1), self._count)
+        self._count = kept.stop - kept.start
+        room = min(self._capacity, max(8, 2 * self._count)) - self._count
+        self._states, self._actions, self._outcomes = (
+            np.concatenate([rows[kept], np.zeros((room, *rows.shape[1:]))])
+            for rows in (self._states, self._actions, self._outcomes)
+        )
 
     def sample(self, rng: np.random.Generator, count: int, attention: Array) -> Batch:
         """Transitions drawn with replacement, steps uniformly.
@@ -87,23 +99,24 @@ class EpisodeReplay:
     @property
     def states(self) -> Array:
         """(episodes, steps, state_size), oldest first."""
-        return self._states
+        return self._states[: self._count]
 
     @property
     def actions(self) -> Array:
         """(episodes, steps, ...) executed actions, oldest first."""
-        return self._actions
+        return self._actions[: self._count]
 
     @property
     def outcomes(self) -> Array:
         """(episodes, n_outcomes), oldest first."""
-        return self._outcomes
+        return self._outcomes[: self._count]
 
     def state_dict(self) -> dict[str, Array]:
         """Everything stored."""
-        return {"states": self._states, "actions": self._actions, "outcomes": self._outcomes}
+        kept = {"states": self.states, "actions": self.actions, "outcomes": self.outcomes}
+        return {name: rows.copy() for name, rows in kept.items()}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
         """Hold just this."""
         self._states, self._actions = state["states"], state["actions"]
-        self._outcomes = state["outcomes"]
+        self._outcomes, self._count = state["outcomes"], len(state["actions"])
