@@ -133,6 +133,13 @@ class ActorCritic:
         actions: Array = torch.sigmoid(self._actor(tensor(states))).numpy().astype(np.float64)
         return actions
 
+    @torch.no_grad()
+    def values(self, states: Array, actions: Array) -> Array:
+        """(n,) the first critic's values of (n, action_size) actions."""
+        pairs = torch.cat([tensor(states), tensor(actions)], 1)
+        values: Array = self._critics[0](pairs)[:, 0].numpy().astype(np.float64)
+        return values
+
     def update(self, batch: Transitions, rng: np.random.Generator) -> None:
         """One step of the critics and, when it is due, of actor and targets.
 

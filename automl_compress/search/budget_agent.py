@@ -49,7 +49,7 @@ from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Kind, Policy
 
 WARM_UP: Final = 30
-UPDATES_PER_EPISODE: Final = 10
+UPDATES_PER_EPISODE: Final = 5
 BATCH: Final = 128
 NOISE: Final = Noise(first=0.5, decay=0.98, floor=0.1)
 LEARNING: Final = Learning()
@@ -180,8 +180,7 @@ class BudgetAgent(Strategy):
                 wanted = self.rng.random(1)
             else:
                 state = np.append(self._mdp.state(step, executed), self._seen_share(share))
-                mean = float(self._learner.act(state)[0])
-                wanted = np.array([truncated_normal(self.rng, mean, spread)])
+                wanted = truncated_normal(self.rng, self._learner.act(state), np.full(1, spread))
             levels[step] = self._mdp.execute(step, wanted)[0][0]
             if self._meet == "clamp":
                 levels[step] = self._budget.clamp(levels, step, share)

@@ -29,11 +29,12 @@ Deviations from the papers:
    (Ecoffet et al. 2021, first return, then explore): with a hundred genes, one noisy decision
    in each ruins every network.
 7. Episodes that ended in a useful network are learnt from more often than ruined ones.
+8. Of some walks the one of largest predicted gain is evaluated (`imagination`). What the critic
+   predicts of a walk is the mean of its values along it: all of them expect the same reward.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -45,23 +46,20 @@ from automl_compress.pareto import front_mask
 from automl_compress.search.actor_critic import ActorCritic, Learning, Transitions
 from automl_compress.search.actor_critic import twin as twin_of
 from automl_compress.search.exploration import Noise, truncated_normal
+from automl_compress.search.imagination import IMAGINED, Imagination
 from automl_compress.search.layer_mdp import LayerMDP
 from automl_compress.search.networks import one_thread
-from automl_compress.search.priors import (
-    Draw,
-    draw_new,
-    mildest,
-    scaled_indices,
-    stratified_mildness,
-)
+from automl_compress.search.priors import draw_new
+from automl_compress.search.record import Record
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.reward import attention, damped, outcome, rewards, scaled_costs
+from automl_compress.search.start import Start
 from automl_compress.search.strategy import TOLERATED, Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
 WARM_UP: Final = 30
 LEARNING: Final = Learning(own_return=0.5)
-UPDATES_PER_EPISODE: Final = 10
+UPDATES_PER_EPISODE: Final = 5
 BATCH: Final = 256
 NOISE: Final = Noise(first=0.30, decay=0.99, floor=0.08)
 CELLS: Final = 0.6  # least spread, in cells of the gene
@@ -69,7 +67,7 @@ RETURNING: Final = 0.8  # share of episodes that return to an evaluated policy
 DECIDED_ANEW: Final = (0.03, 0.3)  # bounds of the share of its genes that they decide anew
 PREFERENCE_SPREAD: Final = 0.5  # of preferred costs around a front's, in doublings
 OVERRUN: Final = 2.0  # useful losses of accuracy that doubling a preferred cost is worth
-HALVINGS: Final = 12
+HALVINGS: Final = 7
 
 Array = NDArray[np.float64]
 
@@ -92,11 +90,9 @@ class DDPG(Strategy):
         super().__init__(problem, seed)
         self._mdp = LayerMDP(problem, together)
         self._replay = EpisodeReplay(self._mdp.steps, self._mdp.state_size)
+        self._record = Record(problem)
         self._seen = Seen()
-        self._mildest = mildest(problem)
-        self._start = deque(
-            self._mildest * float(m) for m in stratified_mildness(self.rng, WARM_UP)
-        )
+        self._start = Start(problem, self.rng, WARM_UP)
         self._episodes = 0
         self._learner = ActorCritic(
             self._mdp.state_size + len(problem.objectives) - 1,
@@ -110,31 +106,38 @@ class DDPG(Strategy):
     def ask(self, count: int) -> list[Policy]:
         """Warm-up draws, then episodes; fewer when the space is exhausted."""
         asked = []
+        imagination = Imagination(self.problem, self._record, self._seen)
         for _ in range(count):
-            policy = self._warm_up() if self._start or not len(self._replay) else self._episode()
+            warming_up = self._start or not len(self._replay)
+            policy = self._start.draw(self._seen) if warming_up else self._episode(imagination)
             if policy is None:
                 break
             asked.append(policy)
         return asked
 
-    def _warm_up(self) -> Policy | None:
-        space = self.problem.space
-        mildness = (
-            self._start.popleft() if self._start else self._mildest * float(self.rng.random())
-        )
-        if not len(self._seen) and self._mildest == 1.0:
-            return self._new(lambda: space.sizes - 1)
-        return self._new(lambda: scaled_indices(space, self.rng, mildness))
-
-    def _episode(self) -> Policy | None:
-        """One walk under a preference of its own, until it is a policy nobody tried."""
+    def _episode(self, imagination: Imagination) -> Policy | None:
+        """The best of some walks, each under a preference of its own."""
         spread = NOISE.spread(self._episodes)
         self._episodes += 1
-        with one_thread():
-            return self._new(lambda: self._walk(self._draw_preference(), spread))
 
-    def _new(self, draw: Draw) -> Policy | None:
-        return draw_new(self.problem, self._seen, draw, self.rng)
+        with one_thread():
+            walks = self._walks(IMAGINED, spread)
+            if new := imagination.new([self.problem.space.decode(walk) for walk in walks]):
+                return imagination.choose(new, self._predicted(new))
+            return draw_new(self.problem, self._seen, lambda: self._walks(1, spread)[0], self.rng)
+
+    def _predicted(self, policies: Sequence[Policy]) -> Array:
+        """(n,) reward of each policy: the mean of what the critic expects at its decisions."""
+        space, steps = self.problem.space, self._mdp.steps
+        points = [space.to_unit(space.encode(policy)) for policy in policies]
+        costs = np.log2(np.maximum(self._record.shares(policies), 1e-6))
+        states = np.vstack([self._mdp.states(point) for point in points])
+        values = self._learner.values(
+            np.hstack([states, np.repeat(costs, steps, axis=0)]),
+            np.vstack([self._mdp.actions(point, self.rng) for point in points]),
+        )
+        expected: Array = values.reshape(len(policies), steps).mean(axis=1)
+        return expected
 
     def _draw_preference(self) -> Array:
         """(n_costs,) costs near those of an evaluated network on the useful front."""
@@ -146,10 +149,10 @@ class DDPG(Strategy):
         preferred: Array = chosen + PREFERENCE_SPREAD * self.rng.standard_normal(len(chosen))
         return preferred
 
-    def _anchor(self, preference: Array) -> tuple[Array | None, float]:
-        """The point to return to, and the share of it to decide anew; none for a free walk."""
+    def _anchor(self, preference: Array) -> tuple[Array, float]:
+        """The point to return to, and the share of it to decide anew: all in a free walk."""
         if self.rng.random() >= RETURNING:
-            return None, 1.0
+            return np.zeros(len(self.problem.space)), 1.0
         outcomes = self._replay.outcomes
         costs = scaled_costs(self.problem, outcomes)
         overrun = np.maximum(0.0, costs - preference).sum(axis=1)
@@ -158,23 +161,23 @@ class DDPG(Strategy):
         share = low * (high / low) ** self.rng.random()
         return self._mdp.point(self._replay.actions[best]), float(share)
 
-    def _walk(self, preference: Array, spread: float) -> Indices:
-        """One episode, shifted to the preferred costs."""
-        anchor, share = self._anchor(preference)
+    def _walks(self, count: int, spread: float) -> list[Indices]:
+        """Episodes side by side, each shifted to the costs it prefers."""
         cells = 1.0 / self.problem.space.sizes
-        wanted, executed = np.zeros(len(cells)), np.zeros(len(cells))
+        preferences = np.array([self._draw_preference() for _ in range(count)])
+        anchors, shares = zip(*(self._anchor(row) for row in preferences), strict=True)
+        returning = self.rng.random((self._mdp.steps, count)) >= np.array(shares)
+        near = np.array(anchors) + cells * (self.rng.random((count, len(cells))) - 0.5)
+        wanted, executed = np.zeros(near.shape), np.zeros(near.shape)
         for step in range(self._mdp.steps):
             genes = self._mdp.genes(step)
-            if anchor is not None and self.rng.random() >= share:
-                wanted[genes] = anchor[genes] + cells[genes] * (self.rng.random(len(genes)) - 0.5)
-            else:
-                state = np.concatenate([self._mdp.state(step, executed), preference])
-                means = self._mdp.wanted(step, self._learner.act(state))
-                for gene, mean in zip(genes, means, strict=True):
-                    least = CELLS * cells[gene]
-                    wanted[gene] = truncated_normal(self.rng, float(mean), max(spread, least))
-            executed[genes] = self._mdp.execute(step, wanted[genes])[1]
-        return self._shifted(wanted, preference)
+            states = np.hstack([self._mdp.state(step, executed), preferences])
+            means = self._mdp.wanted(step, self._learner.act(states))
+            drawn = truncated_normal(self.rng, means, np.maximum(spread, CELLS * cells[genes]))
+            wanted[:, genes] = np.where(returning[step][:, None], near[:, genes], drawn)
+            executed[:, genes] = self._mdp.execute(step, wanted[:, genes])[1]
+        pairs = zip(wanted, preferences, strict=True)
+        return [self._shifted(point, preference) for point, preference in pairs]
 
     def _shifted(self, wanted: Array, preference: Array) -> Indices:
         """The least compressed choices, all actions moved alike, within the preferred costs."""
@@ -194,12 +197,13 @@ class DDPG(Strategy):
 
     def skip_start(self) -> None:
         """Go on from what is told in place of warm-up draws."""
-        self._start.clear()
+        self._start.skip()
 
     # Learning.
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Put episodes into replay, whoever asked for them, and train on it."""
+        self._record.add(evaluations)
         for evaluation in evaluations:
             self._seen.add(evaluation.policy)
             point = self.problem.space.to_unit(self.problem.space.encode(evaluation.policy))
@@ -236,8 +240,9 @@ class DDPG(Strategy):
         return {
             "rng": self.rng.bit_generator.state,
             "seen": self._seen.state_dict(),
-            "start": list(self._start),
+            "start": self._start.state_dict(),
             "episodes": self._episodes,
+            "record": self._record.state_dict(),
             "replay": self._replay.state_dict(),
             "learner": self._learner.state_dict(),
         }
@@ -246,7 +251,8 @@ class DDPG(Strategy):
         """Go on exactly."""
         self.rng.bit_generator.state = state["rng"]
         self._seen.load_state_dict(state["seen"])
-        self._start = deque(state["start"])
+        self._start.load_state_dict(state["start"])
         self._episodes = state["episodes"]
+        self._record.load_state_dict(state["record"])
         self._replay.load_state_dict(state["replay"])
         self._learner.load_state_dict(state["learner"])

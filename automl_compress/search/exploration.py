@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Noise:
         return max(self.floor, self.first * self.decay**episodes)
 
 
-def truncated_normal(rng: np.random.Generator, mean: float, spread: float) -> float:
-    """A normal draw within [0, 1], by rejection."""
+def truncated_normal(rng: np.random.Generator, means: Array, spreads: Array) -> Array:
+    """Normal draws within [0, 1], by rejection, of the shape of (...) means and spreads."""
+    drawn = rng.normal(means, spreads)
     for _ in range(100):
-        value = float(rng.normal(mean, spread))
-        if 0.0 <= value <= 1.0:
-            return value
-    return min(1.0, max(0.0, mean))
+        outside = (drawn < 0.0) | (drawn > 1.0)
+        if not outside.any():
+            break
+        drawn[outside] = rng.normal(means, spreads)[outside]
+    return np.clip(drawn, 0.0, 1.0)

@@ -79,15 +79,22 @@ class LayerMDP:
             return [0]
         return [self._kinds.index(self._space.genes[gene].kind) for gene in self._steps[step]]
 
-    def state(self, step: int, point: Array) -> Array:
-        """(state_size,) state before a decision; reads the genes decided before it only."""
+    def state(self, step: int, points: Array) -> Array:
+        """(..., state_size) states before a decision, of (..., n_genes) points.
+
+        Only the genes decided before it are read.
+        """
         decided = self._order[: self._ends[step]]
-        saved = (1.0 - point[decided]) @ self._shares[: len(decided)]
+        saved = (1.0 - points[..., decided]) @ self._shares[: len(decided)]
         left = self._shares[len(decided) :].sum(axis=0)
-        previous = np.ones(self.action_size)
+        previous = np.ones((*points.shape[:-1], self.action_size))
         if step:
-            previous[self._slots(step - 1)] = point[self._steps[step - 1]]
-        return np.concatenate([self._static[step], saved, left, previous])
+            previous[..., self._slots(step - 1)] = points[..., self._steps[step - 1]]
+        static, left = (
+            np.broadcast_to(row, (*saved.shape[:-1], len(row)))
+            for row in (self._static[step], left)
+        )
+        return np.concatenate([static, saved, left, previous], axis=-1)
 
     def states(self, point: Array) -> Array:
         """(steps, state_size) all states of an episode that ends in a point."""
@@ -99,16 +106,16 @@ class LayerMDP:
             previous[step, self._slots(step - 1)] = point[self._steps[step - 1]]
         return np.hstack([self._static, saved, self._shares.sum(axis=0) - done, previous])
 
-    def wanted(self, step: int, action: Array) -> Array:
-        """(genes of the step,) what an action wants of each gene."""
-        return action[self._slots(step)]
+    def wanted(self, step: int, actions: Array) -> Array:
+        """(..., genes of the step) what (..., action_size) actions want of each gene."""
+        return actions[..., self._slots(step)]
 
     def execute(self, step: int, wanted: Array) -> tuple[Indices, Array]:
         """Decode what is wanted to choices.
 
         Args:
             step: which decision.
-            wanted: (genes of the step,) in [0, 1].
+            wanted: (..., genes of the step) in [0, 1].
 
         Returns:
             The chosen indices, and the executed coordinates: the centres of the choices.

@@ -14,7 +14,6 @@ Deviations from the paper:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,7 +21,8 @@ import numpy as np
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.archive import Archive
-from automl_compress.search.priors import draw_new, mildest, scaled_indices, stratified_mildness
+from automl_compress.search.priors import draw_new
+from automl_compress.search.start import Start
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
@@ -47,28 +47,18 @@ class LocalSearch(Strategy):
         self.batch = batch
         self._seen = Seen()
         self._archive = Archive(problem)
-        self._mildest = mildest(problem)
-        self._start = deque(self._mildest * float(m) for m in stratified_mildness(self.rng, start))
+        self._start = Start(problem, self.rng, start)
 
     def ask(self, count: int) -> list[Policy]:
         """Policies of the start, then neighbours; fewer when the space is exhausted."""
         asked: list[Policy] = []
         while len(asked) < count:
-            policy = self._first() if self._start or not len(self._archive) else self._neighbour()
+            starting = self._start or not len(self._archive)
+            policy = self._start.draw(self._seen) if starting else self._neighbour()
             if policy is None:
                 break
             asked.append(policy)
         return asked
-
-    def _first(self) -> Policy | None:
-        """A draw from the prior; the very first is the least compressed policy."""
-        space = self.problem.space
-        drawn = self._start.popleft() if self._start else self._mildest * float(self.rng.random())
-        if not len(self._seen) and self._mildest == 1.0:
-            return draw_new(self.problem, self._seen, lambda: space.sizes - 1, self.rng)
-        return draw_new(
-            self.problem, self._seen, lambda: scaled_indices(space, self.rng, drawn), self.rng
-        )
 
     def _neighbour(self) -> Policy | None:
         visits = self._archive.visits
@@ -100,14 +90,14 @@ class LocalSearch(Strategy):
 
     def skip_start(self) -> None:
         """Go on from what is told in place of a start of its own."""
-        self._start.clear()
+        self._start.skip()
 
     def state_dict(self) -> State:
         """Generator, start to come, front, and what was seen."""
         return {
             "rng": self.rng.bit_generator.state,
             "seen": self._seen.state_dict(),
-            "start": list(self._start),
+            "start": self._start.state_dict(),
             "archive": self._archive.state_dict(),
         }
 
@@ -115,5 +105,5 @@ class LocalSearch(Strategy):
         """Go on exactly."""
         self.rng.bit_generator.state = state["rng"]
         self._seen.load_state_dict(state["seen"])
-        self._start = deque(state["start"])
+        self._start.load_state_dict(state["start"])
         self._archive.load_state_dict(state["archive"])

@@ -19,11 +19,12 @@ The paper publishes no code. What it leaves open, and where this deviates:
 4. The first episodes are drawn by `priors.scaled_indices`. Most later ones follow the policy that
    has earned most under the preference, and only some agents decide anew; each of those explores
    by chance with a probability that decays, but not below a floor.
+5. Of some episodes the one of largest predicted gain is evaluated (`imagination`). What the team
+   expects at an iteration is the final reward and the costs still to be saved, which are known.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -32,17 +33,14 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.exploration import Noise
+from automl_compress.search.imagination import IMAGINED, Imagination
 from automl_compress.search.networks import one_thread
-from automl_compress.search.priors import (
-    Draw,
-    draw_new,
-    mildest,
-    scaled_indices,
-    stratified_mildness,
-)
+from automl_compress.search.priors import draw_new
 from automl_compress.search.pruning_game import PruningGame
+from automl_compress.search.record import Record
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.reward import attention, outcome, rewards, scaled_costs
+from automl_compress.search.start import Start
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.search.value_mixing import Mixing, TeamEpisodes, TeamLearner
 from automl_compress.space import Indices, Policy
@@ -77,11 +75,9 @@ class QMIX(Strategy):
         self._returning = returning
         self._game = PruningGame(problem)
         self._replay = EpisodeReplay(self._game.steps + 1, len(problem.objectives) - 1)
+        self._record = Record(problem)
         self._seen = Seen()
-        self._mildest = mildest(problem)
-        self._start = deque(
-            self._mildest * float(m) for m in stratified_mildness(self.rng, WARM_UP)
-        )
+        self._start = Start(problem, self.rng, WARM_UP)
         self._episodes = 0
         self._learner = TeamLearner(
             self._game.team,
@@ -94,31 +90,41 @@ class QMIX(Strategy):
     def ask(self, count: int) -> list[Policy]:
         """Warm-up draws, then episodes; fewer when the space is exhausted."""
         asked = []
+        imagination = Imagination(self.problem, self._record, self._seen)
         for _ in range(count):
-            policy = self._warm_up() if self._start or not len(self._replay) else self._episode()
+            warming_up = self._start or not len(self._replay)
+            policy = self._start.draw(self._seen) if warming_up else self._episode(imagination)
             if policy is None:
                 break
             asked.append(policy)
         return asked
 
-    def _warm_up(self) -> Policy | None:
-        space = self.problem.space
-        mildness = (
-            self._start.popleft() if self._start else self._mildest * float(self.rng.random())
-        )
-        if not len(self._seen) and self._mildest == 1.0:
-            return self._new(lambda: space.sizes - 1)
-        return self._new(lambda: scaled_indices(space, self.rng, mildness))
-
-    def _episode(self) -> Policy | None:
-        """One episode under a preference of its own, until it is a policy nobody tried."""
+    def _episode(self, imagination: Imagination) -> Policy | None:
+        """The best of some episodes, each under a preference of its own."""
         exploring = EXPLORING.spread(self._episodes)
         self._episodes += 1
-        with one_thread():
-            return self._new(lambda: self._play(self._draw_preferences(1)[0], exploring))
 
-    def _new(self, draw: Draw) -> Policy | None:
-        return draw_new(self.problem, self._seen, draw, self.rng)
+        def played() -> Indices:
+            return self._play(self._draw_preferences(1)[0], exploring)
+
+        with one_thread():
+            ends = [self.problem.space.decode(played()) for _ in range(IMAGINED)]
+            if new := imagination.new(ends):
+                return imagination.choose(new, self._predicted(new))
+            return draw_new(self.problem, self._seen, played, self.rng)
+
+    def _predicted(self, policies: Sequence[Policy]) -> Array:
+        """(n,) final reward of each policy: what the team expects, less the costs it will save."""
+        levels = np.array([self._game.path(self.problem.space.encode(p)) for p in policies])
+        episodes = self._game.episodes(
+            levels=levels,
+            costs=np.array([[self._game.costs(row) for row in rows] for rows in levels]),
+            final=np.zeros(len(policies)),
+            preferences=self._draw_preferences(len(policies)),
+        )
+        saved = episodes.rewards[:, ::-1].cumsum(axis=1)[:, ::-1]  # from each iteration on
+        expected: Array = (self._learner.joint_values(episodes) - saved).mean(axis=1)
+        return expected
 
     def _draw_preferences(self, count: int) -> Array:
         """(count, n_costs) what halving each cost is worth, in useful losses of accuracy."""
@@ -161,12 +167,13 @@ class QMIX(Strategy):
 
     def skip_start(self) -> None:
         """Go on from what is told in place of warm-up draws."""
-        self._start.clear()
+        self._start.skip()
 
     # Learning.
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Put episodes into replay, whoever asked for them, and train on it."""
+        self._record.add(evaluations)
         for evaluation in evaluations:
             self._seen.add(evaluation.policy)
             levels = self._game.path(self.problem.space.encode(evaluation.policy))
@@ -197,8 +204,9 @@ class QMIX(Strategy):
         return {
             "rng": self.rng.bit_generator.state,
             "seen": self._seen.state_dict(),
-            "start": list(self._start),
+            "start": self._start.state_dict(),
             "episodes": self._episodes,
+            "record": self._record.state_dict(),
             "replay": self._replay.state_dict(),
             "learner": self._learner.state_dict(),
         }
@@ -207,7 +215,8 @@ class QMIX(Strategy):
         """Go on exactly."""
         self.rng.bit_generator.state = state["rng"]
         self._seen.load_state_dict(state["seen"])
-        self._start = deque(state["start"])
+        self._start.load_state_dict(state["start"])
         self._episodes = state["episodes"]
+        self._record.load_state_dict(state["record"])
         self._replay.load_state_dict(state["replay"])
         self._learner.load_state_dict(state["learner"])

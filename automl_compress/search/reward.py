@@ -36,6 +36,11 @@ def damped(steps_lost: float) -> float:
     return steps_lost if steps_lost <= 1 else 2.0 * float(np.sqrt(steps_lost)) - 1.0
 
 
+def undamped(damped_steps: float) -> float:
+    """The reverse of `damped`."""
+    return damped_steps if damped_steps <= 1 else ((damped_steps + 1.0) / 2.0) ** 2
+
+
 def attention(problem: Problem, outcomes: Array) -> Array:
     """(episodes,) how often each is learnt from: useful networks more than ruined ones."""
     lost = outcomes[:, problem.objectives.index("error")]

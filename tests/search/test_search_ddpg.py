@@ -238,3 +238,15 @@ def test_the_number_of_threads_is_left_alone_and_changes_nothing() -> None:
     finally:
         torch.set_num_threads(before)
     assert asked[0] == asked[1]
+
+
+def test_the_critic_tells_good_walks_from_bad_ones_of_equal_cost() -> None:
+    """That small networks lose more is easily learnt; here their bytes are taken out."""
+    strategy, _ = _told(75)
+    space, rng = NETWORK.space, np.random.default_rng(5)
+    policies = [space.decode(space.sample(rng)) for _ in range(150)]
+    predicted = strategy._predicted(policies)
+    sizes = np.log([NETWORK.costs(policy)["size_bytes"] for policy in policies])
+    harms = -np.log([NETWORK.accuracy(policy) for policy in policies])
+    left = [x - np.polyval(np.polyfit(sizes, x, 2), sizes) for x in (predicted, harms)]
+    assert np.corrcoef(left)[0, 1] < -0.25

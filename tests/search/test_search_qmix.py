@@ -110,3 +110,13 @@ def test_agents_alone_learn_what_a_preference_asks_for(monotonic: bool) -> None:
         for worth in (0.03, 2.0)
     ]
     assert sizes[1] < sizes[0] - 0.3
+
+
+def test_the_team_predicts_the_final_reward_of_policies() -> None:
+    strategy, estimator = QMIX(NETWORK.problem(), 0), ToyEstimator(NETWORK)
+    while len(strategy._replay) < 75:
+        strategy.tell([estimator.estimate(policy) for policy in strategy.ask(5)])
+    space, rng = NETWORK.space, np.random.default_rng(5)
+    policies = [space.decode(scaled_indices(space, rng, float(rng.random()))) for _ in range(80)]
+    accuracies = [NETWORK.accuracy(policy) for policy in policies]
+    assert np.corrcoef(strategy._predicted(policies), accuracies)[0, 1] > 0.6

@@ -1,0 +1,57 @@
+"""The first policies of a search that knows nothing yet."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from automl_compress.search.priors import draw_new, mildest, scaled_indices, stratified_mildness
+from automl_compress.search.strategy import Problem, Seen
+from automl_compress.space import Indices, Policy
+
+
+class Start:
+    """Draws by `priors.scaled_indices`, stratified over the mildness that constraints allow.
+
+    The very first is the least compressed policy, where it is allowed. Once the strata are used
+    up, draws go on at any mildness.
+
+    Args:
+        problem: what is searched.
+        rng: source of chance, the strategy's own.
+        count: strata.
+    """
+
+    def __init__(self, problem: Problem, rng: np.random.Generator, count: int) -> None:
+        self._problem = problem
+        self._rng = rng
+        self._mildest = mildest(problem)
+        self._left = deque(self._mildest * float(m) for m in stratified_mildness(rng, count))
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def draw(self, seen: Seen) -> Policy | None:
+        """The next policy, which nobody asked for; None when the space is exhausted."""
+        space = self._problem.space
+        mildness = self._left.popleft() if self._left else self._mildest * float(self._rng.random())
+
+        def drawn() -> Indices:
+            if not len(seen) and self._mildest == 1.0:
+                return space.sizes - 1
+            return scaled_indices(space, self._rng, mildness)
+
+        return draw_new(self._problem, seen, drawn, self._rng)
+
+    def skip(self) -> None:
+        """Leave the strata out."""
+        self._left.clear()
+
+    def state_dict(self) -> list[float]:
+        """Strata that are left."""
+        return list(self._left)
+
+    def load_state_dict(self, left: list[float]) -> None:
+        """Go on with just these."""
+        self._left = deque(left)
