@@ -166,12 +166,15 @@ def _add_replay(subparsers: Any) -> None:
         help="columns of metrics, such as accuracy=test_accuracy",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all curves")
+    parser.add_argument(
+        "--resume", action="store_true", help="race only whom the file of --json lacks"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
     parser.set_defaults(
         run=lambda a: run_replay(
             ReplayRequest(
                 *(a.table, a.strategies, a.seeds, a.budget, a.objectives, a.constraints),
-                *(a.columns, a.json, a.markdown),
+                *(a.columns, a.json, a.resume, a.markdown),
             )
         )
     )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LINE: Final = "scaled-random"
 """What strategies are tested against, when it takes part."""
+CURVES: Final = ("hypervolume", "accuracy")
+"""Curves of a contestant that the file holds."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class ReplayRequest:
         objectives: names; empty for all recorded.
         constraints: texts such as `macs <= 0.5x`.
         columns: `metric=column` texts.
-        json: file for the rows and all curves.
+        json: file for the rows and all curves, written after each strategy.
+        resume: contestants that the file holds already are not raced again.
         markdown: file for the table.
     """
 
@@ -42,6 +45,7 @@ class ReplayRequest:
     constraints: Sequence[str]
     columns: Sequence[str]
     json: Path | None
+    resume: bool
     markdown: Path | None
 
 
@@ -62,7 +66,8 @@ def run_replay(request: ReplayRequest) -> int:
         f"{', '.join(problem.objectives)}; {request.seeds} seeds, {request.budget} evaluations",
         flush=True,
     )
-    done = replay(table, problem, names, range(request.seeds), request.budget, _Progress())
+    race = _Race(request, table.identity, problem.objectives)
+    done = replay(table, problem, names, range(request.seeds), request.budget, race, race.done)
     curves, accuracy = (
         {name: np.stack([getattr(c, kind) for c in done if c.strategy == name]) for name in names}
         for kind in ("hypervolume", "accuracy")
@@ -79,7 +84,7 @@ def run_replay(request: ReplayRequest) -> int:
     if request.markdown:
         _write(request.markdown, result.to_markdown() + "\n")
     if request.json:
-        _write(request.json, _document(request, table.identity, problem.objectives, rows, done))
+        _write(request.json, race.document(rows))
     return 0
 
 
@@ -103,40 +108,88 @@ def _columns(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-class _Progress:
-    """A line for each strategy."""
+class _Race:
+    """What is done so far: a line printed and the file written for each strategy.
 
-    def __init__(self) -> None:
+    Args:
+        request: the words of the command.
+        identity: of the table.
+        objectives: names.
+
+    Raises:
+        InputError: the file to go on from is of another race.
+    """
+
+    def __init__(self, request: ReplayRequest, identity: str, objectives: Sequence[str]) -> None:
+        self._request = request
+        self._head = {
+            "version": 1,
+            "table": request.table.name,
+            "identity": identity,
+            "objectives": list(objectives),
+            "constraints": list(request.constraints),
+            "budget": request.budget,
+        }
         self._strategy = ""
+        self.done = self._before()
+
+    def _before(self) -> list[ReplayedContestant]:
+        """Contestants of the file to go on from."""
+        import numpy as np
+
+        from automl_compress.engine.replay import ReplayedContestant
+
+        path = self._request.json
+        if not self._request.resume:
+            return []
+        if path is None:
+            raise InputError("--resume must name the file to go on from; give it with --json")
+        if not path.exists():
+            return []
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            same = all(document[name] == value for name, value in self._head.items())
+            done = [
+                ReplayedContestant(
+                    strategy, int(seed), *(np.array(document[kind][name]) for kind in CURVES)
+                )
+                for name in document[CURVES[0]]
+                for strategy, _, seed in [name.rpartition("-")]
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as reason:
+            raise InputError(
+                f"--resume must go on from a replay's file, but '{path}' is none; give another"
+            ) from reason
+        if not same:
+            raise InputError(
+                f"--resume must go on with the same table, objectives, constraints and budget, "
+                f"but '{path}' has others; give another file"
+            )
+        return done
 
     def __call__(self, contestant: ReplayedContestant) -> None:
         if contestant.strategy != self._strategy:
+            if self._strategy and self._request.json:
+                _write(self._request.json, self.document([]))
             self._strategy = contestant.strategy
             print(f"racing {contestant.strategy} ...", flush=True)
+        self.done.append(contestant)
 
+    def document(self, rows: Sequence[dict[str, Any]]) -> str:
+        """The file's text.
 
-def _document(
-    request: ReplayRequest,
-    identity: str,
-    objectives: Sequence[str],
-    rows: Sequence[dict[str, Any]],
-    done: Sequence[ReplayedContestant],
-) -> str:
-    document = {
-        "version": 1,
-        "table": request.table.name,
-        "identity": identity,
-        "objectives": list(objectives),
-        "constraints": list(request.constraints),
-        "budget": request.budget,
-        "seeds": request.seeds,
-        "comparison": rows,
-        "hypervolume": {
-            f"{c.strategy}-{c.seed}": [round(float(share), 6) for share in c.hypervolume]
-            for c in done
-        },
-    }
-    return json.dumps(document, allow_nan=False) + "\n"
+        Args:
+            rows: of the comparison; none while the race is on.
+        """
+        curves = {
+            kind: {
+                f"{c.strategy}-{c.seed}": [round(float(x), 6) for x in getattr(c, kind)]
+                for c in self.done
+            }
+            for kind in CURVES
+        }
+        document = {**self._head, "seeds": self._request.seeds, "comparison": rows, **curves}
+        return json.dumps(document, allow_nan=False) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -73,6 +73,7 @@ def replay(
     seeds: Sequence[int],
     budget: int,
     listener: Callable[[ReplayedContestant], None],
+    known: Sequence[ReplayedContestant] = (),
 ) -> list[ReplayedContestant]:
     """Race strategies on a recorded table, one contestant after another.
 
@@ -86,6 +87,7 @@ def replay(
         seeds: one contestant per strategy and seed.
         budget: evaluations of each contestant.
         listener: hears of each contestant when it is done.
+        known: contestants of an earlier replay of the same problem and budget, not raced again.
 
     Raises:
         StudyError: a strategy is unknown.
@@ -93,9 +95,13 @@ def replay(
     for name in strategies:
         check_strategy(name)
     reference, whole = _scale(table, problem)
+    before = {(contestant.strategy, contestant.seed): contestant for contestant in known}
     done = []
     for strategy in strategies:
         for seed in seeds:
+            if (strategy, seed) in before:
+                done.append(before[strategy, seed])
+                continue
             told = _race(table, problem, ContestantRecord("replay", strategy, seed), budget)
             values = objective_values(told, problem.objectives)
             values[[problem.violation(e) > 0 for e in told]] = np.inf

@@ -42,6 +42,29 @@ def test_a_replay_prints_and_writes_its_table(
     assert json.loads(Path("out.json").read_text()) == document
 
 
+def test_a_replay_goes_on_with_whom_its_file_lacks(
+    table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["replay", table, "--columns", "accuracy=top1", "--seeds", "2", "--budget", "8"]
+    words += ["--json", "out.json", "--resume", "--strategies", "random"]
+    assert main(words) == 0
+    first = json.loads(Path("out.json").read_text())
+    capsys.readouterr()
+    assert main([*words, "nsga2"]) == 0
+    assert "racing random" not in capsys.readouterr().out
+    both = json.loads(Path("out.json").read_text())
+    for kind in ("hypervolume", "accuracy"):
+        assert set(both[kind]) == {f"{s}-{i}" for s in ("random", "nsga2") for i in range(2)}
+        assert both[kind]["random-1"] == first[kind]["random-1"]
+    assert main([*words[:-5], "--resume", "--strategies", "random"]) == 2
+    assert "with --json" in capsys.readouterr().err
+    assert main([*words, "--objectives", "error", "macs", "--constraints", "macs <= 0.5x"]) == 2
+    assert "has others" in capsys.readouterr().err
+    Path("out.json").write_text("[1]")
+    assert main(words) == 2
+    assert "is none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
