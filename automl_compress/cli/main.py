@@ -145,8 +145,10 @@ def _add_space(subparsers: Any) -> None:
 
 
 def _add_replay(subparsers: Any) -> None:
-    parser = subparsers.add_parser("replay", help="race strategies on a recorded table")
-    parser.add_argument("table", type=Path, metavar="TABLE", help=".csv or .parquet")
+    parser = subparsers.add_parser("replay", help="race strategies on a recorded table or a ledger")
+    parser.add_argument(
+        "table", type=Path, metavar="TABLE|DIR", help=".csv or .parquet, or the folder of a study"
+    )
     parser.add_argument(
         "--strategies", nargs="+", metavar="NAME", default=[], help="default: all registered"
     )

@@ -13,6 +13,8 @@ from automl_compress.search import strategy_names
 
 if TYPE_CHECKING:
     from automl_compress.engine.replay import ReplayedContestant
+    from automl_compress.evaluate.recorded import Simulation
+    from automl_compress.search import Problem
 
 LINE: Final = "scaled-random"
 """What strategies are tested against, when it takes part."""
@@ -25,7 +27,7 @@ class ReplayRequest:
     """The words of the command.
 
     Args:
-        table: the recorded table.
+        table: the recorded table, or a study's folder.
         strategies: registered names; empty for all.
         seeds: how many, from 0.
         budget: evaluations of each contestant.
@@ -53,19 +55,20 @@ def run_replay(request: ReplayRequest) -> int:
     """Race, print the table, write the files asked for."""
     import numpy as np
 
-    from automl_compress.engine.replay import replay, table_problem
-    from automl_compress.evaluate.recorded import read_table
+    from automl_compress.engine.replay import replay
     from automl_compress.report import compare_curves, curves_table
 
     _check(request)
-    table = read_table(request.table, _columns(request.columns))
-    problem = table_problem(table, request.objectives, request.constraints)
+    table, problem = _read(request)
     names = tuple(request.strategies) or strategy_names()
     print(
-        f"{request.table.name}: {table.space.cardinality} policies of {len(table.space)} genes; "
-        f"{', '.join(problem.objectives)}; {request.seeds} seeds, {request.budget} evaluations",
+        f"{request.table.name}: {table.space.cardinality:.6g} policies of {len(table.space)} "
+        f"genes; {', '.join(problem.objectives)}; {request.seeds} seeds, {request.budget} "
+        "evaluations",
         flush=True,
     )
+    if table.note:
+        print(table.note, flush=True)
     race = _Race(request, table.identity, problem.objectives)
     done = replay(table, problem, names, range(request.seeds), request.budget, race, race.done)
     curves, accuracy = (
@@ -76,16 +79,38 @@ def run_replay(request: ReplayRequest) -> int:
     points = sorted({max(1, request.budget // 4), max(1, request.budget // 2), request.budget})
     rows = compare_curves(curves, accuracy, points, line)
     caption = (
-        f"Hypervolume as a share of the exact front's, mean ± standard deviation of "
+        f"{table.scored_by}, mean ± standard deviation of "
         f"{request.seeds} seeds; p: Mann-Whitney, Holm-corrected; {', '.join(problem.objectives)}"
-    )
+    ) + (f". {table.note}" if table.note else "")
     result = curves_table(rows, line, caption)
     print(result.to_text())
     if request.markdown:
-        _write(request.markdown, result.to_markdown() + "\n")
+        write_file(request.markdown, result.to_markdown() + "\n")
     if request.json:
-        _write(request.json, race.document(rows))
+        write_file(request.json, race.document(rows))
     return 0
+
+
+def _read(request: ReplayRequest) -> tuple[Simulation, Problem]:
+    """The table, or the surrogate of a study's ledger, and the problem it poses."""
+    from automl_compress.engine.ledger_surrogate import LedgerSurrogate
+    from automl_compress.engine.replay import table_problem
+    from automl_compress.evaluate.recorded import read_table
+    from automl_compress.ledger import StudyResult
+
+    if not request.table.is_dir():
+        table = read_table(request.table, read_columns(request.columns))
+        return table, table_problem(table, request.objectives, request.constraints)
+    if request.columns:
+        raise InputError("--columns must go with a table, but a study names its metrics; leave out")
+    result = StudyResult(request.table)
+    stated = [constraint.text for constraint in result.manifest.constraints]
+    surrogate = LedgerSurrogate(result)
+    return surrogate, table_problem(
+        surrogate,
+        request.objectives or result.manifest.objectives,
+        request.constraints or stated,
+    )
 
 
 def _check(request: ReplayRequest) -> None:
@@ -98,7 +123,12 @@ def _check(request: ReplayRequest) -> None:
         )
 
 
-def _columns(texts: Sequence[str]) -> dict[str, str]:
+def read_columns(texts: Sequence[str]) -> dict[str, str]:
+    """Column by metric, of `metric=column` texts.
+
+    Raises:
+        InputError: one has another form.
+    """
     found = {}
     for text in texts:
         metric, equals, column = text.partition("=")
@@ -170,7 +200,7 @@ class _Race:
     def __call__(self, contestant: ReplayedContestant) -> None:
         if contestant.strategy != self._strategy:
             if self._strategy and self._request.json:
-                _write(self._request.json, self.document([]))
+                write_file(self._request.json, self.document([]))
             self._strategy = contestant.strategy
             print(f"racing {contestant.strategy} ...", flush=True)
         self.done.append(contestant)
@@ -192,7 +222,12 @@ class _Race:
         return json.dumps(document, allow_nan=False) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
+    """Write what a command was asked to write.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as reason:

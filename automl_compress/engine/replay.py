@@ -1,4 +1,4 @@
-"""Races on a recorded table: no network, no ledger, no Ray."""
+"""Races on what was recorded: no network, no ledger, no Ray."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from automl_compress.engine.contestant import Contestant
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import Constraint, Evaluation, check_objectives, objective_values
 from automl_compress.evaluate.estimator import answer
-from automl_compress.evaluate.recorded import RecordedEstimator
+from automl_compress.evaluate.recorded import Simulation
 from automl_compress.ledger import ContestantRecord
-from automl_compress.pareto import Reference
 from automl_compress.search import Problem, check_strategy
 
 
@@ -25,8 +24,8 @@ class ReplayedContestant:
     Args:
         strategy: registered name.
         seed: its seed.
-        hypervolume: (budget,) after each evaluation, as a share of the exact front's, in [0, 1].
-            Who exhausts the space earlier keeps the last value.
+        hypervolume: (budget,) after each evaluation, in [0, 1], by the table's `scale`. Who
+            exhausts the space earlier keeps the last value.
         accuracy: (budget,) best accuracy so far, in [0, 1]; 0 before the first that counts.
     """
 
@@ -37,14 +36,14 @@ class ReplayedContestant:
 
 
 def table_problem(
-    table: RecordedEstimator, objectives: Sequence[str] = (), constraints: Iterable[str] = ()
+    table: Simulation, objectives: Sequence[str] = (), constraints: Iterable[str] = ()
 ) -> Problem:
     """The problem a recorded table poses.
 
     Args:
-        table: the recorded space; its least compressed policy is the baseline.
+        table: the recorded space.
         objectives: names; empty for the error and every recorded cost.
-        constraints: texts such as `macs <= 0.5x`.
+        constraints: texts such as `macs <= 0.5x`, relative to the table's baseline.
 
     Raises:
         StudyError: an objective or the metric of a constraint is not recorded.
@@ -67,7 +66,7 @@ def table_problem(
 
 
 def replay(
-    table: RecordedEstimator,
+    table: Simulation,
     problem: Problem,
     strategies: Sequence[str],
     seeds: Sequence[int],
@@ -77,8 +76,8 @@ def replay(
 ) -> list[ReplayedContestant]:
     """Race strategies on a recorded table, one contestant after another.
 
-    The hypervolume is taken against the worst values in the table, and evaluations that break a
-    constraint count nothing.
+    The hypervolume is taken by the table's `scale`, and evaluations that break a constraint count
+    nothing.
 
     Args:
         table: the recorded space.
@@ -94,7 +93,7 @@ def replay(
     """
     for name in strategies:
         check_strategy(name)
-    reference, whole = _scale(table, problem)
+    reference, whole = table.scale(problem.objectives, problem.constraints)
     before = {(contestant.strategy, contestant.seed): contestant for contestant in known}
     done = []
     for strategy in strategies:
@@ -118,27 +117,8 @@ def replay(
     return done
 
 
-def _scale(table: RecordedEstimator, problem: Problem) -> tuple[Reference, float]:
-    """The worst values of the table, and the share of their box that its exact front dominates.
-
-    Raises:
-        StudyError: no policy meets the constraints.
-    """
-    values = table.values(problem.objectives)
-    reference = Reference(values.max(axis=0))
-    for limit in problem.constraints:
-        values[table.values([limit.metric])[:, 0] > limit.limit] = np.inf
-    whole = reference.share(values)
-    if not whole:
-        texts = ", ".join(limit.text for limit in problem.constraints)
-        raise StudyError(
-            f"constraints must leave policies, but none of the table meets {texts}; loosen them"
-        )
-    return reference, whole
-
-
 def _race(
-    table: RecordedEstimator, problem: Problem, record: ContestantRecord, budget: int
+    table: Simulation, problem: Problem, record: ContestantRecord, budget: int
 ) -> list[Evaluation]:
     """All a contestant is told until its budget is spent or the space exhausted."""
     contestant = Contestant(record, problem, budget)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from automl_compress.errors import EstimateError, StudyError
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import COSTS, Evaluation
+from automl_compress.evaluate.objectives import Constraint
+from automl_compress.pareto import Reference
 from automl_compress.settings import one_line, suggestion
 from automl_compress.space import Gene, Policy, SearchSpace
 from automl_compress.space.genes import KINDS, Kind
@@ -26,7 +29,41 @@ METRICS: Final = ("accuracy", *COSTS)
 """Metrics a table may record."""
 
 
-class RecordedEstimator(Estimator):
+class Simulation(Estimator):
+    """Answers for every policy of a space without a network, costs included."""
+
+    space: SearchSpace
+    scored_by: str
+    """What hypervolumes are measured by, for captions."""
+    note: str = ""
+    """What is to be said of the answers, likewise."""
+
+    @property
+    @abstractmethod
+    def baseline(self) -> dict[str, float]:
+        """Minimised metrics of the uncompressed network."""
+
+    @property
+    @abstractmethod
+    def recorded(self) -> tuple[str, ...]:
+        """Names of the metrics that can be minimised."""
+
+    @abstractmethod
+    def costs(self, policy: Policy) -> dict[str, float]:
+        """The costs of a policy by name."""
+
+    @abstractmethod
+    def scale(
+        self, objectives: Sequence[str], constraints: Sequence[Constraint]
+    ) -> tuple[Reference, float]:
+        """A reference, and the share of its box that counts as 1.
+
+        Raises:
+            StudyError: no policy meets the constraints.
+        """
+
+
+class RecordedEstimator(Simulation):
     """Answers from a table that holds every policy of a space once.
 
     Args:
@@ -34,6 +71,8 @@ class RecordedEstimator(Estimator):
         metrics: by name, accuracy in [0, 1] among them: (size of the first gene, ..., size of
             the last) values at the indices of each policy.
     """
+
+    scored_by = "Hypervolume as a share of the exact front's"
 
     def __init__(self, space: SearchSpace, metrics: Mapping[str, NDArray[np.float64]]) -> None:
         self.space = space
@@ -70,6 +109,22 @@ class RecordedEstimator(Estimator):
     def recorded(self) -> tuple[str, ...]:
         """Names of the metrics that can be minimised."""
         return ("error", *(name for name in COSTS if name in self._metrics))
+
+    def scale(
+        self, objectives: Sequence[str], constraints: Sequence[Constraint]
+    ) -> tuple[Reference, float]:
+        """The worst values of the table, and the share that its exact front dominates."""
+        values = self.values(objectives)
+        reference = Reference(values.max(axis=0))
+        for limit in constraints:
+            values[self.values([limit.metric])[:, 0] > limit.limit] = np.inf
+        whole = reference.share(values)
+        if not whole:
+            texts = ", ".join(limit.text for limit in constraints)
+            raise StudyError(
+                f"constraints must leave policies, but none of the table meets {texts}; loosen them"
+            )
+        return reference, whole
 
     def values(self, objectives: Iterable[str]) -> NDArray[np.float64]:
         """(n_policies, n_objectives) minimised values of the whole space.

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from automl_compress.cli import main
+from automl_compress.engine.ledger_surrogate import LEAST, LedgerSurrogate, _kendall_tau
+from automl_compress.engine.replay import replay, table_problem
+from automl_compress.errors import StudyError
+from automl_compress.ledger import LEDGER, ContestantRecord, Ledger, Manifest, Place, StudyResult
+from automl_compress.search.priors import scaled_indices
+from automl_compress.testing import ToyEstimator, ToyNetwork
+
+NETWORK = ToyNetwork(layers=4)
+SPACE = NETWORK.space
+BASELINE = {**{n: v for n, v in NETWORK.baseline.items() if n != "error"}, "accuracy": 0.94}
+ONE = ContestantRecord("scaled-random-0", "scaled-random", 0)
+MANIFEST = Manifest(
+    study="toy", status="finished", config={}, fingerprint="f",
+    objectives=("error", "size_bytes", "macs"), constraints=(), budget=200, estimator="e",
+    test_estimator="t", baseline=BASELINE, test_baseline=BASELINE, contestants=(ONE,),
+    space=SPACE.to_dict(),
+)  # fmt: skip
+
+
+def _write(folder: Path, count: int, failing: float = 0.1) -> Path:
+    """A study of the toy's network: scaled random policies, some of them failed."""
+    rng, estimator = np.random.default_rng(0), ToyEstimator(NETWORK, failing=failing)
+    drawn = dict.fromkeys(
+        SPACE.decode(scaled_indices(SPACE, rng, float(rng.random()))) for _ in range(count)
+    )
+    folder.mkdir()
+    MANIFEST.write(folder)
+    with Ledger(folder / LEDGER) as ledger:
+        for position, policy in enumerate(drawn):
+            place, told = Place(ONE.name, position, position), estimator.estimate(policy)
+            told = replace(told, estimator="e")
+            ledger.add(told, place)
+            ledger.charge([place], [told])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("studies") / "toy", 220)
+
+
+def test_a_surrogate_is_near_the_truth_and_says_how_near(folder: Path) -> None:
+    surrogate = LedgerSurrogate(StudyResult(folder))
+    rng = np.random.default_rng(1)
+    new = [SPACE.decode(scaled_indices(SPACE, rng, float(rng.random()))) for _ in range(100)]
+    found = [surrogate.estimate(policy) for policy in new]
+    new, found = zip(*((p, e) for p, e in zip(new, found, strict=True) if e.ok), strict=True)
+    assert len(new) > 85
+    truth = np.array([NETWORK.accuracy(policy) for policy in new])
+    predicted = np.array([evaluation.metrics["accuracy"] for evaluation in found])
+    r2 = 1 - ((predicted - truth) ** 2).mean() / truth.var()
+    assert r2 > 0.95
+    assert surrogate.quality.r2 == pytest.approx(r2, abs=0.04)
+    assert surrogate.quality.kendall_tau == pytest.approx(_kendall_tau(predicted, truth), abs=0.04)
+    for name in ("size_bytes", "macs", "params", "bitops"):
+        costs = np.array([NETWORK.costs(policy)[name] for policy in new])
+        missed = np.median(np.abs([e.metrics[name] for e in found] / costs - 1))
+        assert missed < 0.02
+        assert surrogate.quality.cost_error[name] == pytest.approx(missed, abs=0.01)
+
+
+def test_answers_are_pure_and_costs_are_those_of_the_evaluation(folder: Path) -> None:
+    one, other = (LedgerSurrogate(StudyResult(folder)) for _ in range(2))
+    assert one.identity == other.identity
+    policy = SPACE.decode(SPACE.sizes // 2)
+    other.costs(SPACE.largest)
+    assert one.estimate(policy) == other.estimate(policy)
+    found = one.estimate(policy).metrics
+    assert one.costs(policy) == {name: found[name] for name in one.recorded[1:]}
+
+
+def test_strategies_rank_on_a_surrogate_as_on_the_truth(folder: Path) -> None:
+    surrogate = LedgerSurrogate(StudyResult(folder))
+    problem = table_problem(surrogate, ("error", "size_bytes"))
+    done = replay(surrogate, problem, ["random", "knapsack"], [0, 1], 40, lambda _: None)
+    last = {c.strategy: c.hypervolume[-1] for c in done}
+    assert 0 <= last["random"] < last["knapsack"] < 1
+
+
+def test_what_is_far_from_all_evaluations_has_no_answer(folder: Path) -> None:
+    surrogate, study = LedgerSurrogate(StudyResult(folder)), StudyResult(folder)
+    told = [charge.evaluation for charge in study.charges(ONE.name)]
+    assert all(surrogate.estimate(evaluation.policy).ok for evaluation in told if evaluation.ok)
+    mixed = SPACE.decode(np.where(np.arange(len(SPACE)) % 2, 0, SPACE.sizes - 1))
+    answer = surrogate.estimate(mixed)  # half the genes at one end, half at the other
+    assert not answer.ok
+    assert "from all evaluated policies" in answer.reason
+
+
+def test_constraints_that_no_evaluation_meets_are_refused(folder: Path) -> None:
+    surrogate = LedgerSurrogate(StudyResult(folder))
+    for text, met in (("macs <= 0.5x", True), ("macs <= 0.0001x", False)):
+        problem = table_problem(surrogate, (), [text])
+        if met:
+            assert surrogate.scale(problem.objectives, problem.constraints)[1] == 1
+        else:
+            with pytest.raises(StudyError, match="none of the ledger meets macs"):
+                surrogate.scale(problem.objectives, problem.constraints)
+
+
+def test_small_ledgers_are_refused(tmp_path: Path) -> None:
+    study = StudyResult(_write(tmp_path / "small", LEAST - 1, failing=0.0))
+    with pytest.raises(StudyError, match=f"at least {LEAST} evaluations that worked"):
+        LedgerSurrogate(study)
+
+
+def test_kendall_by_hand() -> None:
+    assert _kendall_tau(np.arange(4.0), np.array([0.0, 1.0, 3.0, 2.0])) == pytest.approx(4 / 6)
+    tied = _kendall_tau(np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 2.0]))
+    assert tied == pytest.approx(2 / np.sqrt(2 * 3))
+    assert _kendall_tau(np.zeros(3), np.arange(3.0)) == 0
+
+
+def test_the_command_replays_a_study_and_labels_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "out.md"
+    words = ["replay", str(folder), "--strategies", "random", "--seeds", "2", "--budget", "8"]
+    assert main([*words, "--markdown", str(table)]) == 0
+    printed = capsys.readouterr().out
+    assert "error, size_bytes, macs" in printed
+    for text in (printed, table.read_text()):
+        assert "Simulated on a surrogate of the ledger" in text
+        assert "Kendall's tau" in text
+    assert main([*words, "--columns", "accuracy=top1"]) == 2
+    assert "--columns must go with a table" in capsys.readouterr().err
+    assert main(["replay", str(tmp_path)]) == 2
+    assert "run.json" in capsys.readouterr().err
