@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from automl_compress.cli.bench_ablation import add_ablation
 from automl_compress.cli.bench_latency import LatencyRequest, run_bench_latency
 from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
@@ -44,6 +45,7 @@ def add_bench(subparsers: Any) -> None:
     strategies.set_defaults(
         run=lambda a: bench_strategies(a.strategies, a.genes, a.evaluations, a.json)
     )
+    add_ablation(benches)
     coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
     coverage.add_argument(
         "-o", "--output", type=Path, default=Path("results/coverage"), metavar="DIR"

@@ -1,0 +1,112 @@
+"""What each part of `hybrid` contributes: races with one part switched off at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.evaluate import objective_values, references
+from automl_compress.evaluate.estimator import Estimator, answer
+from automl_compress.evaluate.recorded import RecordedEstimator
+from automl_compress.pareto import Reference
+from automl_compress.search import Problem
+from automl_compress.search.hybrid import MEMBERS, Hybrid
+from automl_compress.search.strategy import Strategy
+from automl_compress.testing import ToyEstimator, ToyNetwork
+
+Array = NDArray[np.float64]
+
+WHOLE: Final = "hybrid"
+PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    WHOLE: {},
+    "without screening": {"screening": False},
+    "without sharing": {"sharing": False},
+    "without the bandit": {"bandit": False},
+    "without the common start": {"start": None},
+    **{
+        f"without {name}": {"members": tuple(member for member in MEMBERS if member != name)}
+        for name in MEMBERS
+    },
+}
+"""Settings of `Hybrid` by what is switched off. Without `knapsack` the start is still its."""
+TOY: Final = ToyNetwork(layers=45, channels=(4, 6, 8, 10, 12, 14, 16), harm=8.0)
+"""A chain whose layers' harms add up, of 90 genes."""
+
+
+class Landscape:
+    """A problem, who answers, and what hypervolume counts.
+
+    Args:
+        problem: what is searched.
+        estimator: answers.
+        reference: of the hypervolume.
+        whole: share of the reference's box that counts as 1.
+    """
+
+    def __init__(
+        self, problem: Problem, estimator: Estimator, reference: Reference, whole: float
+    ) -> None:
+        self.problem = problem
+        self._estimator = estimator
+        self._reference = reference
+        self._whole = whole
+
+    @classmethod
+    def of_table(cls, table: RecordedEstimator, problem: Problem) -> Landscape:
+        """A recorded table: hypervolume as a share of its exact front's."""
+        return cls(problem, table, *table.scale(problem.objectives, problem.constraints))
+
+    @classmethod
+    def of_toy(cls, network: ToyNetwork = TOY) -> Landscape:
+        """A toy: useful hypervolume of error, bytes and multiply-accumulates."""
+        problem = network.problem()
+        _, useful = references(problem.objectives, problem.baseline)
+        return cls(problem, ToyEstimator(network), useful, 1.0)
+
+    def race(self, strategy: Strategy, budget: int) -> Array:
+        """(2, budget) hypervolume and best accuracy after each evaluation.
+
+        Where the space ends earlier, their last values stay.
+        """
+        told = []
+        while len(told) < budget:
+            asked = strategy.ask(min(strategy.batch, budget - len(told)))
+            if not asked:
+                break
+            evaluations = [answer(self._estimator, policy) for policy in asked]
+            strategy.tell(evaluations)
+            told += evaluations
+        values = objective_values(told, self.problem.objectives)
+        errors = np.minimum(values[:, self.problem.objectives.index("error")], 1.0)
+        curves = np.stack(
+            [
+                self._reference.progress(values) / self._whole,
+                1.0 - np.minimum.accumulate(errors),
+            ]
+        )
+        return np.pad(curves, ((0, 0), (0, budget - len(told))), mode="edge")
+
+
+def ablate(
+    landscape: Landscape, seeds: int, budget: int, listener: Callable[[str], None]
+) -> dict[str, Array]:
+    """(2, seeds, budget) hypervolume and best accuracy of every variant of `PARTS`.
+
+    Args:
+        landscape: where they race.
+        seeds: how many, from 0; the same for all.
+        budget: evaluations of each.
+        listener: hears of each variant before it races.
+    """
+    curves = {}
+    for name, settings in PARTS.items():
+        listener(name)
+        strategies: Sequence[Strategy] = [
+            Hybrid(landscape.problem, seed, **settings) for seed in range(seeds)
+        ]
+        raced = [landscape.race(strategy, budget) for strategy in strategies]
+        curves[name] = np.stack(raced, axis=1)
+    return curves

@@ -1,0 +1,111 @@
+"""`automl-compress bench ablation`: what each part of `hybrid` contributes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automl_compress.cli.replay import read_columns, write_file
+from automl_compress.errors import InputError
+
+if TYPE_CHECKING:
+    from automl_compress.bench.ablation import Landscape
+
+
+@dataclass(frozen=True)
+class AblationRequest:
+    """The words of the command.
+
+    Args:
+        table: a recorded table; None for the toy.
+        objectives: names of a table's; empty for all recorded.
+        columns: `metric=column` texts.
+        seeds: how many, from 0.
+        budget: evaluations of each contestant.
+        json: file for the rows.
+        markdown: file for the table.
+    """
+
+    table: Path | None
+    objectives: Sequence[str]
+    columns: Sequence[str]
+    seeds: int
+    budget: int
+    json: Path | None
+    markdown: Path | None
+
+
+def add_ablation(benches: Any) -> None:
+    """Add the benchmark to a parser of benchmarks."""
+    parser = benches.add_parser("ablation", help="what each part of hybrid contributes")
+    parser.add_argument(
+        "table", type=Path, nargs="?", metavar="TABLE", help="default: an additive toy of 90 genes"
+    )
+    parser.add_argument(
+        "--objectives", nargs="+", metavar="NAME", default=[], help="default: all recorded"
+    )
+    parser.add_argument(
+        "--columns", nargs="+", metavar="METRIC=COLUMN", default=[], help="columns of metrics"
+    )
+    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
+    parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    parser.set_defaults(
+        run=lambda a: run_ablation(
+            AblationRequest(
+                *(a.table, a.objectives, a.columns, a.seeds, a.budget, a.json, a.markdown)
+            )
+        )
+    )
+
+
+def run_ablation(request: AblationRequest) -> int:
+    """Race all variants, print the table, write the files asked for."""
+    from automl_compress.bench.ablation import WHOLE, ablate
+    from automl_compress.report import compare_curves, curves_table
+
+    for name, number in (("--seeds", request.seeds), ("--budget", request.budget)):
+        if number < 1:
+            raise InputError(f"{name} must be at least 1, but is {number}; correct it")
+    landscape, where = _landscape(request)
+    curves = ablate(landscape, request.seeds, request.budget, _say)
+    points = sorted({max(1, request.budget // 4), max(1, request.budget // 2), request.budget})
+    rows = compare_curves(
+        {name: pair[0] for name, pair in curves.items()},
+        {name: pair[1] for name, pair in curves.items()},
+        points,
+        WHOLE,
+    )
+    caption = (
+        f"{where}, mean ± standard deviation of {request.seeds} seeds; p: Mann-Whitney, "
+        f"Holm-corrected; {', '.join(landscape.problem.objectives)}"
+    )
+    table = curves_table(rows, WHOLE, caption)
+    print(f"{caption}\n{table.to_text()}")
+    if request.markdown:
+        write_file(request.markdown, table.to_markdown() + "\n")
+    if request.json:
+        write_file(request.json, json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+def _say(name: str) -> None:
+    print(f"racing {name} ...", flush=True)
+
+
+def _landscape(request: AblationRequest) -> tuple[Landscape, str]:
+    """Where to race, and what hypervolumes are."""
+    from automl_compress.bench.ablation import TOY, Landscape
+    from automl_compress.engine.replay import table_problem
+    from automl_compress.evaluate.recorded import read_table
+
+    if request.table is None:
+        genes = len(TOY.space)
+        return Landscape.of_toy(), f"Useful hypervolume on an additive toy of {genes} genes"
+    table = read_table(request.table, read_columns(request.columns))
+    problem = table_problem(table, request.objectives)
+    return Landscape.of_table(table, problem), f"{request.table.name}: {table.scored_by}"
