@@ -18,7 +18,8 @@ from automl_compress.report import formats
 
 VERSION: Final = 1
 TRUSTED: Final = 0.7
-"""Kendall's tau with the trained accuracy below which a report warns."""
+"""Least Kendall's tau overall, and least Spearman's rho within bands, of an estimate that ranks as
+training does; below it a report warns."""
 SEARCH: Final = "search"
 TRAINED: Final = "trained"
 TITLES: Final[Mapping[str, str]] = {
@@ -65,8 +66,30 @@ class Audit:
     @property
     def trusted(self) -> bool:
         """Whether the search's estimate ranks as training does, overall and within bands."""
-        scopes = ("overall", "within_bands")
-        return all(self.correlation(SEARCH, scope, "kendall") >= TRUSTED for scope in scopes)
+        overall = self.correlation(SEARCH, "overall", "kendall")
+        within = self.correlation(SEARCH, "within_bands", "spearman")
+        return overall >= TRUSTED and within >= TRUSTED
+
+    def best_null(self, scope: str, measure: str) -> float:
+        """The highest correlation that a cost alone reaches; NaN where none can rank."""
+        found = [self.correlation(name, scope, measure) for name in NULLS]
+        return max((value for value in found if not math.isnan(value)), default=math.nan)
+
+    @property
+    def within_bands(self) -> tuple[float, float]:
+        """How far trained accuracies of one band scatter, and their standard error, as shares.
+
+        Where the first is not well above the second, nothing could rank them.
+        """
+        bands = np.array([policy["band"] for policy in self.policies])
+        trained = self.column(TRAINED)
+        groups = [trained[bands == band] for band in sorted(set(bands[bands > 0].tolist()))]
+        free = sum(len(group) - 1 for group in groups)
+        squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+        errors = np.array([p["accuracy_se"][TRAINED] for p in self.policies])[bands > 0]
+        if not free:
+            return math.nan, math.nan
+        return math.sqrt(squares / free), float(np.sqrt((errors**2).mean()))
 
     def column(self, name: str) -> NDArray[np.float64]:
         """(n,) accuracies of a rung, or a cost."""
@@ -118,19 +141,20 @@ def read_audit(folder: Path, fingerprint: str) -> Audit | None:
 
 
 def audit_verdict(audit: Audit) -> str:
-    """One sentence: whether the search's estimate can be trusted, and by how much it leads."""
-    overall, within = (
-        audit.correlation(SEARCH, scope, "kendall") for scope in ("overall", "within_bands")
+    """Whether the search's estimate can be trusted, and what costs alone reach."""
+    scopes = (("overall", "kendall"), ("within_bands", "spearman"))
+    overall, within = (number_text(audit.correlation(SEARCH, *scope)) for scope in scopes)
+    sizes = [number_text(audit.best_null(*scope)) for scope in scopes]
+    found = (
+        f"Kendall's tau is {overall} overall, and Spearman's rho within budget bands {within}; "
+        f"the best of the costs alone reaches {sizes[0]} and {sizes[1]}."
     )
-    taus = f"{number_text(overall)} overall and {number_text(within)} within budget bands"
     if audit.trusted:
-        return (
-            f"The search's estimate ranks policies as brief training does: Kendall's tau is {taus}."
-        )
+        return f"The search's estimate ranks policies as brief training does: {found}"
     return (
-        f"Warning: the search's estimate does not rank policies as brief training does. Kendall's "
-        f"tau is {taus}, and should be at least {TRUSTED:g}; raise estimate.images, change "
-        "estimate.repair, or add a rung that trains to the ladder."
+        f"Warning: the search's estimate does not rank policies as brief training does. {found} "
+        f"Both should be at least {TRUSTED:g}: raise estimate.images, change estimate.repair, or "
+        "add a rung that trains to the ladder."
     )
 
 
@@ -153,7 +177,10 @@ def audit_note(audit: Audit) -> str:
         "no help. Intervals are 95 %, by bootstrap over policies. Another draw of search and "
         "calibration images moves a search estimate by "
         f"{formats.points(audit.noise['measured'])} points (standard deviation); it states "
-        f"{formats.points(audit.noise['stated'])}."
+        f"{formats.points(audit.noise['stated'])}. Within bands, trained accuracies scatter by "
+        f"{formats.points(audit.within_bands[0])} points (standard deviation) with a standard "
+        f"error of {formats.points(audit.within_bands[1])}: where these are close, there is "
+        "nothing to rank."
     )
 
 

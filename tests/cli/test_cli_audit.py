@@ -117,11 +117,21 @@ def test_reports_warn_of_estimates_that_rank_otherwise(
     folder = _copy(finished, tmp_path)
     document = _document(folder)
     document["correlations"]["search"]["overall"]["kendall"]["value"] = 0.9
-    document["correlations"]["search"]["within_bands"]["kendall"]["value"] = tau
+    document["correlations"]["search"]["within_bands"]["spearman"]["value"] = tau
     (folder / "audit.json").write_text(json.dumps(document))
     write_report(folder)
     warned = "Warning: the search's estimate does not rank" in (folder / "report.md").read_text()
     assert warned == (tau < TRUSTED)
+
+
+def test_bands_whose_networks_are_alike_are_told(finished: Path) -> None:
+    policies = [p for p in _document(finished)["policies"] if p["band"]]
+    squares = []
+    for band in range(1, BANDS + 1):
+        trained = [p["accuracy"]["trained"] for p in policies if p["band"] == band]
+        squares += [(accuracy - np.mean(trained)) ** 2 for accuracy in trained]
+    scatter = np.sqrt(sum(squares) / (len(policies) - BANDS))
+    assert f"scatter by {100 * scatter:.2f} points" in (finished / "report.md").read_text()
 
 
 def test_a_stopped_audit_goes_on_and_ends_alike(
