@@ -72,7 +72,7 @@ class ClusterEngine:
         self._dispatcher = _RemoteDispatcher.options(scheduling_strategy=here).remote(
             str(race.ledger),
             [estimators],
-            race.search.identity,
+            {"": race.search.identity, **{n: e.identity for n, e in race.rungs.items()}},
             workers,
             settings.threads,
         )
@@ -333,7 +333,7 @@ class _Dispatcher:
         self,
         ledger: str,
         estimators: list[Any],
-        search: str,
+        identities: dict[str, str],
         workers: int,
         threads: int,
     ) -> None:
@@ -341,7 +341,7 @@ class _Dispatcher:
         self._scribe = _Scribe(ledger)
         self._finishing: set[asyncio.Task[None]] = set()
         self._estimators = estimators[0]
-        self._search = search
+        self._identities = identities
         self._threads = threads
         self._workers = [self._new_evaluator() for _ in range(workers)]
         self._serving: list[asyncio.Task[None]] = []
@@ -354,7 +354,9 @@ class _Dispatcher:
 
     async def answer(self, requests: list[Request]) -> tuple[list[Evaluation], int]:
         """Evaluations of one contestant's round, charged, and how many were hits."""
-        answers = await asyncio.gather(*(self._evaluation(r, self._search) for r in requests))
+        answers = await asyncio.gather(
+            *(self._evaluation(r, self._identities[r.rung]) for r in requests)
+        )
         evaluations = [evaluation for evaluation, _ in answers]
         places = [request.place for request in requests]
         await self._scribe.write(lambda ledger: ledger.charge(places, evaluations))

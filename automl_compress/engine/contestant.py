@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from automl_compress.errors import EngineError
 from automl_compress.evaluate import Evaluation, objective_values, references
 from automl_compress.ledger import ContestantRecord, Place
 from automl_compress.search import Problem, State, build_strategy
@@ -19,10 +20,17 @@ MILD_LOSS = 0.01
 
 @dataclass(frozen=True)
 class Request:
-    """One evaluation a contestant asks for."""
+    """One evaluation a contestant asks for.
+
+    Args:
+        place: who asks, and when.
+        policy: what is measured.
+        rung: by which rung; empty for the search's estimator.
+    """
 
     place: Place
     policy: Policy
+    rung: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,12 +83,40 @@ class Contestant:
 
     def next_round(self) -> list[Request]:
         """The next batch; empty when the budget is spent or the space exhausted."""
-        wanted = min(self._strategy.batch, self._budget - self._position)
+        requests = self._on_rungs()
+        position = self._position + sum(map(self._cost, requests))
+        wanted = min(self._strategy.batch, self._budget - position)
         policies = self._strategy.ask(wanted) if wanted > 0 else []
-        return [
-            Request(Place(self.record.name, self._position + offset, self._round), policy)
+        return requests + [
+            Request(Place(self.record.name, position + offset, self._round), policy)
             for offset, policy in enumerate(policies)
         ]
+
+    def _on_rungs(self) -> list[Request]:
+        """What the strategy wants to know from other rungs, as far as the budget allows.
+
+        Raises:
+            EngineError: it asks for a rung that is not offered.
+        """
+        requests: list[Request] = []
+        position = self._position
+        left = self._budget - position
+        for asked in self._strategy.ask_rungs(left) if left > 0 and self._problem.rungs else []:
+            if asked.rung not in self._problem.rungs:
+                raise EngineError(
+                    f"a strategy must ask for a rung of {', '.join(self._problem.rungs)}, but "
+                    f"'{self.record.strategy}' asks for '{asked.rung}'"
+                )
+            place = Place(self.record.name, position, self._round)
+            request = Request(place, asked.policy, asked.rung)
+            if position + self._cost(request) <= self._budget:
+                requests.append(request)
+                position += self._cost(request)
+        return requests
+
+    def _cost(self, request: Request) -> int:
+        """Evaluations of the budget that a request is charged."""
+        return self._problem.rungs[request.rung].cost if request.rung else 1
 
     def finish_round(self, evaluations: Sequence[Evaluation], hits: int) -> Standing:
         """Tell the strategy what it asked for.
@@ -90,9 +126,12 @@ class Contestant:
             hits: how many of them were made for someone else.
         """
         self._strategy.tell(evaluations)
-        self._position += len(evaluations)
+        costs = {offer.estimator: offer.cost for offer in self._problem.rungs.values()}
+        charged = sum(costs.get(evaluation.estimator, 1) for evaluation in evaluations)
+        self._position += charged
         self._round += 1
-        return self._score.add(evaluations, hits)
+        raced = [evaluation for evaluation in evaluations if evaluation.estimator not in costs]
+        return self._score.add(raced, charged, hits)
 
     def state_dict(self) -> State:
         """Everything needed to go on from the end of this round."""
@@ -121,11 +160,11 @@ class _Score:
         self._values = np.empty((0, len(problem.objectives)))
         self._counts = [0, 0, 0]  # done, hits, failed
 
-    def add(self, evaluations: Sequence[Evaluation], hits: int) -> Standing:
+    def add(self, evaluations: Sequence[Evaluation], charged: int, hits: int) -> Standing:
         allowed = [e for e in evaluations if e.ok and not self._problem.violation(e)]
         values = objective_values(allowed, self._problem.objectives)
         self._values = np.vstack([self._values, values])
-        self._counts[0] += len(evaluations)
+        self._counts[0] += charged
         self._counts[1] += hits
         self._counts[2] += sum(not e.ok for e in evaluations)
         done, all_hits, failed = self._counts

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from automl_compress.engine.contestant import Standing
+from automl_compress.engine.contestant import Request, Standing
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.ledger import ContestantRecord
 from automl_compress.search import Problem
@@ -60,6 +60,10 @@ class Race:
     budget: int
     ledger: Path
     rungs: Mapping[str, Estimator] = field(default_factory=dict)
+
+    def estimator(self, request: Request) -> Estimator:
+        """Who answers a contestant's request."""
+        return self.rungs[request.rung] if request.rung else self.search
 
     @property
     def measures(self) -> dict[str, Estimator]:

@@ -21,11 +21,12 @@ from automl_compress.engine.engine import Engine, Race
 from automl_compress.engine.rungs import RungSettings, best_fronts, places
 from automl_compress.errors import EngineError
 from automl_compress.evaluate import Evaluation, objective_values, references, violations
-from automl_compress.evaluate.estimator import Estimator, answer
+from automl_compress.evaluate.estimator import answer
 from automl_compress.evaluate.predictor import FEWEST, LearnedEstimator
 from automl_compress.evaluate.ranking import kendall, spearman
 from automl_compress.ledger import Ledger, Manifest, Place, RungRecord, StudyResult
 from automl_compress.pareto import front_mask, spread_subset
+from automl_compress.search import RungOffer
 from automl_compress.space import Policy
 
 PICKED_LOSSES: Final = (0.005, 0.01, 0.02)
@@ -172,14 +173,14 @@ def _measured(
     """Measure policies and the uncompressed network on a rung."""
     whole = Policy({})
     engine.measure([whole, *policies], rung.name)
-    identity = race.rungs[rung.name].identity
+    offer = race.problem.rungs[rung.name]
     with Ledger(race.ledger) as ledger:
-        baseline = ledger.find([whole.key], identity)[whole.key]
+        baseline = ledger.find([whole.key], offer.estimator)[whole.key]
     if not baseline.ok:
         raise EngineError(
             f"rung '{rung.name}' must measure the uncompressed network, but: {baseline.reason}"
         )
-    return rung_record(rung, identity, baseline.metrics)
+    return rung_record(rung, offer, baseline.metrics)
 
 
 def _predicted(
@@ -192,30 +193,37 @@ def _predicted(
         for position, policy in enumerate(policies):
             if policy.key not in known:
                 ledger.add(answer(learned, policy), Place(rung.name, position, 0))
-    return rung_record(rung, learned.identity, result.manifest.baseline)
+    return rung_record(rung, RungOffer(learned.identity, 0), result.manifest.baseline)
 
 
 def rung_record(
-    rung: RungSettings, identity: str, baseline: Mapping[str, float] | None = None
+    rung: RungSettings, offer: RungOffer, baseline: Mapping[str, float] | None = None
 ) -> RungRecord:
     """What a manifest says of a rung."""
-    return RungRecord(rung.name, identity, rung.keep, rung.to_dict(), dict(baseline or {}))
+    return RungRecord(
+        name=rung.name,
+        estimator=offer.estimator,
+        keep=rung.keep,
+        settings=rung.to_dict(),
+        cost=offer.cost,
+        baseline=dict(baseline or {}),
+    )
 
 
 def with_ladder(
-    manifest: Manifest, ladder: Sequence[RungSettings], rungs: Mapping[str, Estimator]
+    manifest: Manifest, ladder: Sequence[RungSettings], offers: Mapping[str, RungOffer]
 ) -> Manifest:
     """A manifest that states a ladder, which then is part of the study's fingerprint.
 
     Args:
         manifest: of a study that begins.
         ladder: its rungs; a study without any stays what it was.
-        rungs: their estimators by name, but for learned ones.
+        offers: what strategies may ask for, by name: all rungs but learned ones.
     """
     if not ladder:
         return manifest
-    identities = {name: estimator.identity for name, estimator in rungs.items()}
-    records = tuple(rung_record(rung, identities.get(rung.name, "")) for rung in ladder)
+    none = RungOffer("", 0)
+    records = tuple(rung_record(rung, offers.get(rung.name, none)) for rung in ladder)
     decisive = (manifest.fingerprint, [asdict(record) for record in records])
     fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
     return replace(manifest, fingerprint=fingerprint, rungs=records)

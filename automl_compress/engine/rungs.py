@@ -126,6 +126,29 @@ def build_rung(rung: RungSettings, workload: Workload, search: NetworkEstimator)
     return NetworkEstimator(workload, settings, shared)
 
 
+def rung_cost(rung: RungSettings, workload: Workload, search: NetworkEstimator) -> int:
+    """What one evaluation of a rung costs, in evaluations of the search, rounded up.
+
+    Counted in images that are passed through networks; a step of training passes its images
+    forward and backward, which is worth three passes, and once through the original where it
+    distils.
+
+    Args:
+        rung: not a learned one.
+        workload: the network and its data.
+        search: the search's estimator.
+    """
+    whole, settings = len(workload.splits.validation), search.settings
+    calibration = settings.calibration_images
+    unit = calibration + (whole if settings.images is None else settings.images)
+    passed = calibration + (whole if rung.images is None else rung.images)
+    if rung.train is not None:
+        recovery = rung.train.recovery
+        shown = rung.train.shown_images(workload.splits.train)
+        passed = calibration + whole + shown * (4 if recovery.distill else 3)
+    return max(1, math.ceil(passed / unit))
+
+
 def places(keeps: Sequence[float], finalists: int) -> list[int]:
     """How many policies each rung measures so that its shares leave the finalists.
 

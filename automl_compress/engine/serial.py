@@ -45,10 +45,12 @@ class SerialEngine:
         requests = contestant.next_round()
         if not requests:
             return False
-        known = self._ledger.find([r.policy.key for r in requests], self._race.search.identity)
-        evaluations = [self._answer(request, self._race.search) for request in requests]
+        estimators = [self._race.estimator(request) for request in requests]
+        asked = list(zip(requests, estimators, strict=True))
+        hits = sum(len(self._ledger.find([r.policy.key], e.identity)) for r, e in asked)
+        evaluations = [self._answer(request, estimator) for request, estimator in asked]
         self._ledger.charge([r.place for r in requests], evaluations)
-        listener(contestant.finish_round(evaluations, len(known)))
+        listener(contestant.finish_round(evaluations, hits))
         return True
 
     def _answer(self, request: Request, estimator: Estimator) -> Evaluation:

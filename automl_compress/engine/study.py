@@ -35,7 +35,7 @@ from automl_compress.engine.latency import (
 )
 from automl_compress.engine.promotion import climb, cross_validated, with_ladder
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
-from automl_compress.engine.rungs import build_rung
+from automl_compress.engine.rungs import build_rung, rung_cost
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.engine.statement import state_manifest
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
@@ -50,7 +50,7 @@ from automl_compress.ledger import (
     Manifest,
     StudyResult,
 )
-from automl_compress.search import Problem
+from automl_compress.search import Problem, RungOffer
 from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
 from automl_compress.workload import Workload
 
@@ -175,7 +175,7 @@ class Study:
                 folder / LEDGER,
                 prepared.rungs,
             )
-            unfinished = _unfinished(race, manifest.contestants)
+            unfinished = _unfinished(folder, race.budget)
             try:
                 with _engine(race, self.config, folder) as engine:
                     engine.run(unfinished, listener)
@@ -242,6 +242,16 @@ class Study:
             baseline, test_baseline = (_baseline(e) for e in (search, test))
         minimised = {name: baseline.minimised(name) for name in ("error", *_costs(baseline))}
         constraints = tuple(c.absolute(minimised) for c in config.constraints)
+        rungs = {
+            rung.name: build_rung(rung, workload, network)
+            for rung in config.ladder
+            if not rung.learned
+        }
+        offers = {
+            rung.name: RungOffer(rungs[rung.name].identity, rung_cost(rung, workload, network))
+            for rung in config.ladder
+            if not rung.learned
+        }
         problem = Problem(
             space=derived.space,
             objectives=config.objectives,
@@ -250,17 +260,13 @@ class Study:
             constraints=constraints,
             features=gene_features(derived.space, compressor.structure, compressor.cost),
             sensitivity=_sensitivity(config, workload, derived.space, compressor),
+            rungs=offers,
         )
         manifest = state_manifest(
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
         )
         manifest = replace(manifest, latency=latency)
-        rungs = {
-            rung.name: build_rung(rung, workload, network)
-            for rung in config.ladder
-            if not rung.learned
-        }
-        manifest = with_ladder(manifest, config.ladder, rungs)
+        manifest = with_ladder(manifest, config.ladder, offers)
         return _Prepared(
             manifest, problem, search, test, compressor, workload.example_input(), rungs
         )
@@ -350,10 +356,11 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _unfinished(race: Race, contestants: Sequence[ContestantRecord]) -> list[ContestantRecord]:
+def _unfinished(folder: Path, budget: int) -> list[ContestantRecord]:
     """Contestants that have budget left."""
-    with Ledger(race.ledger) as ledger:
-        return [c for c in contestants if len(ledger.charges(c.name)) < race.budget]
+    with Ledger(folder / LEDGER):
+        result = StudyResult(folder)
+    return [c for c in result.manifest.contestants if result.spent(c.name) < budget]
 
 
 @contextmanager

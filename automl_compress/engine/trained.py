@@ -66,6 +66,13 @@ class TrainSettings:
         steps = section.number("steps", int, cls.steps, low=FEWEST_STEPS)
         return cls(steps, RecoverySettings.from_section(section, BRIEF))
 
+    def shown_images(self, images: ImageSet) -> int:
+        """Training images that the steps go through, repeated ones counted again."""
+        training = self.recovery.training
+        if self.steps is not None:
+            return self.steps * min(training.batch, len(images))
+        return training.epochs * len(images)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {"steps": self.steps, **self.recovery.to_dict()}

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +66,8 @@ class RungRecord:
         estimator: identity of its estimator; empty while it is not known.
         keep: share of what it measured that went on.
         settings: what it measures by.
+        cost: evaluations of a contestant's budget that one of its evaluations is charged; 0 where
+            strategies cannot ask for it.
         baseline: metrics of the uncompressed network there; empty where it has none.
     """
 
@@ -73,6 +75,7 @@ class RungRecord:
     estimator: str
     keep: float
     settings: Mapping[str, Any]
+    cost: int = 0
     baseline: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -218,7 +221,12 @@ class StudyResult:
                 "give the folder a search wrote"
             )
         with Ledger(self.folder / LEDGER) as ledger:
-            self._charges = {c.name: ledger.charges(c.name) for c in self.manifest.contestants}
+            everything = {c.name: ledger.charges(c.name) for c in self.manifest.contestants}
+            self._spent = {name: self._units(charges) for name, charges in everything.items()}
+            self._charges = {
+                name: [c for c in charges if c.evaluation.estimator == self.manifest.estimator]
+                for name, charges in everything.items()
+            }
             self._tests = {
                 e.policy.key: e for e in ledger.evaluations(self.manifest.test_estimator)
             }
@@ -229,8 +237,23 @@ class StudyResult:
             }
             self._latencies = {e.policy.key: e for e in ledger.evaluations(measured)}
 
+    def _units(self, charges: Sequence[Charge]) -> int:
+        """Evaluations of the budget that charges come to."""
+        costs = {rung.estimator: rung.cost for rung in self.manifest.rungs if rung.cost}
+        return sum(costs.get(charge.evaluation.estimator, 1) for charge in charges)
+
+    def spent(self, contestant: str) -> int:
+        """Evaluations of its budget that a contestant was charged, those on other rungs too.
+
+        Raises:
+            KeyError: there is no such contestant.
+        """
+        return self._spent[contestant]
+
     def charges(self, contestant: str) -> list[Charge]:
-        """What a contestant was told, in the order it asked.
+        """What the search's estimator told a contestant, in the order it asked.
+
+        Positions leave room for what it asked other rungs for.
 
         Raises:
             KeyError: there is no such contestant.

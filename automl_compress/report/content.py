@@ -77,7 +77,7 @@ def _status(summary: Summary) -> str:
     manifest = summary.result.manifest
     counts = [number for group in summary.race for number in group.evaluations]
     made = f"{sum(counts):,} of {manifest.budget * len(counts):,} evaluations are made"
-    extra = len(summary.frame) - sum(counts)
+    extra = sum(sum(g.evaluations) for g in summary.strategies if not g.in_race)
     if extra:
         made += f", and {extra:,} for the reference"
     if manifest.status == "finished":

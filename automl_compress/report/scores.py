@@ -19,8 +19,8 @@ class ContestantScores:
 
     Args:
         record: the contestant.
-        values: (n_evaluations, n_objectives) minimised; rows of failed evaluations and of those
-            that break a constraint are inf.
+        values: (n_evaluations, n_objectives) minimised; rows of failed evaluations, of those that
+            break a constraint and of those charged for other rungs are inf.
         useful: (n_evaluations,) useful hypervolume in [0, 1], never falling.
         plain: (n_evaluations,) plain hypervolume in [0, 1], never falling.
         standard_errors: (n_evaluations,) of the accuracies, as shares; NaN where not known.
@@ -62,7 +62,11 @@ def contestant_scores(result: StudyResult) -> tuple[ContestantScores, ...]:
 def _scores(result: StudyResult, record: ContestantRecord) -> ContestantScores:
     manifest = result.manifest
     plain, useful = references(manifest.objectives, minimised_baseline(manifest))
-    told = [charge.evaluation for charge in result.charges(record.name)]
-    values = usable_values(told, manifest)
-    errors = np.array([evaluation.accuracy_se for evaluation in told])
+    charges = result.charges(record.name)
+    told = [charge.evaluation for charge in charges]
+    places = [charge.place.position for charge in charges]
+    values = np.full((result.spent(record.name), len(manifest.objectives)), np.inf)
+    values[places] = usable_values(told, manifest)
+    errors = np.full(len(values), np.nan)
+    errors[places] = [evaluation.accuracy_se for evaluation in told]
     return ContestantScores(record, values, useful.progress(values), plain.progress(values), errors)

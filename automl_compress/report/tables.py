@@ -342,9 +342,11 @@ def charges_table(summary: Summary) -> Table:
     for group in summary.ranking:
         frame = _rows_of(summary.frame, group)
         failed = int((frame["status"] == "failed").sum())
-        over = sum(int((~member.usable).sum()) for member in group.members) - failed
+        charged = sum(group.evaluations)
+        elsewhere = charged - len(frame)
+        over = sum(int((~m.usable).sum()) for m in group.members) - failed - elsewhere
         shared = int(frame["shared"].astype(bool).sum())
-        rows.append((group.label, f"{len(frame):,}", f"{shared:,}", f"{failed:,}", f"{over:,}"))
+        rows.append((group.label, f"{charged:,}", f"{shared:,}", f"{failed:,}", f"{over:,}"))
     return Table(
         "Evaluations by strategy, all seeds together",
         _columns("<strategy", "charged", "shared", "failed", "break a constraint"),

@@ -22,6 +22,28 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class RungOffer:
+    """A rung of the study's fidelity ladder that strategies may ask for while they race.
+
+    Args:
+        estimator: identity that evaluations of the rung bear when they are told.
+        cost: evaluations of the budget that one of them is charged, in proportion to the images
+            that are passed through networks, rounded up.
+    """
+
+    estimator: str
+    cost: int
+
+
+@dataclass(frozen=True)
+class OnRung:
+    """A policy that is to be measured on a rung, and not by the search's estimator."""
+
+    policy: Policy
+    rung: str
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a strategy may know: the space, the aims, and what costs can be computed.
 
@@ -37,6 +59,7 @@ class Problem:
             columns are the shares of bytes and multiply-accumulates it can save.
         sensitivity: (n_genes,) how sensitive the layer of each gene is, in [0, 1]: the share of
             its feature maps whose rank is low; empty when nobody measured it.
+        rungs: rungs that may be asked for, by name; empty where a study has no ladder.
     """
 
     space: SearchSpace
@@ -46,6 +69,7 @@ class Problem:
     constraints: tuple[Constraint, ...] = ()
     features: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     sensitivity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    rungs: Mapping[str, RungOffer] = field(default_factory=dict)
 
     def values(self, evaluation: Evaluation) -> NDArray[np.float64]:
         """(n_objectives,) minimised values, always finite.
@@ -111,6 +135,19 @@ class Strategy(ABC):
     @abstractmethod
     def ask(self, count: int) -> list[Policy]:
         """At most `count` policies to evaluate; fewer, or none, when the space is exhausted."""
+
+    def ask_rungs(self, budget: int) -> list[OnRung]:  # noqa: ARG002 - most ask for none
+        """Policies to measure on rungs of `problem.rungs` this round, before `ask` is called.
+
+        Each is charged its rung's cost; what exceeds the budget is left out. They are told with
+        the round's other evaluations, before them, and bear the estimator of their rung. They
+        count for nothing but what the strategy makes of them: the front holds what the search's
+        estimator measured.
+
+        Args:
+            budget: evaluations that are left.
+        """
+        return []
 
     @abstractmethod
     def tell(self, evaluations: Sequence[Evaluation]) -> None:

@@ -27,7 +27,14 @@ from typing import Any, Final
 import numpy as np
 
 from automl_compress.evaluate import Evaluation
-from automl_compress.search import Problem, State, Strategy, build_strategy, strategy_names
+from automl_compress.search import (
+    Problem,
+    RungOffer,
+    State,
+    Strategy,
+    build_strategy,
+    strategy_names,
+)
 from automl_compress.space import Policy
 from automl_compress.testing.toy import ToyEstimator, ToyNetwork
 
@@ -221,6 +228,22 @@ def check_foreign_evaluations(build: Builder) -> None:
 # What it is saved as.
 
 
+def check_rungs(build: Builder) -> None:
+    """Rungs are asked for only where they are offered, and their evaluations can be told."""
+    _expect(not build(_NETWORK.problem(), 3).ask_rungs(10), "a rung is asked for, none is offered")
+    offer = RungOffer("toy-rung", 2)
+    problem = replace(_NETWORK.problem(), rungs={"full": offer})
+    strategy, estimator = build(problem, 3), ToyEstimator(_NETWORK)
+    for _ in range(_ROUNDS):
+        wanted = strategy.ask_rungs(10)
+        _expect(all(w.rung in problem.rungs for w in wanted), f"{wanted} are not all offered")
+        _check_members(problem, [w.policy for w in wanted])
+        found = _estimates(estimator, [w.policy for w in wanted])
+        answers = [replace(evaluation, estimator=offer.estimator) for evaluation in found]
+        strategy.tell([*answers, *_estimates(estimator, strategy.ask(6))])
+    stored_and_read(strategy.state_dict())
+
+
 def check_state_is_plain(build: Builder) -> None:
     """The state holds nothing but what JSON and NumPy archives can hold."""
     for rounds in (0, 1, _ROUNDS):
@@ -277,6 +300,7 @@ STRATEGY_CHECKS: Final[tuple[Check, ...]] = (
     check_tell_in_any_way,
     check_failures,
     check_foreign_evaluations,
+    check_rungs,
     check_state_is_plain,
     check_state_resumes,
     check_state_is_a_snapshot,

@@ -18,6 +18,7 @@ from automl_compress.engine.serial import SerialEngine
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.ledger import ContestantRecord, Ledger, Manifest, StudyResult
+from automl_compress.search import RungOffer
 from automl_compress.space import Policy
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
@@ -137,7 +138,9 @@ def climbed(
     """A race whose candidates climbed `LADDER`: its finalists and its manifest."""
     folder.mkdir(exist_ok=True)
     rungs = {name: RungEstimator(name) for name in ("full", "last")}
-    raced = replace(race(folder), rungs=rungs)
+    bare = race(folder)
+    offers = {name: RungOffer(rung.identity, 3) for name, rung in rungs.items()}
+    raced = replace(bare, problem=replace(bare.problem, rungs=offers), rungs=rungs)
     engine = new_engine(raced)
     engine.run(CONTESTANTS, lambda _: None)
     frame(folder)  # writes the manifest

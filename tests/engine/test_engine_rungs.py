@@ -22,6 +22,7 @@ from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
 from automl_compress.ledger import StudyResult
 from automl_compress.pareto import Reference, front_mask
 from automl_compress.recover import RecoverySettings, section_of
+from automl_compress.search import RungOffer
 from automl_compress.settings import Origin, Section
 from automl_compress.space import Policy
 from automl_compress.workload import Workload, WorkloadConfig, load_workload
@@ -78,7 +79,7 @@ def test_a_ladder_is_part_of_the_study_and_no_ladder_is_not(tmp_path: Path) -> N
     bare = with_ladder(manifest, (), {})
     assert bare.fingerprint == manifest.fingerprint
     one, two = (
-        with_ladder(manifest, (RungSettings("a", keep),), {"a": RungEstimator("a")}).fingerprint
+        with_ladder(manifest, (RungSettings("a", keep),), {"a": RungOffer("a", 2)}).fingerprint
         for keep in (0.5, 0.4)
     )
     assert len({manifest.fingerprint, one, two}) == 3
