@@ -22,6 +22,7 @@ from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
 from automl_compress.ledger import StudyResult
 from automl_compress.pareto import Reference, front_mask
 from automl_compress.recover import RecoverySettings, section_of
+from automl_compress.report import write_report
 from automl_compress.search import RungOffer
 from automl_compress.settings import Origin, Section
 from automl_compress.space import Policy
@@ -245,7 +246,13 @@ def test_a_study_climbs_its_ladder(tmp_path: Path) -> None:
     again = Study.resume(tmp_path / "out")
     assert again.manifest.finalists == result.manifest.finalists
     assert again.manifest.rungs == result.manifest.rungs
-    assert again.manifest.predictor["evaluations"] >= 20
+    predictor = again.manifest.predictor
+    assert predictor["evaluations"] >= 20
+    write_report(result.folder)
+    report = (result.folder / "report.md").read_text()
+    assert "| full | all images | 8 | 50.00 % |" in report
+    assert "| trained | trains for 4 steps of batch 128 | 4 | 50.00 % |" in report
+    assert f"Kendall's tau {predictor['kendall']:.3f}" in report
 
 
 def test_an_empty_ladder_is_the_default() -> None:
