@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from automl_compress.cli.progress import BLOCK_SECONDS, duration
 from automl_compress.errors import InputError
+from automl_compress.settings import suggestion
 
 if TYPE_CHECKING:
     from automl_compress.engine.audit import AuditStanding
@@ -39,6 +40,14 @@ def add_audit(subparsers: Any) -> None:
         dest="overrides",
         help="a setting of recovery, such as rate=0.01 or batch=64",
     )
+    parser.add_argument(
+        "--repair",
+        action="append",
+        default=[],
+        metavar="NAME",
+        dest="repairs",
+        help="also estimate with this repair, such as none; may be given several times",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
     parser.set_defaults(run=run_audit)
@@ -46,6 +55,7 @@ def add_audit(subparsers: Any) -> None:
 
 def run_audit(arguments: argparse.Namespace) -> int:
     """Audit a study, print what was found and write its report again."""
+    from automl_compress.compress import REPAIRS
     from automl_compress.engine.audit import AuditSettings, audit_study
     from automl_compress.engine.trained import TrainSettings
     from automl_compress.ledger import StudyResult
@@ -54,10 +64,18 @@ def run_audit(arguments: argparse.Namespace) -> int:
     from automl_compress.report.audit import audit_verdict, read_audit
     from automl_compress.report.audit_views import audit_table
 
+    for repair in arguments.repairs:
+        if repair not in REPAIRS:
+            raise InputError(
+                f"--repair must be one of {', '.join(REPAIRS)}, but is '{repair}'"
+                f"{suggestion(repair, REPAIRS)}; correct it"
+            )
     options = {"steps": arguments.steps, "device": arguments.device}
     stated = [f"{key}={value}" for key, value in options.items() if value is not None]
     train = TrainSettings.from_section(section_of([*stated, *arguments.overrides]))
-    settings = AuditSettings(arguments.policies, train, arguments.seed)
+    settings = AuditSettings(
+        arguments.policies, train, tuple(dict.fromkeys(arguments.repairs)), arguments.seed
+    )
     print(f"auditing {arguments.folder} with {settings.policies} policies ...", flush=True)
     document = audit_study(arguments.folder, settings, _Progress())
     if arguments.json is not None:

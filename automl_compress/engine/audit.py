@@ -17,8 +17,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from automl_compress.compress import Repair
 from automl_compress.engine.latency import recorded_model
 from automl_compress.engine.restore import Restored, restore_study, torch_threads
+from automl_compress.engine.rungs import RungSettings, build_rung
 from automl_compress.engine.trained import TrainedEstimator, TrainSettings
 from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.evaluate import USEFUL_LOSS, Evaluation
@@ -55,11 +57,13 @@ class AuditSettings:
     Args:
         policies: how many are trained.
         train: how.
+        repairs: of networks whose estimates on the search's images are compared too.
         seed: decides which policies stand in bands, and the other draw of images.
     """
 
     policies: int = 40
     train: TrainSettings = field(default_factory=TrainSettings)
+    repairs: tuple[Repair, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -266,14 +270,17 @@ def _rungs(study: Restored, result: StudyResult, settings: AuditSettings) -> dic
     if result.manifest.latency:
         cheap = WithLatency(search, recorded_model(result.manifest.latency, search.compressor))
     other = replace(search.settings, seed=search.settings.seed + 1 + settings.seed)
-    whole = replace(search.settings, images=None)
+    whole = RungSettings("full")
     rungs: dict[str, Estimator] = {}
     told = list(result.usable_evaluations().values())
     if len(told) >= FEWEST:
         rungs["learned"] = LearnedEstimator(told, search.compressor.cost)
     rungs["search"] = cheap
     rungs["redrawn"] = NetworkEstimator(workload, other)
-    rungs["full"] = NetworkEstimator(workload, whole, search.compressor)
+    rungs["full"] = build_rung(whole, workload, search)
+    for repair in settings.repairs:
+        named = RungSettings(f"repair {repair}", images=search.settings.images, repair=repair)
+        rungs[named.name] = build_rung(named, workload, search)
     rungs[TRAINED] = TrainedEstimator(workload, search.compressor, search.identity, settings.train)
     return rungs
 

@@ -313,8 +313,7 @@ def _trust(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
 
 
 def _ladder(summary: Summary) -> list[Block]:
-    rungs = summary.result.manifest.rungs
-    if not any(summary.result.rung(rung.name) for rung in rungs):
+    if not summary.rungs:
         return []
     return [
         Paragraph(

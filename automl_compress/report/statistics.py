@@ -330,6 +330,22 @@ class Summary:
         return recovered_networks(self.result.folder, self.result.manifest.fingerprint)
 
     @cached_property
+    def rungs(self) -> tuple[str, ...]:
+        """Names of the rungs that measured candidates, from cheap to dear."""
+        names = (rung.name for rung in self.result.manifest.rungs)
+        return tuple(name for name in names if self.result.rung(name))
+
+    def rung_accuracy(self, name: str, finalist: Finalist) -> float | None:
+        """A finalist's accuracy on a rung's search-validation images, in [0, 1]."""
+        found = self.result.rung(name).get(finalist.estimate.policy.key)
+        return found.metrics["accuracy"] if found is not None and found.ok else None
+
+    def rung_baseline(self, name: str) -> float | None:
+        """The uncompressed network's accuracy there; None where it has none."""
+        rung = next(rung for rung in self.result.manifest.rungs if rung.name == name)
+        return rung.baseline.get("accuracy")
+
+    @cached_property
     def audit(self) -> Audit | None:
         """What the study's estimates are worth; None where nobody audited them."""
         return read_audit(self.result.folder, self.result.manifest.fingerprint)

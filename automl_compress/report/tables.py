@@ -121,6 +121,7 @@ def finalists_table(summary: Summary) -> Table:
         *(formats.TITLES[name] for name in summary.costs),
         *_latency_columns(summary),
         "search estimate",
+        *(f"on rung {name}" for name in summary.rungs),
         "<found by",
         "~remarks",
     )
@@ -138,6 +139,7 @@ def _baseline_row(summary: Summary) -> tuple[str, ...]:
         *(formats.cost_and_ratio(n, baseline[n], baseline[n]) for n in summary.costs),
         *_latency_cells(summary, summary.latency),
         formats.percent(baseline["accuracy"]),
+        *(formats.percent(summary.rung_baseline(name)) for name in summary.rungs),
         MISSING,
         "",
     )
@@ -152,6 +154,7 @@ def _finalist_row(summary: Summary, finalist: Finalist) -> tuple[str, ...]:
         *_cost_cells(summary, finalist.estimate.metrics),
         *_latency_cells(summary, finalist.latency),
         formats.estimate(finalist.estimate.metrics["accuracy"], finalist.estimate.accuracy_se),
+        *(formats.percent(summary.rung_accuracy(name, finalist)) for name in summary.rungs),
         f"{finalist.strategy}, seed {finalist.seed}",
         _remarks(finalist),
     )
@@ -420,6 +423,7 @@ def terminal_table(summary: Summary) -> Table:
         *(formats.TITLES[name] for name in summary.costs),
         *_latency_columns(summary),
         "search estimate",
+        *(f"on rung {name}" for name in summary.rungs),
         "<found by",
         "~remarks",
     )

@@ -33,7 +33,7 @@ finalists: 2
 engine: {kind: serial}
 """
 POLICIES = 20
-QUICK = ["--policies", str(POLICIES), "--steps", "3", "--device", "cpu"]
+QUICK = ["--policies", str(POLICIES), "--steps", "3", "--device", "cpu", "--repair", "none"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_policies_are_spread_and_bands_are_narrow(finished: Path) -> None:
 def test_correlations_are_those_of_the_accuracies(finished: Path) -> None:
     document = _document(finished)
     trained = [p["accuracy"]["trained"] for p in document["policies"]]
-    for name in ("learned", "search", "redrawn", "full"):
+    for name in ("learned", "search", "redrawn", "full", "repair none"):
         values = [p["accuracy"][name] for p in document["policies"]]
         found = document["correlations"][name]["overall"]
         assert found["kendall"]["value"] == pytest.approx(kendalltau(values, trained)[0])
@@ -164,6 +164,7 @@ def test_a_stopped_audit_goes_on_and_ends_alike(
     [
         (["--policies", "3"], "raise --policies"),
         (["--steps", "0"], "at least 1"),
+        (["--repair", "non"], "did you mean 'none'"),
         (["--set", "ratte=1"], "did you mean 'rate'"),
         (["--device", "cuda:77"], "must exist"),
     ],

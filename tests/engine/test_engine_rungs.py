@@ -252,6 +252,9 @@ def test_a_study_climbs_its_ladder(tmp_path: Path) -> None:
     report = (result.folder / "report.md").read_text()
     assert "| full | all images | 8 | 50.00 % |" in report
     assert "| trained | trains for 4 steps of batch 128 | 4 | 50.00 % |" in report
+    trained = result.rung("trained")[result.manifest.finalists[0]].metrics["accuracy"]
+    assert "on rung trained" in report
+    assert f"| {100 * trained:.2f} % |" in report
     assert f"Kendall's tau {predictor['kendall']:.3f}" in report
 
 
