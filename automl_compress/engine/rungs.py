@@ -108,7 +108,7 @@ def _images(section: Section) -> int | None:
 
 
 def build_rung(rung: RungSettings, workload: Workload, search: NetworkEstimator) -> Estimator:
-    """The estimator of a rung that measures networks.
+    """The estimator of a rung that measures networks; it counts in float32, and to the end.
 
     Args:
         rung: how; not a learned one, which needs evaluations.
@@ -121,9 +121,12 @@ def build_rung(rung: RungSettings, workload: Workload, search: NetworkEstimator)
     if rung.train is not None:
         return TrainedEstimator(workload, search.compressor, search.identity, rung.train)
     repair = rung.repair or search.settings.repair
-    settings = dataclasses.replace(search.settings, images=rung.images, repair=repair)
-    shared = search.compressor if repair == search.settings.repair else None
-    return NetworkEstimator(workload, settings, shared)
+    settings = dataclasses.replace(
+        search.settings, images=rung.images, repair=repair, precision="float32", floor=0.0
+    )
+    same = repair == search.settings.repair
+    compressor = search.compressor if same else search.compressor.with_repair(repair)
+    return NetworkEstimator(workload, settings, compressor)
 
 
 def rung_cost(rung: RungSettings, workload: Workload, search: NetworkEstimator) -> int:
