@@ -189,3 +189,36 @@ def test_progress_is_readable_without_a_terminal(monkeypatch: pytest.MonkeyPatch
     assert "12.5%" in blocks[0]
     assert "1 failed" in blocks[0]
     assert "\x1b" not in stream.getvalue()
+
+
+def _on_rung(folder: Path, name: str) -> dict[str, float]:
+    """When each measurement of a rung was made, by policy."""
+    with closing(sqlite3.connect(folder / "ledger.sqlite", timeout=30)) as ledger:
+        query = "SELECT policy_key, finished FROM evaluations WHERE contestant = ?"
+        return dict(ledger.execute(query, (name,)).fetchall())
+
+
+def test_kill_9_on_a_rung_loses_nothing(sweep: Path) -> None:
+    text = sweep.read_text().replace("[nsga2, ddpg]", "[scaled-random]")
+    rungs = "[{name: full, images: all}, {name: trained, recover: {steps: 12, device: cpu}}]"
+    sweep.write_text(text + f"ladder: {rungs}\nengine: {{kind: serial}}\n")
+    assert main(["search", str(sweep), "--out", "whole"]) == 0
+    process = _run("search", str(sweep), "--out", "killed")
+    deadline = time.monotonic() + 120
+    while not _finished(Path("killed")) or len(_on_rung(Path("killed"), "trained")) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    before = _on_rung(Path("killed"), "trained")
+    assert main(["resume", "killed"]) == 0
+    after = _on_rung(Path("killed"), "trained")
+    assert len(before) < len(after)
+    assert {key: after[key] for key in before} == before
+    killed, whole = (StudyResult(name).manifest for name in ("killed", "whole"))
+    assert killed.rungs == whole.rungs
+    assert killed.finalists == whole.finalists
+    for name in ("full", "trained"):
+        one, two = (StudyResult(folder).rung(name) for folder in ("killed", "whole"))
+        assert {k: e.metrics for k, e in one.items()} == {k: e.metrics for k, e in two.items()}
