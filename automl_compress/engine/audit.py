@@ -247,7 +247,7 @@ def _moved(
     indices = space.encode(centre)
     done = 0
     for _ in range(_TRIES * moves):
-        if done == moves:
+        if done == moves or len(space) < 2:
             break
         trial = indices.copy()
         lowered, raised = rng.choice(len(space), 2, replace=False)
