@@ -42,6 +42,7 @@ def export_network(
     workload = study.workload
     source = Source(
         policy=picked.policy,
+        original=workload.model,
         example_input=study.example_input(),
         architecture=workload.name,
         arguments=workload.arguments,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
-from automl_compress.deploy.layout import Layout
 from automl_compress.errors import DeployError
 
 
-def original_network(layout: Layout, model: nn.Module | str | None) -> nn.Module:
+def original_network(
+    architecture: str | None, arguments: Mapping[str, Any], model: nn.Module | str | None
+) -> nn.Module:
     """The architecture that a layout is rebuilt from.
 
     A shipped network is built by the name in the file. A factory of the user's own is run only
     when the caller names it: a file must not choose what code is run.
 
     Args:
-        layout: what the file says.
+        architecture: the network's name in the file; None where it has none.
+        arguments: keyword arguments of the architecture.
         model: the original network with any weights, its factory's name, or None.
 
     Raises:
@@ -27,11 +32,23 @@ def original_network(layout: Layout, model: nn.Module | str | None) -> nn.Module
     # Only files that name their network need the package that knows names.
     from automl_compress.workload import MODELS, build_model
 
-    if model is None and layout.architecture not in MODELS:
-        named = layout.architecture
-        why = f"only names the factory '{named}'" if named else "names none"
-        how = f"model='{named}' to run that factory" if named else "model=NETWORK"
+    if model is None and architecture not in MODELS:
+        why = f"only names the factory '{architecture}'" if architecture else "names none"
+        how = f"model='{architecture}' to run that factory" if architecture else "model=NETWORK"
         raise DeployError(
             f"a file must be read into the network it was made from, but it {why}; pass {how}"
         )
-    return build_model(model or str(layout.architecture), layout.arguments)
+    return build_model(model or str(architecture), arguments)
+
+
+def known_network(architecture: str | None, arguments: Mapping[str, Any]) -> nn.Module | None:
+    """The architecture of a shipped network, with random weights; None where it is not shipped.
+
+    Raises:
+        WorkloadError: the arguments do not fit.
+    """
+    if architecture is None:
+        return None
+    from automl_compress.workload import MODELS, build_model
+
+    return build_model(architecture, arguments) if architecture in MODELS else None

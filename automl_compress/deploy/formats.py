@@ -27,13 +27,15 @@ class Source:
     Args:
         policy: what it was built by.
         example_input: (1, channels, height, width), or whatever the network takes.
-        architecture: the original network's name for `build_model`.
+        original: the network before compression.
+        architecture: its name for `build_model`.
         arguments: keyword arguments of the architecture.
         calibration: (n, ...) training inputs that choose ranges of activations.
         images: (n, ...) inputs that a file is compared with the network on.
     """
 
     policy: Policy
+    original: nn.Module
     example_input: Tensor
     architecture: str
     arguments: Mapping[str, Any]
@@ -74,6 +76,7 @@ def _save_packed(network: nn.Module, path: Path, source: Source) -> Written:
         source.policy,
         architecture=source.architecture,
         arguments=source.arguments,
+        original=source.original,
     )
     return Written(size)
 

@@ -1,41 +1,48 @@
 """Compressed networks in one small file.
 
-A packed file is a safetensors file of one byte tensor, `data`, and a few words of metadata. The
-bytes are the layout (see `layout`; JSON, deflated) and then every tensor of the network in the
-layout's order:
+A packed file is a safetensors file of one byte tensor, whose name holds format and version. Its
+bytes are a checksum of the others, the length of the layout, the layout (see `relative`) and then
+every tensor of the network in the layout's order:
 
 - weights on a low-bit grid as `integer + 2^(bits-1)`, packed at their bits (see `packing`);
 - everything else as its little-endian values;
 - of four-dimensional weights with 2-D kernels that are zero, where that is smaller, a bit for
   every kernel and then the other kernels alone.
 
-So the file is what `CostModel` promises as `size_bytes`, plus header and layout. Nothing in it
-is executed.
+So the file is what `CostModel` promises as `size_bytes`, plus 80 bytes and the layout, which takes
+50 to 300 bytes where the original network is known when the file is written. Nothing in it is
+executed.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from automl_compress.compress.tracing import working_copy
-from automl_compress.deploy.architecture import original_network
+from automl_compress.deploy.architecture import known_network, original_network
 from automl_compress.deploy.encoding import decode, encode
-from automl_compress.deploy.files import damaged, read_file, write_file
+from automl_compress.deploy.files import damaged, read_file, write_stream
 from automl_compress.deploy.layout import Layout, describe, rebuild, tensors_of
+from automl_compress.deploy.relative import Written, in_order, read_varint, varint, written
+from automl_compress.errors import DeployError
 from automl_compress.settings import one_line
 from automl_compress.space import Policy
 
 FORMAT: Final = "packed"
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever files change in a way that older readers cannot follow."""
-_DATA: Final = "data"
+_CHECKSUM: Final = 4
+"""Bytes of the checksum."""
+_BROKEN: Final = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, zlib.error),
+)
+"""What reading damaged content may raise."""
 
 
 def save_packed(
@@ -45,6 +52,7 @@ def save_packed(
     *,
     architecture: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    original: nn.Module | None = None,
 ) -> int:
     """Write a compressed network into one file, low-bit weights at their bits.
 
@@ -58,6 +66,8 @@ def save_packed(
         architecture: the original network's factory, a shipped name such as `resnet56` or the
             user's own `package.module:factory`, so that `load_packed` needs no network.
         arguments: keyword arguments of that factory, plain JSON values.
+        original: the network before compression, with any weights. What it tells is left out of
+            the file, up to 1.5 kB. That of a shipped architecture need not be given.
 
     Returns:
         Bytes on disk.
@@ -66,16 +76,23 @@ def save_packed(
         DeployError: the policy is not that of the network, weights are off their grid, or the
             file cannot be written.
         TraceError: the network cannot be copied.
+        WorkloadError: the arguments do not fit the architecture.
     """
     network = working_copy(model)
     layout = describe(network, policy, architecture, arguments)
+    reference = _reference(original or known_network(architecture, arguments or {}))
+    if reference is not None:
+        layout = in_order(layout, reference)
     layout, content = encode(layout, tensors_of(network, layout))
-    text = json.dumps(layout.to_dict(), separators=(",", ":"))
-    head = zlib.compress(text.encode(), 9)
-    data = head + content
-    words = {"layout": len(head), "crc32": zlib.crc32(data)}
-    stream = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return write_file(Path(path), {_DATA: stream}, FORMAT, VERSION, words)
+    head = written(layout, reference)
+    data = varint(len(head)) + head + content
+    stream = bytearray(zlib.crc32(data).to_bytes(_CHECKSUM, "little") + data)
+    return write_stream(Path(path), torch.frombuffer(stream, dtype=torch.uint8), FORMAT, VERSION)
+
+
+def _reference(original: nn.Module | None) -> Layout | None:
+    """The layout of an original network."""
+    return None if original is None else describe(working_copy(original), None, None, None)
 
 
 def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
@@ -93,31 +110,62 @@ def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Mo
         those of the original.
 
     Raises:
-        DeployError: the file is missing, damaged, of a newer version or something else, or it
+        DeployError: the file is missing, damaged, of another version or something else, or it
             belongs to another network.
         WorkloadError: the factory fails.
     """
-    layout, tensors = _read(Path(path))
-    return rebuild(layout, tensors, original_network(layout, model))
+    head, content = _read(Path(path))
+    original = original_network(head.architecture, head.arguments, model)
+    layout = _layout(Path(path), head, original)
+    try:
+        tensors = decode(layout, content)
+    except _BROKEN as reason:
+        raise damaged(Path(path), one_line(reason)) from reason
+    return rebuild(layout, tensors, original)
 
 
-def read_layout(path: str | Path) -> Layout:
+def read_layout(path: str | Path, model: nn.Module | str | None = None) -> Layout:
     """What a packed file says of its network, the policy included, without building it.
 
+    Args:
+        path: the file.
+        model: as `load_packed` takes it; not needed either where the file was written without
+            knowledge of the original network.
+
     Raises:
-        DeployError: the file is missing, damaged, of a newer version or something else.
+        DeployError: the file is missing, damaged, of another version or something else, or it
+            belongs to another network.
     """
-    return _read(Path(path))[0]
+    head, _ = _read(Path(path))
+    if not head.relative:
+        return _layout(Path(path), head, None)
+    original = original_network(head.architecture, head.arguments, model)
+    return _layout(Path(path), head, original)
 
 
-def _read(path: Path) -> tuple[Layout, dict[str, Tensor]]:
-    words, tensors = read_file(path, FORMAT, VERSION)
-    data = tensors[_DATA].numpy().tobytes() if _DATA in tensors else b""
-    if words.get("crc32") != zlib.crc32(data):
+def _read(path: Path) -> tuple[Written, memoryview]:
+    """The layout as far as it can be read without the original network, and the tensors' bytes."""
+    _, tensors = read_file(path, FORMAT, VERSION)
+    (stream,) = tensors.values()
+    data = stream.numpy().tobytes()
+    if int.from_bytes(data[:_CHECKSUM], "little") != zlib.crc32(data[_CHECKSUM:]):
         raise damaged(path, "its checksum is wrong")
     try:
-        head = words["layout"]
-        layout = Layout.from_dict(json.loads(zlib.decompress(data[:head])))
-        return layout, decode(layout, memoryview(data)[head:])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as reason:
+        length, place = read_varint(data, _CHECKSUM)
+        return Written(data[place : place + length]), memoryview(data)[place + length :]
+    except _BROKEN as reason:
+        raise damaged(path, one_line(reason)) from reason
+
+
+def _layout(path: Path, head: Written, original: nn.Module | None) -> Layout:
+    """The layout, read with the help of the original network."""
+    reference = _reference(original) if head.relative else None
+    if reference is not None and not head.fits(reference):
+        raise DeployError(
+            f"a file must be read into the network it was made from, but '{path}' was made from "
+            "another; give that network as 'model'"
+        )
+    try:
+        return head.layout(reference)
+    except _BROKEN as reason:
         raise damaged(path, one_line(reason)) from reason

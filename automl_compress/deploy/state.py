@@ -67,4 +67,5 @@ def load_state(path: str | Path, model: nn.Module | str | None = None) -> nn.Mod
         tensors = {name: in_strides(tensors[name], stored) for name, stored in layout.flat()}
     except (ValueError, KeyError, TypeError, AttributeError) as reason:
         raise damaged(place, one_line(reason)) from reason
-    return rebuild(layout, tensors, original_network(layout, model))
+    original = original_network(layout.architecture, layout.arguments, model)
+    return rebuild(layout, tensors, original)

@@ -20,12 +20,16 @@ from torch import Tensor, nn
 from automl_compress.compress import REPAIRS, Compressor, compress
 from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.deploy import load_packed, read_layout, save_packed
+from automl_compress.deploy.relative import _PHRASES, read_varint, varint
+from automl_compress.deploy.state import save_state
 from automl_compress.errors import DeployError, InputError, WorkloadError
 from automl_compress.space import Policy
 from automl_compress.workload import build_model
 
 OVERHEAD = 720
 """Bytes that a file of a test network may add to what is promised."""
+OVERHEAD_BESIDE_ORIGINAL = 240
+"""The same where the original network is known when the file is written."""
 
 
 def built_network(name: str, seed: int, images: Tensor | None = None) -> Any:
@@ -69,12 +73,62 @@ def test_a_loaded_network_gives_the_same_outputs_bit_for_bit(
     assert size <= compressor.cost(policy)["size_bytes"] + OVERHEAD
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_the_original_tells_is_left_out(name: str, tmp_path: Path) -> None:
+    compressor, policy, built = built_network(name, 1)
+    whole, small = tmp_path / "whole", tmp_path / "small"
+    save_packed(built, whole, policy)
+    size = save_packed(built, small, policy, original=network(name, 5))
+    assert size <= compressor.cost(policy)["size_bytes"] + OVERHEAD_BESIDE_ORIGINAL
+    loaded, images = load_packed(small, network(name, 7)), example(name, 5)
+    with torch.no_grad():
+        assert bits_of(loaded(images)) == bits_of(built(images))
+    assert read_layout(small, network(name, 7)) == read_layout(whole)
+    save_packed(loaded, tmp_path / "again", policy, original=network(name, 7))
+    assert (tmp_path / "again").read_bytes() == small.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["mobile", "mlp"])
+def test_a_network_that_is_no_form_of_its_original_is_written_out(
+    kind: str, tmp_path: Path
+) -> None:
+    _, policy, built = built_network("resnet8", 0)
+    save_packed(built, tmp_path / "net", policy, original=network(kind))
+    assert read_layout(tmp_path / "net").policy == policy
+    loaded = load_packed(tmp_path / "net", network("resnet8", 7))
+    assert bits_of(loaded(example("resnet8", 5))) == bits_of(built(example("resnet8", 5)))
+
+
+def test_a_small_file_is_for_its_own_network(tmp_path: Path) -> None:
+    _, policy, built = built_network("resnet8", 0)
+    save_packed(built, tmp_path / "net", policy, original=network("resnet8"))
+    for other in ("mobile", "vgg", "mlp"):
+        assert "was made from another" in refused(tmp_path / "net", network(other))
+    with pytest.raises(DeployError, match="names none; pass model=NETWORK"):
+        read_layout(tmp_path / "net")
+
+
+@pytest.mark.parametrize("place", range(0, 60, 4))
+def test_small_files_that_make_no_sense_are_refused(place: int, tmp_path: Path) -> None:
+    _, policy, built = built_network("resnet8", 0)
+    save_packed(built, tmp_path / "net", policy, original=network("resnet8"))
+    data = bytearray(read_data(tmp_path / "net"))
+    head, start = read_varint(data, 4)
+    data[start + place % head] ^= 0x55
+    write_data(tmp_path / "net", bytes(data[4:]))
+    refused(tmp_path / "net", network("resnet8"))
+
+
 @pytest.mark.parametrize("name", ["resnet8", "mobile", "outputs"])
 def test_loading_and_saving_again_gives_the_same_file(name: str, tmp_path: Path) -> None:
     _, policy, built = built_network(name, 3)
-    save_packed(built, tmp_path / "one", policy, architecture="resnet20", arguments={"a": [1]})
+    save_packed(
+        built, tmp_path / "one", policy, architecture="resnet20", arguments={"num_classes": 5}
+    )
     loaded = load_packed(tmp_path / "one", network(name, 7))
-    save_packed(loaded, tmp_path / "two", policy, architecture="resnet20", arguments={"a": [1]})
+    save_packed(
+        loaded, tmp_path / "two", policy, architecture="resnet20", arguments={"num_classes": 5}
+    )
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
@@ -112,17 +166,20 @@ def test_a_shipped_network_loads_in_a_fresh_process_with_one_call(tmp_path: Path
     assert done.returncode == 0, done.stderr
 
 
-def test_size_on_disk_is_what_the_cost_model_promises(tmp_path: Path) -> None:
-    model = build_model("resnet56", {"num_classes": 10})
-    compressor = Compressor(model, torch.zeros(1, 3, 32, 32))
+@pytest.mark.parametrize(("name", "shape"), [("digits_cnn", (1, 8, 8)), ("resnet20", (3, 32, 32))])
+def test_size_on_disk_is_what_the_cost_model_promises(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = build_model(name, {"num_classes": 10})
+    compressor = Compressor(model, torch.zeros(1, *shape))
     rng = np.random.default_rng(0)
-    for _ in range(3):
+    for _ in range(4):
         policy = random_policy(compressor.structure, rng, False)
-        size = save_packed(
-            compressor.build(policy), tmp_path / "net", policy, architecture="resnet56"
-        )
+        built = compressor.build(policy)
+        size = save_packed(built, tmp_path / "net", policy, architecture=name)
         promised = compressor.cost(policy)["size_bytes"]
-        assert promised < size < 1.02 * promised
+        assert promised < size < promised + max(0.02 * promised, 160)
+        assert read_layout(tmp_path / "net").policy == policy
 
 
 class Sparse(nn.Module):
@@ -262,26 +319,32 @@ def refused(path: Path, model: Any, error: type[InputError] = DeployError) -> st
     return str(caught.value)
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any], bytes], bytes]) -> None:
-    """Change a packed file's metadata and data; the checksum is made to fit."""
+def read_data(path: Path) -> bytes:
     with safetensors.safe_open(path, framework="pt") as file:
-        words = json.loads(file.metadata()["automl_compress"])
-        data = change(words, file.get_tensor("data").numpy().tobytes())
-    words["crc32"] = zlib.crc32(data)
-    stream = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    metadata = {"automl_compress": json.dumps(words)}
-    path.write_bytes(safetensors.torch.save({"data": stream}, metadata))
+        (name,) = file.keys()
+        content: bytes = file.get_tensor(name).numpy().tobytes()
+        return content
 
 
-def with_layout(change: Callable[[Any], Any]) -> Callable[[dict[str, Any], bytes], bytes]:
-    def apply(words: dict[str, Any], data: bytes) -> bytes:
-        split = words["layout"]
-        layout = json.loads(zlib.decompress(data[:split]))
-        head = zlib.compress(json.dumps(change(layout)).encode())
-        words["layout"] = len(head)
-        return head + data[split:]
+def write_data(path: Path, data: bytes, name: str = "packed.2") -> None:
+    """Write a packed file's data with a checksum that fits."""
+    whole = bytearray(zlib.crc32(data).to_bytes(4, "little") + data)
+    path.write_bytes(
+        safetensors.torch.save({name: torch.frombuffer(whole, dtype=torch.uint8)}, None)
+    )
 
-    return apply
+
+def change_layout(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a packed file's layout, which is written out."""
+    data = read_data(path)
+    length, start = read_varint(data, 4)
+    packed = zlib.decompressobj(-15, zdict=_PHRASES).decompress(data[start : start + length])
+    assert packed[0] == 0
+    layout = json.loads(packed[1:])
+    change(layout)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_PHRASES)
+    head = packer.compress(b"\0" + json.dumps(layout).encode()) + packer.flush()
+    write_data(path, varint(len(head)) + head + data[start + length :])
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
@@ -307,17 +370,20 @@ def test_missing_files_folders_and_other_tensors_are_refused(packed: Path) -> No
     model = network("resnet8")
     assert "does not" in refused(packed.with_name("none"), model)
     refused(packed.parent, model)
-    safetensors.torch.save_file({"data": torch.zeros(3)}, packed)
-    assert "must be 'packed', but is 'unknown'" in refused(packed, model)
+    for names in (["data"], ["conv.1", "conv.2"]):
+        safetensors.torch.save_file({name: torch.zeros(3) for name in names}, packed)
+        assert "must be 'packed', but is 'unknown'" in refused(packed, model)
+    save_state(model, packed)
+    assert "must be 'packed', but is 'torch'" in refused(packed, model)
 
 
-def test_newer_versions_are_refused(packed: Path) -> None:
-    def newer(words: dict[str, Any], data: bytes) -> bytes:
-        words["version"] = 2
-        return data
-
-    rewrite(packed, newer)
-    assert "at most 1, but is 2; use a newer automl-compress" in refused(packed, network("resnet8"))
+def test_newer_and_older_versions_are_refused(packed: Path) -> None:
+    data = read_data(packed)
+    write_data(packed, data[4:], "packed.3")
+    assert "at most 2, but is 3; use a newer automl-compress" in refused(packed, network("resnet8"))
+    words = {"automl_compress": json.dumps({"format": "packed", "version": 1})}
+    packed.write_bytes(safetensors.torch.save({"data": torch.zeros(3)}, words))
+    assert "must be 2, but is 1; export it again" in refused(packed, network("resnet8"))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +402,7 @@ def test_newer_versions_are_refused(packed: Path) -> None:
     ],
 )
 def test_layouts_that_make_no_sense_are_refused(change: Callable[[Any], Any], packed: Path) -> None:
-    rewrite(packed, with_layout(lambda layout: (change(layout), layout)[1]))
+    change_layout(packed, change)
     assert "export it again" in refused(packed, network("resnet8"))
 
 

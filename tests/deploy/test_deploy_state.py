@@ -64,7 +64,7 @@ def test_every_format_gives_back_what_it_was_given(name: str, tmp_path: Path) ->
     model, images = network("resnet8"), example("resnet8", 4)
     policy = Policy({"channels:conv1": 5, "weight_bits:conv1": 4})
     built = compress(model, policy, images[:1])
-    source = Source(policy, images[:1], "own:net", {}, images, images)
+    source = Source(policy, model, images[:1], "own:net", {}, images, images)
     chosen = export_format(name)
     path = tmp_path / "net"
     assert chosen.save(built, path, source).size_bytes == path.stat().st_size
@@ -76,7 +76,7 @@ def test_an_onnx_file_runs_as_the_network_does(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model, images = network("resnet8"), example("resnet8", 40)
     built = compress(model, Policy({"channels:conv1": 5, "weight_bits:conv1": 8}), images[:1])
-    source = Source(Policy({}), images[:1], "own:net", {}, images, images)
+    source = Source(Policy({}), model, images[:1], "own:net", {}, images, images)
     path = tmp_path / "deep" / "net.onnx"
     written = export_format("onnx").save(built, path, source)
     assert written.size_bytes == path.stat().st_size
