@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,8 @@ class RepairRow:
         repair: what was done.
         accuracy: share of test images answered rightly, in [0, 1].
         baseline: the same of the uncompressed network.
-        seconds: time to build and repair the network.
+        seconds: of the processor, all threads together, to build and repair the network; other
+            work on the machine disturbs them less than the clock's.
         size_share: bytes over the uncompressed network's.
         macs_share: multiply-accumulates likewise.
     """
@@ -95,10 +96,10 @@ def _row(
 ) -> RepairRow:
     name, level, repair = names
     policy = uniform_policy(compressor, *LEVELS[level])
-    start = time.perf_counter()
+    start = time.process_time()
     with torch.inference_mode():
         network = compressor.build(policy)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     whole, cost = compressor.cost(Policy({})), compressor.cost(policy)
     return RepairRow(
         name,
@@ -145,10 +146,7 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 def repair_table(rows: Iterable[RepairRow]) -> str:
-    """Markdown: a line per network form and repair, accuracy and time per level.
-
-    Times are ratios to the build without repair of the same form and level.
-    """
+    """Markdown: a line per network form and repair, accuracy and seconds per level."""
     table = {(row.network, row.repair, row.level): row for row in rows}
     forms = list(dict.fromkeys(network for network, _, _ in table))
     heads = [
@@ -163,12 +161,40 @@ def repair_table(rows: Iterable[RepairRow]) -> str:
     for form in forms:
         for repair in REPAIRS:
             cells = [
-                f"{row.accuracy:.2%} ({row.seconds / table[form, 'none', level].seconds:.0f}x)"
+                f"{row.accuracy:.2%} ({row.seconds:.1f} s)"
                 for level in LEVELS
                 for row in [table[form, repair, level]]
             ]
             lines.append(f"| {form} | {repair} | " + " | ".join(cells) + " |")
-    baseline = next(iter(table.values())).baseline
-    lines.append("")
-    lines.append(f"Uncompressed: {baseline:.2%}. In brackets: time to build over that of `none`.")
     return "\n".join(lines)
+
+
+def repair_page(network: str, rows: Sequence[RepairRow], facts: Sequence[str]) -> str:
+    """A page of Markdown around the table.
+
+    Args:
+        network: its name.
+        rows: of all levels, repairs and forms.
+        facts: sentences about weights and data.
+    """
+    levels = (
+        f"{level}: {share:.1%} of every group's channels stay, weights have {bits} bits"
+        for level, (share, bits) in LEVELS.items()
+    )
+    return "\n".join(
+        [
+            f"# What repairs without training buy: {network}",
+            "",
+            f"Accuracy of the uncompressed network: {rows[0].baseline:.2%}. {' '.join(facts)}",
+            "",
+            *(f"- {level}" for level in levels),
+            "",
+            repair_table(rows),
+            "",
+            "In brackets: seconds of the processor, all threads together, to build the network",
+            "and repair it; what is prepared once for all candidates of a search is not counted.",
+            "*Folded*: BatchNorm folded into the layers before anything else. `auto` chooses among",
+            "repairs by calibration images that no repair has seen; it sees no label.",
+            "",
+        ]
+    )

@@ -31,8 +31,11 @@ def add_bench(subparsers: Any) -> None:
         help="override a key of the sweep file",
     )
     repair.add_argument("--images", type=int, metavar="N", help="test images; default: all")
+    _add_output_option(repair, "results/repair")
     add_json_option(repair)
-    repair.set_defaults(run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.json))
+    repair.set_defaults(
+        run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.output, a.json)
+    )
     strategies = benches.add_parser("strategies", help="what strategies need for themselves")
     strategies.add_argument(
         "--strategies", nargs="+", metavar="NAME", default=[], help="default: all registered"
@@ -47,9 +50,7 @@ def add_bench(subparsers: Any) -> None:
     )
     add_ablation(benches)
     coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
-    coverage.add_argument(
-        "-o", "--output", type=Path, default=Path("results/coverage"), metavar="DIR"
-    )
+    _add_output_option(coverage, "results/coverage")
     coverage.add_argument(
         "--models", nargs="+", metavar="NAME", default=[], help="default: all of them"
     )
@@ -76,9 +77,7 @@ def add_bench(subparsers: Any) -> None:
     latency.add_argument("--runs", type=int, metavar="N", help="of each network; default: 100")
     latency.add_argument("--table", type=Path, metavar="FILE", help="default: in the cache folder")
     latency.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
-    latency.add_argument(
-        "-o", "--output", type=Path, default=Path("results/latency"), metavar="DIR"
-    )
+    _add_output_option(latency, "results/latency")
     add_json_option(latency)
     latency.set_defaults(
         run=lambda a: run_bench_latency(
@@ -102,11 +101,22 @@ def add_json_option(parser: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
 
 
+def _add_output_option(parser: Any, default: str) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help=f"default: {default}",
+    )
+
+
 def bench_repair(
-    sweep: Path, overrides: Sequence[str], images: int | None, output: Path | None
+    sweep: Path, overrides: Sequence[str], images: int | None, folder: Path, output: Path | None
 ) -> int:
-    """Measure every repair on a sweep's network and print the table."""
-    from automl_compress.bench.repair import measure_repairs, repair_table
+    """Measure every repair on a sweep's network, print the table and write a page."""
+    from automl_compress.bench.repair import measure_repairs, repair_page, repair_table
     from automl_compress.engine.config import read_config
     from automl_compress.workload import Workload, load_workload
 
@@ -122,10 +132,31 @@ def bench_repair(
     for row in measure_repairs(workload, config.estimate, images):
         rows.append(row)
         print(f"{row.network}, {row.level}, {row.repair}: {row.accuracy:.2%}", flush=True)
-    print(f"\n{repair_table(rows)}")
+    facts = [
+        f"Counted on {images or held:,} test images; {config.estimate.calibration_images} training "
+        f"images for calibration, criterion {config.estimate.criterion}.",
+        *_training_facts(None if isinstance(given, Workload) else given.weights),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{config.name}.md"
+    page.write_text(repair_page(workload.name, rows, facts), encoding="utf-8")
+    print(f"\n{repair_table(rows)}\n\npage: {page}")
     if output is not None:
         output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0
+
+
+def _training_facts(weights: Path | None) -> list[str]:
+    """What the card of a network's weights says of their training; nothing where there is none."""
+    from automl_compress.recover import read_card
+
+    card = None if weights is None else read_card(weights)
+    if card is None:
+        return []
+    return [
+        f"The weights were trained for {card['training']['epochs']} epochs on "
+        f"{card['device']}; their held-out accuracy is {card['accuracy']['held_out']:.2%}."
+    ]
 
 
 def bench_strategies(

@@ -9,6 +9,7 @@ import pytest
 
 from automl_compress.bench.repair import LEVELS
 from automl_compress.cli import main
+from automl_compress.cli.bench import _training_facts
 from automl_compress.compress import REPAIRS
 
 SWEEP = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
@@ -18,7 +19,8 @@ def test_every_repair_is_measured_at_every_level(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "rows.json"
-    assert main(["bench", "repair", str(SWEEP), "--images", "150", "--json", str(output)]) == 0
+    command = ["bench", "repair", str(SWEEP), "--images", "150", "-o", str(tmp_path / "pages")]
+    assert main([*command, "--json", str(output)]) == 0
     rows = json.loads(output.read_text())
     seen = {(row["network"], row["level"], row["repair"]) for row in rows}
     assert seen == {(n, e, r) for n in ("as trained", "folded") for e in LEVELS for r in REPAIRS}
@@ -26,6 +28,20 @@ def test_every_repair_is_measured_at_every_level(
     for network in ("as trained", "folded"):
         assert by[network, "medium", "auto"] > by[network, "medium", "none"]
     assert "| folded | variance |" in capsys.readouterr().out
+    page = (tmp_path / "pages" / "quickstart.md").read_text()
+    harsh = next(row for row in rows if row["repair"] == "auto" and row["level"] == "harsh")
+    assert f"{harsh['accuracy']:.2%} ({harsh['seconds']:.1f} s)" in page
+    assert f"uncompressed network: {harsh['baseline']:.2%}. Counted on 150 test images" in page
+
+
+def test_the_page_says_what_the_card_says_of_the_weights(tmp_path: Path) -> None:
+    weights = tmp_path / "net.safetensors"
+    assert _training_facts(weights) == []
+    card = {"version": 1, "training": {"epochs": 6}, "device": "cpu"}
+    accuracy = {"held_out": 0.875, "test": 0.5}
+    weights.with_suffix(".json").write_text(json.dumps({**card, "accuracy": accuracy}))
+    (fact,) = _training_facts(weights)
+    assert "6 epochs on cpu; their held-out accuracy is 87.50%" in fact
 
 
 @pytest.mark.parametrize("images", ["0", "1000000"])
