@@ -67,6 +67,14 @@ def add_bench(subparsers: Any) -> None:
     estimate.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write a page here")
     add_json_option(estimate)
     estimate.set_defaults(run=_bench_estimate)
+    packed = benches.add_parser("packed", help="bytes on disk against bytes promised")
+    packed.add_argument(
+        "--models", nargs="+", metavar="NAME", default=[], help="default: five shipped networks"
+    )
+    packed.add_argument("--policies", type=int, default=20, metavar="N", help="default: 20")
+    _add_output_option(packed, "results/packed")
+    add_json_option(packed)
+    packed.set_defaults(run=lambda a: bench_packed(a.models, a.policies, a.output, a.json))
     latency = benches.add_parser("latency", help="what the table of layer latencies predicts")
     latency.add_argument(
         "target", metavar="MODEL|SWEEP.yaml", help="a network's name, or a sweep file"
@@ -157,6 +165,23 @@ def _training_facts(weights: Path | None) -> list[str]:
         f"The weights were trained for {card['training']['epochs']} epochs on "
         f"{card['device']}; their held-out accuracy is {card['accuracy']['held_out']:.2%}."
     ]
+
+
+def bench_packed(models: Sequence[str], policies: int, folder: Path, output: Path | None) -> int:
+    """Measure packed files of random policies and write a page; 1 where one is not read back."""
+    from automl_compress.bench.packed import DEFAULT_MODELS, measure_packed, packed_page
+
+    rows = []
+    for row in measure_packed(tuple(models) or DEFAULT_MODELS, policies):
+        rows.append(row)
+        print(f"{row.model}: {row.promised:,} promised, {row.disk:,} on disk", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "packed.md"
+    page.write_text(packed_page(rows), encoding="utf-8")
+    print(f"\n{packed_page(rows)}\npage: {page}")
+    if output is not None:
+        output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0 if all(row.equal for row in rows) else 1
 
 
 def bench_strategies(

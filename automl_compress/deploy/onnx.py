@@ -20,7 +20,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ OPSET: Final = 20
 METADATA: Final = "automl_compress"
 """Key of the file's metadata that holds what was done, as JSON."""
 _BATCH: Final = 8
+_TINY: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,12 @@ class OnnxReport:
         integer_kernels: nodes that ONNX Runtime runs with integer kernels on this machine, those
             of channel shortcuts included.
         images: how many inputs were compared.
-        top1_agreement: share of equal positions of the largest value along axis 1, in [0, 1].
+        top1_agreement: share of equal positions of the largest value along axis 1 of the first
+            output, in [0, 1].
         largest_difference: of any output value.
         largest_output: largest absolute output of the PyTorch network, to judge that by.
+        differences: of every output by name, the largest difference over the largest absolute
+            value.
     """
 
     path: Path
@@ -79,6 +83,7 @@ class OnnxReport:
     top1_agreement: float
     largest_difference: float
     largest_output: float
+    differences: dict[str, float]
 
 
 def export_onnx(
@@ -93,7 +98,8 @@ def export_onnx(
 
     Args:
         model: a network, compressed by `automl_compress.compress` or not; not changed. Layers
-            without low-bit weights stay in float32.
+            without low-bit weights stay in float32. It may give one tensor, or a mapping or
+            tuple of them, which become outputs with the mapping's names.
         path: the file; it appears whole or not at all.
         example_input: (1, channels, height, width), or whatever the network takes; the file takes
             any number of them.
@@ -104,8 +110,8 @@ def export_onnx(
         images: (n, ...) inputs of the comparison; else the calibration inputs, else the example.
 
     Raises:
-        InputError: a library is missing, the network cannot be exported or has several outputs,
-            calibration inputs are missing, or the file cannot be written.
+        InputError: a library is missing, the network cannot be exported or gives other things
+            than tensors, calibration inputs are missing, or the file cannot be written.
     """
     require_onnx()
     path = Path(path)
@@ -114,20 +120,29 @@ def export_onnx(
     network = _frozen(model)
     compared = next(x for x in (images, calibration, example_input) if x is not None)
     expected = _expected(network, compared)
-    exported, held = _graph(network, example_input, calibration, int8)
+    exported, held = _graph(network, example_input, list(expected), calibration, int8)
     content = _checked(exported)
-    actual = outputs(Runner(content), _array(compared), _BATCH)
+    computed = outputs(Runner(content), _array(compared), _BATCH)
+    actual = dict(zip(expected, computed, strict=True))
     _write(path, content)
+    first = next(iter(expected))
+    off = {name: _largest(actual[name] - value) for name, value in expected.items()}
+    size = {name: _largest(value) for name, value in expected.items()}
     return OnnxReport(
         path=path,
         size_bytes=len(content),
         weight_bits={layer.name: layer.bits for layer in held},
         integer_kernels=sum(kernels(content)[kind] for kind in INTEGER_LAYERS),
         images=len(compared),
-        top1_agreement=float((actual.argmax(1) == expected.argmax(1)).mean()),
-        largest_difference=float(np.abs(actual - expected).max()),
-        largest_output=float(np.abs(expected).max()),
+        top1_agreement=float((actual[first].argmax(1) == expected[first].argmax(1)).mean()),
+        largest_difference=max(off.values()),
+        largest_output=max(size.values()),
+        differences={name: off[name] / max(size[name], _TINY) for name in expected},
     )
+
+
+def _largest(values: Any) -> float:
+    return float(np.abs(values).max())
 
 
 def onnx_content(
@@ -141,8 +156,8 @@ def onnx_content(
     require_onnx()
     _check_inputs(example_input, calibration, None)
     network = _frozen(model)
-    _expected(network, example_input)
-    return _checked(_graph(network, example_input, calibration, int8)[0])
+    names = list(_expected(network, example_input))
+    return _checked(_graph(network, example_input, names, calibration, int8)[0])
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -170,22 +185,45 @@ def _check_inputs(example: Tensor, calibration: Tensor | None, images: Tensor | 
             raise InputError(f"{name} must hold inputs, but there are 0; pass some or None")
 
 
-def _expected(network: nn.Module, inputs: Tensor) -> Any:
-    """(n, ...) what PyTorch computes."""
+def _expected(network: nn.Module, inputs: Tensor) -> dict[str, Any]:
+    """(n, ...) what PyTorch computes, by output name."""
     with torch.no_grad():
-        found = [network(part) for part in torch.split(inputs.cpu(), _BATCH)]
-    if not isinstance(found[0], Tensor) or found[0].dim() < 2:
-        kind = type(found[0]).__name__
-        shape = f" of {found[0].dim()} axes" if isinstance(found[0], Tensor) else ""
-        raise InputError(
-            "a network for ONNX must give one tensor with a batch and a class axis, but gives a "
-            f"{kind}{shape}; wrap it in a module that returns one"
-        )
-    return torch.cat(found).numpy()
+        found = [_named(network(part)) for part in torch.split(inputs.cpu(), _BATCH)]
+    return {name: torch.cat([part[name] for part in found]).numpy() for name in found[0]}
+
+
+def _named(output: Any) -> dict[str, Tensor]:
+    """A network's outputs by name.
+
+    Raises:
+        InputError: they are no tensors with a batch and a class axis.
+    """
+    named = {"output": output}
+    if isinstance(output, Mapping):
+        named = {str(name): value for name, value in output.items()}
+    elif isinstance(output, tuple | list):
+        named = {f"output_{place}": value for place, value in enumerate(output)}
+    for value in named.values():
+        if not isinstance(value, Tensor) or value.dim() < 2:
+            given = f"Tensor of {value.dim()} axes" if isinstance(value, Tensor) else _kind(value)
+            within = "" if value is output else f" in a {_kind(output)}"
+            raise InputError(
+                "a network for ONNX must give tensors with a batch and a class axis, but gives "
+                f"a {given}{within}; wrap it in a module that returns tensors"
+            )
+    return named
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
 
 
 def _graph(
-    network: nn.Module, example_input: Tensor, calibration: Tensor | None, int8: bool
+    network: nn.Module,
+    example_input: Tensor,
+    names: list[str],
+    calibration: Tensor | None,
+    int8: bool,
 ) -> tuple[ir.Model, list[LowBitLayer]]:
     """The ONNX graph and the layers in it that run on integers; changes the network."""
     from automl_compress.deploy.qdq import QdqPass, name_weights
@@ -197,7 +235,7 @@ def _graph(
         if isinstance(module, ChannelMap):
             # ONNX Runtime would change the layout for an index_select and back, at every shortcut.
             become(module, module.as_convolution().requires_grad_(False))
-    program = _exported(network, example_input)
+    program = _exported(network, example_input, names)
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces of the exporting machine
     weights = name_weights(program.model.graph, low_bit)
@@ -241,8 +279,8 @@ def _grid_of(quantizer: InputQuantizer) -> Grid:
     return Grid(scale, zero_point, zero_point + quantizer.low, zero_point + quantizer.high)
 
 
-def _exported(network: nn.Module, example_input: Tensor) -> Any:
-    """The exporter's program for any batch size.
+def _exported(network: nn.Module, example_input: Tensor, names: list[str]) -> Any:
+    """The exporter's program for any batch size, with outputs of the given names.
 
     Raises:
         InputError: PyTorch cannot export the network.
@@ -259,7 +297,7 @@ def _exported(network: nn.Module, example_input: Tensor) -> Any:
                 verbose=False,
                 opset_version=OPSET,
                 input_names=["input"],
-                output_names=["output"],
+                output_names=names,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
     except Exception as reason:

@@ -122,6 +122,7 @@ def batches(inputs: Array, size: int) -> list[Array]:
     return [inputs[start : start + size] for start in range(0, len(inputs), size)]
 
 
-def outputs(runner: Runner, inputs: Array, size: int) -> Array:
-    """The first output for all inputs, run `size` at a time."""
-    return np.concatenate([runner(part)[0] for part in batches(inputs, size)])
+def outputs(runner: Runner, inputs: Array, size: int) -> list[Array]:
+    """Every output for all inputs, run `size` at a time."""
+    parts = [runner(part) for part in batches(inputs, size)]
+    return [np.concatenate(same) for same in zip(*parts, strict=True)]

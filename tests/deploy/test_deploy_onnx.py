@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,51 @@ def test_the_network_is_never_changed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(torch_outputs(model, images), before)
 
 
+class Heads(nn.Module):
+    """Two heads on one layer, returned in the form that is asked for."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 6, 3), head(6), nn.Conv2d(6, 4, 1)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x).relu()
+        return self.form(self.one(x), self.two(x))
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (lambda a, b: {"maps": b, "logits": a}, ["maps", "logits"]),
+        (lambda a, b: (a, b), ["output_0", "output_1"]),
+    ],
+)
+@pytest.mark.parametrize("bits", [None, 8])
+def test_several_outputs_are_named_and_compared(
+    form: Callable[[Tensor, Tensor], Any], names: list[str], bits: int | None, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    images = example("resnet8", 12)
+    model = Heads(form).eval()
+    genes = {} if bits is None else {f"weight_bits:{layer}": bits for layer in ("stem", "two")}
+    network = Compressor(model, images[:1], images).build(Policy({**genes, "channels:stem": 4}))
+    path = tmp_path / "model.onnx"
+    report = export_onnx(network, path, images[:1], images)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == names
+    actual = session.run(None, {"input": images.numpy()})
+    given = network(images)
+    expected = list(given.values()) if isinstance(given, dict) else list(given)
+    for name, one, other in zip(names, actual, expected, strict=True):
+        off = np.abs(one - other.detach().numpy()).max() / float(other.detach().abs().max())
+        assert report.differences[name] == pytest.approx(off, rel=1e-3, abs=1e-7)
+        assert off < (1e-5 if bits is None else 0.1)
+    agreement = (actual[0].argmax(1) == expected[0].detach().numpy().argmax(1)).mean()
+    assert report.top1_agreement == agreement
+
+
 def refused(text: str, *arguments: Any, **named: Any) -> None:
     with pytest.raises(InputError, match=re.escape(text)) as caught:
         export_onnx(*arguments, **named)
@@ -227,7 +273,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path) -> None:
     refused("pass calibration, or int8=False", model, path, images[:1])
     refused("calibration must hold inputs like the example", model, path, images[:1], images[0])
     refused("calibration must hold inputs, but there are 0", model, path, images[:1], images[:0])
-    refused("gives a dict", network("outputs"), path, images[:1])
+    refused("gives a tuple in a dict", network("outputs"), path, images[:1])
+    refused("gives a Tensor of 1 axes", Heads(lambda a, b: a.sum(1)), path, images[:1])
+    refused("gives a dict in a list", Heads(lambda a, b: [{"boxes": a}]), path, images[:1])
     refused("code fixes", network("cat-function"), path, images[:1])
     refused("folder of the ONNX file must exist", model, tmp_path / "no" / "x.onnx", images[:1])
     assert not list(tmp_path.iterdir())
