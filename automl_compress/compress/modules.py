@@ -63,6 +63,14 @@ def _shared(value: object, memo: dict[int, object]) -> object:
     return copy.deepcopy(value, memo)
 
 
+def shared_parameters(model: nn.Module) -> dict[int, nn.Parameter]:
+    """What `copy.deepcopy` must know so that a copy's parameters share the values of a model's.
+
+    They are frozen, and the model's own are not touched.
+    """
+    return {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+
+
 def become(module: nn.Module, other: nn.Module) -> None:
     """Give a module the class and contents of another.
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.coupling import coupled_groups
+from automl_compress.compress.modules import shared_parameters
 from automl_compress.compress.quantize import can_quantize
 from automl_compress.compress.slicing import CONVOLUTIONS, NORMALIZATIONS, parameter_axis
 from automl_compress.compress.structure import LayerShape, StoredPart, Structure
@@ -102,17 +103,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def working_copy(model: nn.Module) -> nn.Module:
+def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
     """A frozen copy in evaluation mode, as every compressed network is made from.
 
     Nothing works in place, and computed weights are plain parameters. A copy of such a copy, or
     of a compressed network, is like the first.
 
+    Args:
+        model: not changed.
+        share: whether the values of parameters are shared, by copies that are only read or soon
+            get other values; the largest networks take gigabytes.
+
     Raises:
         TraceError: the network cannot be copied, is a single layer, or shares parameters.
     """
     try:
-        working = copy.deepcopy(model)
+        working = copy.deepcopy(model, shared_parameters(model) if share else {})
     except Exception as reason:
         raise TraceError(
             f"a network must be copyable, but copying failed with {type(reason).__name__}: "

@@ -15,26 +15,31 @@ from automl_compress.deploy.layout import SCALE, Layout, StoredTensor, in_stride
 from automl_compress.deploy.packing import Bytes, pack_bits, packed_size, unpack_bits
 
 
-def encode(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Layout, bytes]:
-    """All tensors of a layout one after the other, and the layout that says how.
+def encode(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Layout, list[bytes]]:
+    """Every tensor of a layout as bytes, in its order, and the layout that says how.
 
     Args:
         layout: its tensors, zero kernels included.
         tensors: by full name, on the CPU.
     """
-    parts: dict[str, bytes] = {}
+    parts: list[bytes] = []
     held: dict[str, dict[str, StoredTensor]] = {}
     for module, entries in layout.tensors.items():
         held[module] = {}
         for last, stored in entries.items():
             name = f"{module}.{last}".lstrip(".")
             scales = tensors.get(_scale_of(name))
-            parts[name], held[module][last] = _encode(tensors[name], stored, scales)
-    return replace(layout, tensors=held), b"".join(parts.values())
+            content, held[module][last] = _encode(tensors[name], stored, scales)
+            parts.append(content)
+    return replace(layout, tensors=held), parts
 
 
 def decode(layout: Layout, content: memoryview) -> dict[str, Tensor]:
     """The tensors that `encode` wrote, by full name; low-bit weights as floats.
+
+    Args:
+        layout: as `encode` returned it.
+        content: its parts, one after the other.
 
     Raises:
         ValueError, TypeError, KeyError, RuntimeError: content and layout do not fit.

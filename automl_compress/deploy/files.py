@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,17 +37,17 @@ def write_file(
         DeployError: it cannot be written.
     """
     text = json.dumps({"format": kind, "version": version, **words}, separators=(",", ":"))
-    return _write(path, safetensors.torch.save(dict(tensors), {_KEY: text}))
+    return _write(path, [safetensors.torch.save(dict(tensors), {_KEY: text})])
 
 
-def write_stream(path: Path, stream: Tensor, kind: str, version: int) -> int:
-    """Write a safetensors file of one tensor, whose name says format and version.
+def write_stream(path: Path, parts: Sequence[bytes], kind: str, version: int) -> int:
+    """Write a safetensors file of one byte tensor, whose name says format and version.
 
-    Nothing takes fewer bytes: metadata would be 50 to 100 more.
+    Nothing takes fewer bytes: metadata would be 50 to 100 more, and the library pads its headers.
 
     Args:
         path: replaced if it exists; missing folders are made.
-        stream: (n,) bytes.
+        parts: the tensor's bytes, one part after the other.
         kind: the file's format.
         version: of that format.
 
@@ -57,15 +57,18 @@ def write_stream(path: Path, stream: Tensor, kind: str, version: int) -> int:
     Raises:
         DeployError: it cannot be written.
     """
-    return _write(path, safetensors.torch.save({f"{kind}.{version}": stream}))
+    size = sum(map(len, parts))
+    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({f"{kind}.{version}": tensor}, separators=(",", ":")).encode()
+    return _write(path, [len(header).to_bytes(8, "little"), header, *parts])
 
 
-def _write(path: Path, content: bytes) -> int:
+def _write(path: Path, parts: Sequence[bytes]) -> int:
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
-            stream.write(content)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -74,7 +77,7 @@ def _write(path: Path, content: bytes) -> int:
         raise DeployError(
             f"'{path}' must be writable, but is not: {one_line(reason)}; choose another place"
         ) from reason
-    return len(content)
+    return sum(map(len, parts))
 
 
 def read_file(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

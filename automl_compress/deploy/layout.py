@@ -306,7 +306,7 @@ def rebuild(layout: Layout, tensors: Mapping[str, Tensor], architecture: nn.Modu
         DeployError: the layout is that of another network.
         TraceError: the architecture cannot be copied.
     """
-    network = working_copy(architecture)
+    network = working_copy(architecture, share=True)
     try:
         for name, (in_channels, stride) in layout.maps.items():
             sources = tensors[f"{name}.sources"]

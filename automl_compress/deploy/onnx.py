@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.modules import become
+from automl_compress.compress.modules import become, shared_parameters
 from automl_compress.compress.quantize import InputQuantizer, QuantizedConv2d, QuantizedLinear
 from automl_compress.deploy.runtime import (
     INTEGER_LAYERS,
@@ -132,13 +132,18 @@ def export_onnx(
         path=path,
         size_bytes=len(content),
         weight_bits={layer.name: layer.bits for layer in held},
-        integer_kernels=sum(kernels(content)[kind] for kind in INTEGER_LAYERS),
+        integer_kernels=_integer_kernels(content) if held else 0,
         images=len(compared),
         top1_agreement=float((actual[first].argmax(1) == expected[first].argmax(1)).mean()),
         largest_difference=max(off.values()),
         largest_output=max(size.values()),
         differences={name: off[name] / max(size[name], _TINY) for name in expected},
     )
+
+
+def _integer_kernels(content: bytes) -> int:
+    found = kernels(content)
+    return sum(found[kind] for kind in INTEGER_LAYERS)
 
 
 def _largest(values: Any) -> float:
@@ -161,7 +166,8 @@ def onnx_content(
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    """A copy in evaluation mode that shares the values of the model's parameters."""
+    return copy.deepcopy(model, shared_parameters(model)).cpu().eval()
 
 
 def _check_folder(path: Path) -> None:

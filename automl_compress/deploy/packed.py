@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import nn
 
 from automl_compress.compress.tracing import working_copy
@@ -78,21 +77,26 @@ def save_packed(
         TraceError: the network cannot be copied.
         WorkloadError: the arguments do not fit the architecture.
     """
-    network = working_copy(model)
+    network = working_copy(model, share=True)
     layout = describe(network, policy, architecture, arguments)
     reference = _reference(original or known_network(architecture, arguments or {}))
     if reference is not None:
         layout = in_order(layout, reference)
-    layout, content = encode(layout, tensors_of(network, layout))
+    layout, contents = encode(layout, tensors_of(network, layout))
     head = written(layout, reference)
-    data = varint(len(head)) + head + content
-    stream = bytearray(zlib.crc32(data).to_bytes(_CHECKSUM, "little") + data)
-    return write_stream(Path(path), torch.frombuffer(stream, dtype=torch.uint8), FORMAT, VERSION)
+    parts = [varint(len(head)), head, *contents]
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    parts.insert(0, checksum.to_bytes(_CHECKSUM, "little"))
+    return write_stream(Path(path), parts, FORMAT, VERSION)
 
 
 def _reference(original: nn.Module | None) -> Layout | None:
     """The layout of an original network."""
-    return None if original is None else describe(working_copy(original), None, None, None)
+    return (
+        None if original is None else describe(working_copy(original, share=True), None, None, None)
+    )
 
 
 def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
@@ -147,12 +151,12 @@ def _read(path: Path) -> tuple[Written, memoryview]:
     """The layout as far as it can be read without the original network, and the tensors' bytes."""
     _, tensors = read_file(path, FORMAT, VERSION)
     (stream,) = tensors.values()
-    data = stream.numpy().tobytes()
+    data: memoryview = stream.numpy().data
     if int.from_bytes(data[:_CHECKSUM], "little") != zlib.crc32(data[_CHECKSUM:]):
         raise damaged(path, "its checksum is wrong")
     try:
         length, place = read_varint(data, _CHECKSUM)
-        return Written(data[place : place + length]), memoryview(data)[place + length :]
+        return Written(data[place : place + length]), data[place + length :]
     except _BROKEN as reason:
         raise damaged(path, one_line(reason)) from reason
 

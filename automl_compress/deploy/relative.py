@@ -38,6 +38,7 @@ _PHRASES: Final = (
 """What deflate may point back to. It belongs to the format: readers need the same."""
 
 Columns = dict[str, list[int]]
+Buffer = bytes | memoryview
 
 
 def written(layout: Layout, original: Layout | None) -> bytes:
@@ -75,7 +76,7 @@ class Written:
             else.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: Buffer) -> None:
         data = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_PHRASES).decompress(content)
         self._relative = data[0] == _RELATIVE
         self._columns: Columns = {}
@@ -358,7 +359,7 @@ def varint(value: int) -> bytes:
     return bytes(found)
 
 
-def read_varint(data: bytes, place: int) -> tuple[int, int]:
+def read_varint(data: Buffer, place: int) -> tuple[int, int]:
     """The number that starts at a place, and the place after it.
 
     Raises:

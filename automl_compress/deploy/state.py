@@ -52,7 +52,7 @@ def save_state(
             file cannot be written.
         TraceError: the network cannot be copied.
     """
-    network = working_copy(model)
+    network = working_copy(model, share=True)
     layout = describe(network, policy, architecture, arguments)
     tensors = {name: t.contiguous().clone() for name, t in tensors_of(network, layout).items()}
     return write_file(Path(path), tensors, FORMAT, VERSION, {"layout": layout.to_dict()})
