@@ -10,6 +10,7 @@ from typing import Any
 
 from automl_compress.cli.bench_ablation import add_ablation
 from automl_compress.cli.bench_latency import LatencyRequest, run_bench_latency
+from automl_compress.cli.bench_speedup import SpeedupRequest, run_bench_speedup
 from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
 
@@ -92,6 +93,33 @@ def add_bench(subparsers: Any) -> None:
             LatencyRequest(
                 *(a.target, a.policies, a.threads, a.batch, a.runs, a.table),
                 *(read_shape(a.input_shape), a.json, a.output),
+            )
+        )
+    )
+    _add_speedup(benches)
+
+
+def _add_speedup(benches: Any) -> None:
+    speedup = benches.add_parser(
+        "speedup", help="how much faster a network becomes, by how widths are chosen"
+    )
+    speedup.add_argument("model", metavar="MODEL", help="a shipped name or package.module:factory")
+    speedup.add_argument(
+        "--share", type=float, default=0.5, metavar="X", help="of the channels; default: 0.5"
+    )
+    speedup.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 32], metavar="N", help="default: 1 32"
+    )
+    speedup.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
+    speedup.add_argument("--runs", type=int, default=100, metavar="N", help="default: 100")
+    speedup.add_argument("--table", type=Path, metavar="FILE", help="default: in the cache folder")
+    speedup.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
+    _add_output_option(speedup, "results/latency")
+    speedup.set_defaults(
+        run=lambda a: run_bench_speedup(
+            SpeedupRequest(
+                *(a.model, a.share, tuple(a.batches), a.threads, a.runs, a.table),
+                *(read_shape(a.input_shape), a.output),
             )
         )
     )

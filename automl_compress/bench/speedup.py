@@ -1,0 +1,198 @@
+"""How much faster a network becomes at a share of its channels, by how the widths are chosen.
+
+Kernels compute channels in blocks, so equal shares give unequal times: a width just above a block
+costs as much as the next one. `round_to` in a space's rules, and a choice by the table of layer
+latencies, keep to what the kernels like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from torch import Tensor
+
+from automl_compress.compress import Compressor, space_of_structure
+from automl_compress.deploy.latency import Latency
+from automl_compress.deploy.latency_calibration import (
+    LatencySettings,
+    calibrated_table,
+    measure_policies,
+)
+from automl_compress.deploy.latency_model import LatencyModel
+from automl_compress.errors import InputError
+from automl_compress.space import ChannelRule, Policy, SearchSpace, SpaceRules
+
+BLOCK: Final = 16
+"""Channels of a block of integer kernels with 512-bit registers."""
+BITS: Final = 8
+ORIGINAL: Final = "float32, all channels"
+RULES: Final = SpaceRules(
+    channels=ChannelRule(ratios=(0.25, 0.5, 0.75, 1.0), round_to=4), weight_bits=(BITS,)
+)
+"""What a choice by latency chooses from."""
+
+
+@dataclass(frozen=True)
+class SpeedupRow:
+    """One form of the network.
+
+    Args:
+        form: what was done to it.
+        channels: share of all channels of its groups that stay.
+        macs: share of multiply-accumulates.
+        latencies: how long it takes, by batch.
+    """
+
+    form: str
+    channels: float
+    macs: float
+    latencies: Mapping[int, Latency]
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """What was measured of one network.
+
+    Args:
+        network: its name.
+        conditions: of the table of latencies: machine, runtime, threads.
+        rows: one per form; the first is the original network.
+    """
+
+    network: str
+    conditions: Mapping[str, Any]
+    rows: tuple[SpeedupRow, ...]
+
+    def ratio(self, row: SpeedupRow, batch: int) -> float:
+        """How many times faster than the original network."""
+        return self.rows[0].latencies[batch].median_ms / row.latencies[batch].median_ms
+
+
+def measure_speedups(
+    network: str,
+    compressor: Compressor,
+    example_input: Tensor,
+    share: float,
+    batches: Sequence[int],
+    settings: LatencySettings,
+) -> Speedups:
+    """Measure all forms in turn, in a process of their own, for every batch.
+
+    Args:
+        network: its name.
+        compressor: of the network.
+        example_input: (1, ...) what it takes.
+        share: of the channels that stay, in (0, 1).
+        batches: inputs per run; widths are chosen by the first one's latencies.
+        settings: threads and runs, and the table's file; their batch does not count.
+
+    Raises:
+        InputError: a setting is wrong, or see `calibrated_table`.
+        EngineError: the measuring process fails.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"--share must be above 0 and below 1, but is {share}; correct it")
+    first = replace(settings, measure=replace(settings.measure, batch=batches[0]))
+    space = space_of_structure(compressor.model, compressor.structure, RULES).space
+    model = calibrated_table(first, compressor, space, example_input).model(space)
+    forms = {
+        ORIGINAL: Policy({}),
+        "INT8, all channels": _policy(compressor, 1.0, 1, BITS),
+        f"float32, {share:.0%} of every group": _policy(compressor, share, 1),
+        f"INT8, {share:.0%} of every group": _policy(compressor, share, 1, BITS),
+        f"INT8, {share:.0%}, round_to {BLOCK}": _policy(compressor, share, BLOCK, BITS),
+        f"INT8, {share:.0%} in all, chosen by latency": fastest_policy(space, model, share),
+    }
+    taken = {
+        batch: measure_policies(
+            replace(settings.measure, batch=batch),
+            compressor,
+            list(dict.fromkeys(forms.values())),
+            example_input,
+        )
+        for batch in batches
+    }
+    rows = [
+        SpeedupRow(
+            form,
+            kept_share(compressor, policy),
+            compressor.cost(policy)["macs"] / compressor.cost(Policy({}))["macs"],
+            {batch: taken[batch][policy] for batch in batches},
+        )
+        for form, policy in forms.items()
+    ]
+    return Speedups(network, model.conditions, tuple(rows))
+
+
+def _policy(compressor: Compressor, share: float, round_to: int, *bits: int) -> Policy:
+    """The same share of every group, and bits of every layer where they are given."""
+    rules = SpaceRules(channels=ChannelRule((share,), round_to), weight_bits=bits)
+    space = space_of_structure(compressor.model, compressor.structure, rules).space
+    return Policy({gene.name: gene.values[0] for gene in space})
+
+
+def kept_share(compressor: Compressor, policy: Policy) -> float:
+    """Share of all channels of groups that can be cut which a policy keeps."""
+    groups = [group for group in compressor.structure.groups if not group.protected]
+    kept = policy.of_kind("channels")
+    return sum(kept.get(g.name, g.channels) for g in groups) / sum(g.channels for g in groups)
+
+
+def fastest_policy(space: SearchSpace, model: LatencyModel, share: float) -> Policy:
+    """Widths that keep at most a share of the channels, chosen by predicted latency.
+
+    From the whole network on, the one gene is lowered, to any of its values, that saves most
+    milliseconds per channel, until few enough channels are left.
+
+    Args:
+        space: bits are the largest it has.
+        model: predicts.
+        share: of the channels of the space's groups.
+    """
+    chosen = {gene.name: gene.values[-1] for gene in space}
+    genes = [gene for gene in space if gene.kind == "channels"]
+    limit = share * sum(gene.values[-1] for gene in genes)
+    while sum(chosen[gene.name] for gene in genes) > limit:
+        now = model.layers_ms(Policy(chosen))
+        lower = [(g.name, v) for g in genes for v in g.values if v < chosen[g.name]]
+        if not lower:
+            break
+
+        def saved(change: tuple[str, float], now: float = now) -> float:
+            name, value = change
+            later = model.layers_ms(Policy({**chosen, name: value}))
+            return (now - later) / (chosen[name] - value)
+
+        name, value = max(lower, key=saved)
+        chosen[name] = value
+    return Policy(chosen)
+
+
+def speedup_page(found: Speedups) -> str:
+    """A page of Markdown."""
+    batches = list(found.rows[0].latencies)
+    first = found.rows[0].latencies[batches[0]]
+    lines = [
+        f"# How much faster {found.network} becomes",
+        "",
+        f"{first.runtime}, threads {first.threads}, medians of {first.runs} runs, networks in",
+        "turn; in brackets the 95 % interval of the median. Times faster than the original network",
+        "in float32. Weights are random. Other work on the machine disturbs the numbers.",
+        "",
+        "| form | channels | MACs | " + " | ".join(_head(batch) for batch in batches) + " |",
+        "| --- | ---: | ---: |" + " ---: | ---: |" * len(batches),
+    ]
+    for row in found.rows:
+        cells = [f"{row.channels:.1%}", f"{row.macs:.1%}"]
+        for batch in batches:
+            taken = row.latencies[batch]
+            interval = f"({taken.lower_ms:.3f}-{taken.upper_ms:.3f})"
+            cells += [f"{taken.median_ms:.3f} {interval}", f"{found.ratio(row, batch):.2f}"]
+        lines.append(f"| {row.form} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _head(batch: int) -> str:
+    return f"batch {batch}, ms | times faster"

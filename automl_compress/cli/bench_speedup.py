@@ -1,0 +1,63 @@
+"""`automl-compress bench speedup`: what a share of the channels is worth in milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from automl_compress.errors import InputError
+
+
+@dataclass(frozen=True)
+class SpeedupRequest:
+    """The words of the command.
+
+    Args:
+        model: a shipped network's name or `package.module:factory`.
+        share: of the channels that stay.
+        batches: inputs per run, each measured by itself.
+        threads: threads of one run.
+        runs: runs of each network.
+        table: file of the table of layer latencies; None keeps it in the cache folder.
+        input_shape: (channels, height, width) of a network that is not shipped.
+        output: folder of the page.
+    """
+
+    model: str
+    share: float
+    batches: tuple[int, ...]
+    threads: int
+    runs: int
+    table: Path | None
+    input_shape: tuple[int, ...] | None
+    output: Path
+
+
+def run_bench_speedup(request: SpeedupRequest) -> int:
+    """Measure, print the page and write it."""
+    from automl_compress.bench.speedup import measure_speedups, speedup_page
+    from automl_compress.cli.space_file import network_and_example
+    from automl_compress.compress import Compressor
+    from automl_compress.deploy.latency_calibration import LatencySettings
+    from automl_compress.deploy.measuring import FEWEST_RUNS, MeasureSettings
+
+    for name, value, least in (
+        ("threads", request.threads, 1),
+        ("runs", request.runs, FEWEST_RUNS),
+        *(("batches", batch, 1) for batch in request.batches),
+    ):
+        if value < least:
+            raise InputError(f"--{name} must be at least {least}, but is {value}; raise it")
+    model, example = network_and_example(request.model, request.input_shape)
+    compressor = Compressor(model, example, repair="none")
+    measure = MeasureSettings(threads=request.threads, runs=request.runs)
+    settings = LatencySettings(measure, request.table)
+    print(f"{request.model}: timing layers into {settings.path()} ...", flush=True)
+    found = measure_speedups(
+        request.model, compressor, example, request.share, request.batches, settings
+    )
+    request.output.mkdir(parents=True, exist_ok=True)
+    path = request.output / f"{request.model.rpartition(':')[2]}_speedup.md"
+    path.write_text(speedup_page(found), encoding="utf-8")
+    print(f"{speedup_page(found)}\npage: {path}")
+    return 0
