@@ -18,6 +18,7 @@ import numpy as np
 
 from automl_compress.compress import CostModel, Structure
 from automl_compress.compress.structure import LayerShape
+from automl_compress.deploy.runtime import block_channels
 from automl_compress.errors import EstimateError
 from automl_compress.space import Policy, SearchSpace
 
@@ -29,8 +30,8 @@ class LayerTiming:
     Args:
         kind: `Conv` or `Gemm`.
         int8: whether it runs on integers.
-        inputs: input channels.
-        outputs: output channels.
+        inputs: input channels, with those that the exporter fills up.
+        outputs: output channels likewise.
         groups: convolution groups.
         kernel: (height, width).
         size: (height, width) of its output; (rows, 1) of a linear layer.
@@ -61,6 +62,7 @@ class LayerTimings:
 
     def __init__(self, structure: Structure, int8: bool = True) -> None:
         self._layers = {layer.name: layer for layer in structure.layers}
+        self._bare = _never_filled(structure)
         self._cost = CostModel(structure)
         self._int8 = int8
         parts = (structure.layers, structure.other_macs, int8)
@@ -75,7 +77,7 @@ class LayerTimings:
         self._cost.check(policy)
         low_bit = policy.of_kind("weight_bits") if self._int8 else {}
         return {
-            name: _timing(self._layers[name], outputs, inputs, name in low_bit)
+            name: self._timing(name, outputs, inputs, name in low_bit)
             for name, (outputs, inputs) in self._cost.widths(policy).items()
         }
 
@@ -86,8 +88,26 @@ class LayerTimings:
         needed = dict.fromkeys(self.of(Policy({})).values())
         for name, widths in self._cost.reachable_widths(channels).items():
             for outputs, inputs in sorted(widths):
-                needed[_timing(self._layers[name], outputs, inputs, name in low_bit)] = None
+                needed[self._timing(name, outputs, inputs, name in low_bit)] = None
         return tuple(needed)
+
+    def _timing(self, name: str, outputs: int, inputs: int, int8: bool) -> LayerTiming:
+        layer = self._layers[name]
+        if int8 and layer.convolution and layer.groups == 1:
+            outputs = outputs if (name, "out") in self._bare else block_channels(outputs)
+            inputs = inputs if (name, "in") in self._bare else block_channels(inputs)
+        return _timing(layer, outputs, inputs, int8)
+
+
+def _never_filled(structure: Structure) -> set[tuple[str, str]]:
+    """Layers and axes whose channels a convolution in groups shares: no zeros are added there."""
+    grouped = {layer.name for layer in structure.layers if layer.groups > 1}
+    return {
+        (member.module, member.axis)
+        for group in structure.groups
+        for member in group.members
+        if any(other.module in grouped for other in group.members)
+    }
 
 
 def _timing(layer: LayerShape, outputs: int, inputs: int, int8: bool) -> LayerTiming:

@@ -232,6 +232,7 @@ def _graph(
     int8: bool,
 ) -> tuple[ir.Model, list[LowBitLayer]]:
     """The ONNX graph and the layers in it that run on integers; changes the network."""
+    from automl_compress.deploy.blocks import fill_blocks, pool_means
     from automl_compress.deploy.qdq import QdqPass, name_weights
 
     low_bit = _low_bit_layers(network) if int8 else {}
@@ -246,9 +247,13 @@ def _graph(
         node.metadata_props.clear()  # stack traces of the exporting machine
     weights = name_weights(program.model.graph, low_bit)
     program.optimize()
+    if weights:
+        pool_means(program.model.graph)
     quantizer = QdqPass(program.model, weights)
     if quantizer.held:
-        quantizer.insert(_grids(program.model, quantizer, calibration))
+        grids = _grids(program.model, quantizer, calibration)
+        quantizer = QdqPass(program.model, fill_blocks(program.model.graph, weights))
+        quantizer.insert(grids)
     held = list({layer.name: layer for layer in quantizer.held}.values())
     _label(program.model, held)
     return program.model, held

@@ -289,10 +289,11 @@ class QdqPass:
             if np.array_equal(held.const_value.numpy(), array):
                 return held
             place += "_"
-        return _initializer(self._graph, place, np.asarray(array))
+        return add_initializer(self._graph, place, np.asarray(array))
 
 
-def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A constant of a graph, under a name that is not taken yet."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(
         name=name,
@@ -345,7 +346,7 @@ def name_weights(graph: ir.Graph, layers: Mapping[str, LowBitLayer]) -> dict[str
         transposes = [user for user in weight.consumers() if user.op_type == "Transpose"]
         if transposes:
             turned = f"{name}.weight.transposed"
-            value = _initializer(graph, turned, weight.const_value.numpy().T.copy())
+            value = add_initializer(graph, turned, weight.const_value.numpy().T.copy())
             for user in transposes:
                 user.outputs[0].replace_all_uses_with(value)
             found[turned] = layer

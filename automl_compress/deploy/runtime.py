@@ -23,6 +23,23 @@ INTEGER_LAYERS: Final = frozenset(
 )
 """Kernels that multiply integers."""
 
+_MULTIPLE: Final = 4
+_LEAST: Final = 16
+_UNTOUCHED: Final = 4
+"""So few channels are as fast as sixteen, by another kernel."""
+
+
+def block_channels(channels: int) -> int:
+    """How many channels an integer convolution should have in place of so many.
+
+    The fast kernel takes multiples of four inputs and at least sixteen outputs. Measured on an
+    x86-64 processor with VNNI, ONNX Runtime 1.31: a 3x3 convolution of 8 channels at 32x32 takes
+    29 microseconds and one of 16 takes 19; 22 channels at 16x16 take 16.5 and 32 take 13.
+    """
+    if channels <= _UNTOUCHED:
+        return channels
+    return max(_LEAST, -(-channels // _MULTIPLE) * _MULTIPLE)
+
 
 def require_onnx() -> None:
     """Check that the libraries of the extra `onnx` are installed.

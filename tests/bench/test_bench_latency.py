@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from automl_compress.deploy import latency_calibration, latency_table
 from automl_compress.deploy.latency import Latency
 from automl_compress.deploy.latency_model import LayerTiming
 from automl_compress.deploy.measuring import MeasureSettings
+from automl_compress.deploy.runtime import block_channels
 from automl_compress.space import Gene, SearchSpace
+
+
+def computed(shape: tuple[int, ...]) -> int:
+    """Products of a layer for one place, those with channels that are filled up included."""
+    kernel = math.prod(shape[2:])
+    pairs = shape[:2] if len(shape) == 2 else map(block_channels, shape[:2])
+    return math.prod(pairs) * kernel
 
 
 @pytest.fixture
@@ -35,8 +44,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[MeasureSettings]:
         asked.append(settings)
         found = {}
         for key, network in networks.items():
-            weights = [p for p in network.parameters() if p.dim() > 1]
-            ms = 0.5 + 3e-6 * sum(weight.numel() for weight in weights)
+            shapes = [tuple(p.shape) for p in network.parameters() if p.dim() > 1]
+            ms = 0.5 + 3e-6 * sum(map(computed, shapes))
             found[key] = Latency(ms, 0.9 * ms, 1.2 * ms, settings.batch, 1, 7, "onnxruntime", 0.97)
         return found
 

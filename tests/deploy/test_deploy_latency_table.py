@@ -17,6 +17,7 @@ from automl_compress.compress import Compressor
 from automl_compress.deploy import latency_table
 from automl_compress.deploy.latency_model import LatencyModel, LayerTiming, LayerTimings, Line
 from automl_compress.deploy.latency_table import LatencyTable, measure_layer
+from automl_compress.deploy.runtime import block_channels
 from automl_compress.errors import EstimateError, InputError, SpaceError
 from automl_compress.space import Gene, Policy, SearchSpace
 
@@ -30,14 +31,35 @@ def test_timed_layers_have_the_multiply_accumulates_of_the_policy(
 ) -> None:
     compressor = Compressor(network(name), example(name))
     policy = random_policy(compressor.structure, np.random.default_rng(2), False)
+    floats = LatencyTable(compressor.structure, tmp_path / "t.json", int8=False).timings(policy)
     timings = LatencyTable(compressor.structure, tmp_path / "t.json").timings(policy)
     costs = compressor.cost.layers(policy)
-    assert timings.keys() == costs.keys()
-    for layer, timing in timings.items():
+    assert timings.keys() == floats.keys() == costs.keys()
+    for layer, timing in floats.items():
         height, width = timing.size
         fan_in = timing.inputs // timing.groups * timing.kernel[0] * timing.kernel[1]
         assert timing.outputs * fan_in * height * width == costs[layer].macs
-        assert timing.int8 == (f"weight_bits:{layer}" in policy)
+        assert not timing.int8
+        on_integers = timings[layer]
+        assert on_integers.int8 == (f"weight_bits:{layer}" in policy)
+        for one, other in (
+            (on_integers.inputs, timing.inputs),
+            (on_integers.outputs, timing.outputs),
+        ):
+            assert one in (other, block_channels(other))
+
+
+def test_channels_are_filled_up_where_the_exporter_does_so(tmp_path: Path) -> None:
+    def widths(name: str) -> set[int]:
+        compressor = Compressor(network(name), example(name))
+        layers = [layer.name for layer in compressor.structure.layers if layer.quantizable]
+        kept = {f"channels:{g.name}": 5 for g in compressor.structure.groups if not g.protected}
+        policy = Policy({**kept, **{f"weight_bits:{layer}": 8 for layer in layers}})
+        timings = LatencyTable(compressor.structure, tmp_path / "t.json").timings(policy).values()
+        return {timing.outputs for timing in timings if timing.kind == "Conv"}
+
+    assert widths("resnet8") == {16}
+    assert 5 in widths("mobile")  # depthwise convolutions are not filled up
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -99,7 +99,11 @@ def test_integer_files_hold_our_integers_and_run_on_them(name: str, tmp_path: Pa
         ours = (layer.weight / scales).round().detach().numpy()
         stored = held[f"{name}.weight_quantized"]
         assert stored.dtype == np.int8
-        np.testing.assert_array_equal(stored if stored.shape == ours.shape else stored.T, ours)
+        stored = stored.T if layer.weight.dim() == 2 and stored.shape != ours.shape else stored
+        outputs, inputs = ours.shape[:2]
+        np.testing.assert_array_equal(stored[:outputs, :inputs], ours)
+        assert not stored[outputs:].any()
+        assert not stored[:, inputs:].any()
         assert np.abs(stored).max() <= 2 ** (report.weight_bits[name] - 1) - 1
     expected, actual = torch_outputs(model, images), run(path, images)
     assert np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
@@ -163,8 +167,37 @@ def test_residual_networks_stay_integer_throughout(tmp_path: Path) -> None:
     assert report.integer_kernels == 8 + 2  # and the two shortcuts
     assert report.top1_agreement > 0.9
     kinds = [node.op_type for node in onnx.load(path).graph.node]
-    assert kinds.count("QuantizeLinear") == 1 + 9 + 3 + 1
-    assert "BatchNormalization" not in kinds
+    assert kinds.count("QuantizeLinear") == 1 + 9 + 3 + 2  # last the mean, also without its axes
+    assert not {"BatchNormalization", "ReduceMean"} & set(kinds)
+    assert kinds.count("GlobalAveragePool") == 1
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg", "mobile", "shared", "dense"])
+def test_channels_that_are_filled_up_change_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    def shapes(path: Path) -> list[tuple[int, ...]]:
+        graph = onnx.load(path).graph
+        weights = [tensor for tensor in graph.initializer if len(tensor.dims) == 4]
+        return sorted(tuple(tensor.dims) for tensor in weights)
+
+    images = example(name, 24)
+    compressor = Compressor(network(name), images[:1], images)
+    groups = [g for g in compressor.structure.groups if not g.protected]
+    kept = {f"channels:{g.name}": min(5, g.channels) for g in groups}
+    model = compressor.build(Policy({**kept, **dict(uniform(compressor, 8).items())}))
+    export_onnx(model, tmp_path / "filled.onnx", images[:1], images)
+    monkeypatch.setattr("automl_compress.deploy.blocks.block_channels", lambda channels: channels)
+    export_onnx(model, tmp_path / "plain.onnx", images[:1], images)
+    plain, filled = run(tmp_path / "plain.onnx", images), run(tmp_path / "filled.onnx", images)
+    np.testing.assert_allclose(filled, plain, atol=1e-6)
+    assert (shapes(tmp_path / "filled.onnx") != shapes(tmp_path / "plain.onnx")) == (
+        name in ("resnet8", "vgg", "shared", "mobile")
+    )
+    for outputs, *_ in shapes(tmp_path / "filled.onnx") if name == "resnet8" else ():
+        assert outputs in (5, 16)  # the last stage ends in a reshape
 
 
 def test_digits_keep_their_classes_on_integers(tmp_path: Path) -> None:
