@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import objective_values, references
+from automl_compress.evaluate import Evaluation, objective_values, references
 from automl_compress.evaluate.estimator import Estimator, answer
 from automl_compress.evaluate.recorded import RecordedEstimator
 from automl_compress.pareto import Reference
@@ -71,7 +71,7 @@ class Landscape:
 
         Where the space ends earlier, their last values stay.
         """
-        told = []
+        told: list[Evaluation] = []
         while len(told) < budget:
             asked = strategy.ask(min(strategy.batch, budget - len(told)))
             if not asked:
