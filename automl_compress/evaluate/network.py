@@ -116,7 +116,6 @@ class NetworkEstimator(Estimator):
             settings.seed,
             low_precision=settings.precision == "bfloat16",
         )
-
         self._form = FastForm(
             self.compressor.model,
             workload.example_input(),
