@@ -53,6 +53,11 @@ class FastForm:
         if self._program is not None and keeps:
             self._prefixes = Prefixes(self._program, structure)
 
+    def forget(self) -> None:
+        """Keep no values of networks run so far."""
+        if self._prefixes is not None:
+            self._prefixes.forget()
+
     def outputs(
         self, network: nn.Module, policy: Policy, batches: Sequence[Tensor]
     ) -> Iterator[Tensor]:
@@ -151,6 +156,11 @@ class Prefixes:
             self._kept[self._key(place, policy)] = values
         while sum(map(_size, self._kept.values())) > KEPT_BYTES:
             self._kept.popitem(last=False)
+
+    def forget(self) -> None:
+        """Keep nothing, as if nothing had been seen."""
+        self._kept.clear()
+        self._seen.clear()
 
     def _key(self, place: int, policy: Policy) -> _Key:
         return place, tuple(policy.get(name) for name in self._genes[place])

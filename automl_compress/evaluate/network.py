@@ -163,7 +163,7 @@ class NetworkEstimator(Estimator):
         return sum(self._right_answers(outputs)) / len(self._labels)
 
     def fast_accuracy(self, network: nn.Module, policy: Policy) -> float:
-        """What `estimate` says of a built network, early stops left out.
+        """What `estimate` says of a built network, early stops and kept values left out.
 
         Args:
             network: what the compressor built for the policy.
@@ -172,6 +172,7 @@ class NetworkEstimator(Estimator):
         Raises:
             EstimateError: an output is not finite.
         """
+        self._form.forget()  # all steps are run
         outputs = self._form.outputs(network, policy, self._batches())
         return sum(self._right_answers(outputs)) / len(self._labels)
 
