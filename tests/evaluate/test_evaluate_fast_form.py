@@ -202,3 +202,15 @@ def test_estimates_that_stop_early_leave_no_half_prefix() -> None:
     for _ in range(3):
         next(form.outputs(compressor.build(policies[0]), policies[0], x.split(4)))
     assert form._prefixes.longest(policies[0], x.split(4))[0] == 0
+
+
+def test_what_is_forgotten_is_run_again() -> None:
+    compressor, policies = neighbours()
+    x = example("resnet8", 8)
+    form = FastForm(compressor.model, x[:1], "float32", compressor.structure)
+    assert form._prefixes is not None
+    for _ in range(3):
+        list(form.outputs(compressor.build(policies[0]), policies[0], x.split(4)))
+    assert form._prefixes.longest(policies[0], x.split(4))[0] > 0
+    form.forget()
+    assert form._prefixes.longest(policies[0], x.split(4))[0] == 0
