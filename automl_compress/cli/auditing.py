@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from automl_compress.cli.options import add_json_option, add_overrides_option, write_file
 from automl_compress.cli.progress import BLOCK_SECONDS, duration
 from automl_compress.errors import InputError
 from automl_compress.settings import suggestion
@@ -32,14 +33,7 @@ def add_audit(subparsers: Any) -> None:
         "--steps", type=int, metavar="N", help="steps of each training (default: 200)"
     )
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="a setting of recovery, such as rate=0.01 or batch=64",
-    )
+    add_overrides_option(parser, "a setting of recovery, such as rate=0.01 or batch=64")
     parser.add_argument(
         "--repair",
         action="append",
@@ -49,7 +43,7 @@ def add_audit(subparsers: Any) -> None:
         help="also estimate with this repair, such as none; may be given several times",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    add_json_option(parser)
     parser.set_defaults(run=run_audit)
 
 
@@ -79,7 +73,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
     print(f"auditing {arguments.folder} with {settings.policies} policies ...", flush=True)
     document = audit_study(arguments.folder, settings, _Progress())
     if arguments.json is not None:
-        _write(arguments.json, json.dumps(document, allow_nan=False) + "\n")
+        write_file(arguments.json, json.dumps(document, allow_nan=False) + "\n")
     page = write_report(arguments.folder)
     result = StudyResult(arguments.folder)
     audit = read_audit(arguments.folder, result.manifest.fingerprint)
@@ -112,13 +106,3 @@ class _Progress:
             flush=True,
         )
         self._shown = now
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as reason:
-        raise InputError(
-            f"'{path}' must be a file that can be written, but is not: {reason.strerror}; "
-            "give another"
-        ) from reason

@@ -11,6 +11,12 @@ from typing import Any
 from automl_compress.cli.bench_ablation import add_ablation
 from automl_compress.cli.bench_latency import LatencyRequest, run_bench_latency
 from automl_compress.cli.bench_speedup import SpeedupRequest, run_bench_speedup
+from automl_compress.cli.options import (
+    add_json_option,
+    add_overrides_option,
+    add_page_option,
+    write_file,
+)
 from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
 
@@ -23,16 +29,9 @@ def add_bench(subparsers: Any) -> None:
     )
     repair = benches.add_parser("repair", help="what every repair buys without training")
     repair.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
-    repair.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of the sweep file",
-    )
+    add_overrides_option(repair, "override a key of the sweep file")
     repair.add_argument("--images", type=int, metavar="N", help="test images; default: all")
-    _add_output_option(repair, "results/repair")
+    add_page_option(repair, "results/repair")
     add_json_option(repair)
     repair.set_defaults(
         run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.output, a.json)
@@ -51,7 +50,7 @@ def add_bench(subparsers: Any) -> None:
     )
     add_ablation(benches)
     coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
-    _add_output_option(coverage, "results/coverage")
+    add_page_option(coverage, "results/coverage")
     coverage.add_argument(
         "--models", nargs="+", metavar="NAME", default=[], help="default: all of them"
     )
@@ -61,11 +60,9 @@ def add_bench(subparsers: Any) -> None:
     coverage.set_defaults(run=lambda a: bench_coverage(a.output, a.models, a.time_limit))
     estimate = benches.add_parser("estimate", help="estimates a second, against the naive loop")
     estimate.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
-    estimate.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides"
-    )
+    add_overrides_option(estimate, "override a key of the sweep file")
     estimate.add_argument("--policies", type=int, default=30, metavar="N", help="default: 30")
-    estimate.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write a page here")
+    add_page_option(estimate)
     add_json_option(estimate)
     estimate.set_defaults(run=_bench_estimate)
     packed = benches.add_parser("packed", help="bytes on disk against bytes promised")
@@ -73,7 +70,7 @@ def add_bench(subparsers: Any) -> None:
         "--models", nargs="+", metavar="NAME", default=[], help="default: five shipped networks"
     )
     packed.add_argument("--policies", type=int, default=20, metavar="N", help="default: 20")
-    _add_output_option(packed, "results/packed")
+    add_page_option(packed, "results/packed")
     add_json_option(packed)
     packed.set_defaults(run=lambda a: bench_packed(a.models, a.policies, a.output, a.json))
     latency = benches.add_parser("latency", help="what the table of layer latencies predicts")
@@ -86,7 +83,7 @@ def add_bench(subparsers: Any) -> None:
     latency.add_argument("--runs", type=int, metavar="N", help="of each network; default: 100")
     latency.add_argument("--table", type=Path, metavar="FILE", help="default: in the cache folder")
     latency.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
-    _add_output_option(latency, "results/latency")
+    add_page_option(latency, "results/latency")
     add_json_option(latency)
     latency.set_defaults(
         run=lambda a: run_bench_latency(
@@ -114,12 +111,13 @@ def _add_speedup(benches: Any) -> None:
     speedup.add_argument("--runs", type=int, default=100, metavar="N", help="default: 100")
     speedup.add_argument("--table", type=Path, metavar="FILE", help="default: in the cache folder")
     speedup.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
-    _add_output_option(speedup, "results/latency")
+    add_page_option(speedup, "results/latency")
+    add_json_option(speedup)
     speedup.set_defaults(
         run=lambda a: run_bench_speedup(
             SpeedupRequest(
                 *(a.model, a.share, tuple(a.batches), a.threads, a.runs, a.table),
-                *(read_shape(a.input_shape), a.output),
+                *(read_shape(a.input_shape), a.output, a.json),
             )
         )
     )
@@ -130,22 +128,6 @@ def _bench_estimate(arguments: Any) -> int:
 
     a = arguments
     return run_bench_estimate(a.sweep, a.overrides, a.policies, a.json, a.output)
-
-
-def add_json_option(parser: Any) -> None:
-    """Add `--json FILE`, which every command that measures takes."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
-
-
-def _add_output_option(parser: Any, default: str) -> None:
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path(default),
-        metavar="DIR",
-        help=f"default: {default}",
-    )
 
 
 def bench_repair(
@@ -173,12 +155,11 @@ def bench_repair(
         f"images for calibration, criterion {config.estimate.criterion}.",
         *_training_facts(None if isinstance(given, Workload) else given.weights),
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{config.name}.md"
-    page.write_text(repair_page(workload.name, rows, facts), encoding="utf-8")
+    write_file(page, repair_page(workload.name, rows, facts))
     print(f"\n{repair_table(rows)}\n\npage: {page}")
     if output is not None:
-        output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_file(output, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0
 
 
@@ -203,12 +184,11 @@ def bench_packed(models: Sequence[str], policies: int, folder: Path, output: Pat
     for row in measure_packed(tuple(models) or DEFAULT_MODELS, policies):
         rows.append(row)
         print(f"{row.model}: {row.promised:,} promised, {row.disk:,} on disk", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "packed.md"
-    page.write_text(packed_page(rows), encoding="utf-8")
+    write_file(page, packed_page(rows))
     print(f"\n{packed_page(rows)}\npage: {page}")
     if output is not None:
-        output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_file(output, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0 if all(row.equal for row in rows) else 1
 
 
@@ -225,7 +205,7 @@ def bench_strategies(
         print(f"{row.strategy}: {row.milliseconds:.1f} ms", flush=True)
     print(f"\n{overhead_table(rows)}")
     if output is not None:
-        output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_file(output, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0
 
 

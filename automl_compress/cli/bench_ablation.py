@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl_compress.cli.replay import read_columns, write_file
+from automl_compress.cli.options import add_json_option, add_markdown_option, write_file
+from automl_compress.cli.replay import read_columns
 from automl_compress.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def add_ablation(benches: Any) -> None:
     )
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
     parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    add_json_option(parser)
+    add_markdown_option(parser)
     parser.set_defaults(
         run=lambda a: run_ablation(
             AblationRequest(

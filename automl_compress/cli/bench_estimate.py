@@ -15,6 +15,7 @@ from automl_compress.bench.estimate import (
     RateRow,
     measure_estimates,
 )
+from automl_compress.cli.options import write_file
 from automl_compress.engine.config import read_config
 from automl_compress.errors import InputError
 from automl_compress.space import SpaceRules, load_rules
@@ -56,10 +57,9 @@ def run_bench_estimate(
     text = estimate_page(bench, config.name)
     print(f"\n{text}")
     if output is not None:
-        output.write_text(json.dumps(asdict(bench), indent=1) + "\n")
+        write_file(output, json.dumps(asdict(bench), indent=1) + "\n")
     if page is not None:
-        page.mkdir(parents=True, exist_ok=True)
-        (page / "estimate.md").write_text(text)
+        write_file(page / "estimate.md", text)
         print(page / "estimate.md")
     return 0
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from automl_compress.cli.options import write_file
 from automl_compress.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,13 +66,12 @@ def run_bench_latency(request: LatencyRequest) -> int:
     print(f"{name}: timing the layers of {len(space)} genes into {settings.path()} ...", flush=True)
     bench = bench_latency(name, compressor, space, example, settings, request.policies)
     page, figure = _page(bench)
-    request.output.mkdir(parents=True, exist_ok=True)
     stem = name.rpartition(":")[2]
-    (request.output / f"{stem}.svg").write_text(figure, encoding="utf-8")
+    write_file(request.output / f"{stem}.svg", figure)
     path = request.output / f"{stem}.md"
-    path.write_text(page.replace("FIGURE", f"{stem}.svg"), encoding="utf-8")
+    write_file(path, page.replace("FIGURE", f"{stem}.svg"))
     if request.json is not None:
-        request.json.write_text(json.dumps(_document(bench), indent=1) + "\n", encoding="utf-8")
+        write_file(request.json, json.dumps(_document(bench), indent=1) + "\n")
     print(_table(bench).to_text())
     print("\n" + "\n".join(_findings(bench)))
     print(f"\npage: {path}")

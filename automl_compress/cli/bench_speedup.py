@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from automl_compress.cli.options import write_file
 from automl_compress.errors import InputError
 
 
@@ -21,6 +23,7 @@ class SpeedupRequest:
         table: file of the table of layer latencies; None keeps it in the cache folder.
         input_shape: (channels, height, width) of a network that is not shipped.
         output: folder of the page.
+        json: file for the rows.
     """
 
     model: str
@@ -31,6 +34,7 @@ class SpeedupRequest:
     table: Path | None
     input_shape: tuple[int, ...] | None
     output: Path
+    json: Path | None
 
 
 def run_bench_speedup(request: SpeedupRequest) -> int:
@@ -56,8 +60,9 @@ def run_bench_speedup(request: SpeedupRequest) -> int:
     found = measure_speedups(
         request.model, compressor, example, request.share, request.batches, settings
     )
-    request.output.mkdir(parents=True, exist_ok=True)
     path = request.output / f"{request.model.rpartition(':')[2]}_speedup.md"
-    path.write_text(speedup_page(found), encoding="utf-8")
+    write_file(path, speedup_page(found))
+    if request.json is not None:
+        write_file(request.json, json.dumps(asdict(found), indent=1) + "\n")
     print(f"{speedup_page(found)}\npage: {path}")
     return 0

@@ -16,6 +16,11 @@ from typing import Any, NoReturn
 from automl_compress.cli import commands
 from automl_compress.cli.auditing import add_audit
 from automl_compress.cli.bench import add_bench
+from automl_compress.cli.options import (
+    add_json_option,
+    add_markdown_option,
+    add_overrides_option,
+)
 from automl_compress.cli.replay import ReplayRequest, run_replay
 from automl_compress.cli.training_commands import add_training_commands
 from automl_compress.errors import CompressError, InputError, InterruptedStudy
@@ -70,14 +75,7 @@ def _add_search(subparsers: Any) -> None:
     parser = subparsers.add_parser("search", help="run the study of a sweep file")
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/<study>")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of the sweep file, such as budget.evaluations=50",
-    )
+    add_overrides_option(parser, "override a key of the sweep file, such as budget.evaluations=50")
     _add_engine_options(parser)
     parser.set_defaults(
         run=lambda a: commands.search(
@@ -167,11 +165,11 @@ def _add_replay(subparsers: Any) -> None:
         default=[],
         help="columns of metrics, such as accuracy=test_accuracy",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all curves")
+    add_json_option(parser)
     parser.add_argument(
         "--resume", action="store_true", help="race only whom the file of --json lacks"
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    add_markdown_option(parser)
     parser.set_defaults(
         run=lambda a: run_replay(
             ReplayRequest(

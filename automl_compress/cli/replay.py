@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from automl_compress.cli.options import write_file
 from automl_compress.errors import InputError
 from automl_compress.search import strategy_names
 
@@ -220,18 +221,3 @@ class _Race:
         }
         document = {**self._head, "seeds": self._request.seeds, "comparison": rows, **curves}
         return json.dumps(document, allow_nan=False) + "\n"
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write what a command was asked to write.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as reason:
-        raise InputError(
-            f"'{path}' must be a file that can be written, but is not: {reason.strerror}; "
-            "give another"
-        ) from reason

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from automl_compress.cli.options import add_overrides_option
+
 
 def add_training_commands(subparsers: Any) -> None:
     """Add `recover`, `train` and `sparsify`."""
@@ -48,13 +50,8 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="another setting, such as rate=0.05, batch=64 or augment.flip=false",
+    add_overrides_option(
+        parser, "another setting, such as rate=0.05, batch=64 or augment.flip=false"
     )
     parser.add_argument("--force", action="store_true", help="replace what exists")
 

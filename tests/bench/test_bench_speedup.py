@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,12 @@ def test_all_forms_are_measured_for_every_batch(
     tmp_path: Path, timed: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--batches", "2", "5", "--runs", "7", "--table", str(tmp_path / "t.json")]
-    assert main(["bench", "speedup", "digits_cnn", *words, "-o", str(tmp_path)]) == 0
+    file = tmp_path / "rows.json"
+    words += ["-o", str(tmp_path), "--json", str(file)]
+    assert main(["bench", "speedup", "digits_cnn", *words]) == 0
+    first = json.loads(file.read_text())["rows"][0]
+    assert first["form"] == "float32, all channels"
+    assert first["latencies"]["2"]["batch"] == 2
     assert timed == [2, 2, 5]  # the table's line, then the forms
     page = (tmp_path / "digits_cnn_speedup.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith(("| INT8", "| float32"))]

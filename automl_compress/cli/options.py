@@ -1,0 +1,102 @@
+"""Options that several commands share, and the files those name.
+
+What a command writes at its end is checked when its words are read: a measurement of an hour must
+not be lost because a folder is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from automl_compress.errors import InputError
+
+
+def add_overrides_option(parser: Any, what: str) -> None:
+    """Add `--set KEY=VALUE`.
+
+    Args:
+        parser: of a command.
+        what: the help's line.
+    """
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=what
+    )
+
+
+def add_json_option(parser: Any) -> None:
+    """Add `--json FILE`, which every command that measures takes."""
+    parser.add_argument(
+        "--json", type=file_to_write, metavar="FILE", help="also write what was found here"
+    )
+
+
+def add_markdown_option(parser: Any) -> None:
+    """Add `--markdown FILE`."""
+    parser.add_argument(
+        "--markdown", type=file_to_write, metavar="FILE", help="also write the table here"
+    )
+
+
+def add_page_option(parser: Any, default: str | None = None) -> None:
+    """Add `-o DIR`, the folder of a page.
+
+    Args:
+        parser: of a command.
+        default: a folder; None writes no page unless asked.
+    """
+    what = "also write a page here" if default is None else f"default: {default}"
+    parser.add_argument(
+        "-o", "--output", type=folder_to_write, default=default, metavar="DIR", help=what
+    )
+
+
+def file_to_write(text: str) -> Path:
+    """A file's path, once it is seen that it can be written.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, but '{path}' is a folder; add a name")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"must lie in a folder that exists, but '{path.parent}' does not; create it"
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"must be writable, but '{path}' is not; give another")
+    return path
+
+
+def folder_to_write(text: str) -> Path:
+    """A folder's path, once it is seen that it exists or can be made.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot.
+    """
+    path = Path(text)
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"must be a folder that can be written, but '{nearest}' is none; give another"
+        )
+    return path
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write what a command was asked to write; its folder is made where it is missing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as reason:
+        raise InputError(
+            f"'{path}' must be a file that can be written, but is not: {reason.strerror}; "
+            "give another"
+        ) from reason

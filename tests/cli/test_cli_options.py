@@ -1,0 +1,64 @@
+"""Files that commands write at their end are checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from automl_compress.cli import main, options
+from automl_compress.errors import InputError
+
+MEASURING = [
+    ["bench", "strategies"],
+    ["bench", "ablation"],
+    ["bench", "estimate", "sweep.yaml"],
+    ["bench", "repair", "sweep.yaml"],
+    ["bench", "packed"],
+    ["bench", "latency", "digits_cnn"],
+    ["bench", "speedup", "digits_cnn"],
+    ["replay", "table.csv"],
+    ["audit", "folder"],
+]
+PAGES = [words for words in MEASURING if words[-1] not in ("ablation", "strategies")][:5]
+
+
+@pytest.mark.parametrize("words", MEASURING, ids=" ".join)
+def test_json_in_a_missing_folder(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "nowhere"
+    assert main([*words, "--json", str(missing / "rows.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"--json: must lie in a folder that exists, but '{missing}' does not" in error
+    assert not missing.exists()
+
+
+def test_json_that_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "strategies", "--json", str(tmp_path)]) == 2
+    assert "is a folder; add a name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", PAGES, ids=" ".join)
+def test_a_page_below_a_file(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below = tmp_path / "file"
+    below.write_text("kept")
+    assert main([*words, "-o", str(below / "pages")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"must be a folder that can be written, but '{below}' is none" in error
+    assert below.read_text() == "kept"
+
+
+def test_a_file_is_written_with_its_folder(tmp_path: Path) -> None:
+    options.write_file(tmp_path / "new" / "page.md", "text")
+    assert (tmp_path / "new" / "page.md").read_text() == "text"
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match="must be a file that can be written"):
+        options.write_file(tmp_path / "file" / "page.md", "text")
