@@ -3,7 +3,8 @@
 PyTorch's exporter writes the float graph and onnxscript's optimizer folds BatchNorm and constants;
 `qdq` then puts layers with low-bit weights on integers. Weights of 2 to 8 bits are stored as
 int8, the narrowest form ONNX Runtime has kernels for; how many bits each uses stands in the file's
-metadata.
+metadata. Integers of fewer than 7 bits are stored times a power of two: the same weights, but a
+bias, which lies at multiples of input scale times weight scale, then has so much finer steps.
 
 Where the compressed network rounds a layer's input, the file does too. All other activations that
 integer kernels read or write are rounded to 256 levels, in ranges of calibration images: of twelve
@@ -54,6 +55,8 @@ METADATA: Final = "automl_compress"
 """Key of the file's metadata that holds what was done, as JSON."""
 _BATCH: Final = 8
 _TINY: Final = 1e-12
+_SAFE_BITS: Final = 7
+"""Two products with integers of so many bits never saturate a sum of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -268,10 +271,12 @@ def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
         if isinstance(module, QuantizedConv2d | QuantizedLinear) and module.weight_bits:
             scales = module.get_buffer("weight_scale")
             steps = scales.reshape(-1, *[1] * (module.weight.dim() - 1))
-            integers = (module.weight / steps).round().to(torch.int8).numpy()
+            widening = 2 ** max(0, _SAFE_BITS - module.weight_bits)
+            integers = ((module.weight / steps).round() * widening).to(torch.int8).numpy()
             quantizer = module.input_quantizer
             grid = None if quantizer is None else _grid_of(quantizer)
-            found[name] = LowBitLayer(name, module.weight_bits, integers, scales.numpy(), grid)
+            narrow = (scales / widening).numpy()
+            found[name] = LowBitLayer(name, module.weight_bits, integers, narrow, grid)
         elif isinstance(module, ChannelMap):
             integers = module.as_convolution().weight.detach().to(torch.int8).numpy()
             ones = torch.ones(module.out_channels).numpy()
