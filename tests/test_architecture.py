@@ -62,7 +62,7 @@ EXCEPTIONS = {
 
 # Which files may use which heavy library.
 ONLY_IN = {
-    "ray": {"engine/cluster.py"},
+    "ray": {"engine/cluster.py", "engine/dispatcher.py"},
     "pymoo": {"search/nsga2.py"},
     "optuna": {"search/optuna_search.py"},
     "matplotlib": {"report"},

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import (
@@ -28,6 +27,9 @@ from automl_compress.evaluate import (
 from automl_compress.ledger.store import Charge, Ledger
 from automl_compress.pareto import front_mask
 from automl_compress.space import Policy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST_VERSION: Final = 1
 MANIFEST: Final = "run.json"
@@ -352,6 +354,8 @@ class StudyResult:
         `shared` says whether the policy had been asked for before, in the order of a serial run;
         the columns `TIMING_COLUMNS` depend on the run's timing, all others only on the study.
         """
+        import pandas as pd  # here, because workers load this file and need no 40 MB more
+
         seen: set[str] = set()
         shared: dict[tuple[str, int], bool] = {}
         for charge, _ in self._asked:

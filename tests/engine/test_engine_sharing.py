@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from automl_compress.engine.cluster import SHARED_BYTES, _to_array, _to_tensor
+from automl_compress.engine.dispatcher import SHARED_BYTES, _to_array, _to_tensor
 
 IMAGES = torch.arange(2 * 3 * 64 * 64, dtype=torch.float32).reshape(2, 3, 64, 64)
 
