@@ -109,15 +109,16 @@ def test_a_missing_torch_pruning_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         NaiveLoop(compressor, x[:1], x, x, torch.zeros(2, dtype=torch.long))
 
 
-def test_the_page_states_ratios_to_the_fastest_naive_row() -> None:
+def test_the_page_states_ratios_to_naive_rows() -> None:
     rates = (
         RateRow(NAIVE, 1, 1, 1.0, 1.0, 512.0),
         RateRow(NAIVE, 1, 2, 1.6, 1.5, 512.0),
+        RateRow(NAIVE, 2, 1, 0.8, 0.7, 512.0),
         RateRow("ours", 2, 1, 8.0, 2.0, 300.0),
     )
     part = Breakdown(8.0, 0.05, 0.1, 0.8, 1.25, 0.7)
     page = estimate_page(EstimateBench(rates, part, 1, 0.995, 30, 512, 27, 30), "tiny")
-    assert "| ours | 2 x 1 | 8.00 | 5.00 | 2.00 | 300 |" in page
+    assert "| ours | 2 x 1 | 8.00 | 10.00 | 5.00 | 2.00 | 300 |" in page
     assert "(8.0 ms)" in page
     assert "at most 1 of 512 images" in page
 
