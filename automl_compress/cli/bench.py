@@ -65,6 +65,7 @@ def add_bench(subparsers: Any) -> None:
     add_page_option(estimate)
     add_json_option(estimate)
     estimate.set_defaults(run=_bench_estimate)
+    _add_engine(benches)
     packed = benches.add_parser("packed", help="bytes on disk against bytes promised")
     packed.add_argument(
         "--models", nargs="+", metavar="NAME", default=[], help="default: five shipped networks"
@@ -94,6 +95,20 @@ def add_bench(subparsers: Any) -> None:
         )
     )
     _add_speedup(benches)
+
+
+def _add_engine(benches: Any) -> None:
+    engine = benches.add_parser("engine", help="what dispatcher and evaluators need")
+    engine.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
+    add_overrides_option(engine, "override a key of the sweep file")
+    engine.add_argument("--contestants", type=int, default=4, metavar="N", help="default: 4")
+    engine.add_argument(
+        "--evaluations", type=int, default=50, metavar="N", help="of each; default: 50"
+    )
+    add_json_option(engine)
+    engine.set_defaults(
+        run=lambda a: bench_engine(a.sweep, a.overrides, a.contestants, a.evaluations, a.json)
+    )
 
 
 def _add_speedup(benches: Any) -> None:
@@ -206,6 +221,20 @@ def bench_strategies(
     print(f"\n{overhead_table(rows)}")
     if output is not None:
         write_file(output, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
+
+
+def bench_engine(
+    sweep: Path, overrides: Sequence[str], contestants: int, evaluations: int, output: Path | None
+) -> int:
+    """Measure what the Ray engine needs on a sweep's network, and print it."""
+    from automl_compress.bench.engine import engine_table, measure_engine
+    from automl_compress.engine.config import read_config
+
+    cost = measure_engine(read_config(sweep, overrides), contestants, evaluations)
+    print(engine_table(cost))
+    if output is not None:
+        write_file(output, json.dumps(asdict(cost), indent=1) + "\n")
     return 0
 
 

@@ -22,6 +22,7 @@ from automl_compress.engine.checkpoint import load_state, save_state
 from automl_compress.engine.contestant import Contestant, Standing
 from automl_compress.engine.dispatcher import (
     RemoteDispatcher,
+    Usage,
     reason_of,
     share_large_tensors,
 )
@@ -111,6 +112,11 @@ class ClusterEngine:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
         except ray.exceptions.RayError as reason:
             raise EngineError(reason_of(reason)) from reason
+
+    def usage(self) -> Usage:
+        """What dispatcher and evaluators have needed so far."""
+        found: Usage = ray.get(self._dispatcher.usage.remote())
+        return found
 
     def close(self) -> None:
         """Stop the actors, and Ray when it was started here."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
 
 from automl_compress.engine.contestant import Request
+from automl_compress.engine.memory import private_bytes
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator, answer
 from automl_compress.ledger import Ledger, Place
@@ -71,6 +74,19 @@ def _to_tensor(saved: tuple[list[int], Any]) -> Any:
         return torch.from_numpy(values).permute(back)
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a pool of evaluators needs.
+
+    Args:
+        dispatcher_seconds: processor time of the dispatcher's process.
+        evaluator_bytes: private memory of each evaluator.
+    """
+
+    dispatcher_seconds: float
+    evaluator_bytes: tuple[int, ...]
+
+
 class _Evaluator:
     """Answers policies with the estimators, one at a time."""
 
@@ -83,6 +99,10 @@ class _Evaluator:
     def estimate(self, policy: Policy, estimator: str) -> Evaluation:
         """Measure a policy."""
         return answer(self._estimators[estimator], policy)
+
+    def private_bytes(self) -> int:
+        """Memory of this process alone."""
+        return private_bytes()
 
 
 _RemoteEvaluator: Any = ray.remote(num_cpus=1)(_Evaluator)
@@ -153,6 +173,7 @@ class _Dispatcher:
         self._waiting: dict[str, deque[tuple[Request, str]]] = {}
         self._in_flight: dict[_Key, asyncio.Future[Evaluation]] = {}
         self._work = asyncio.Semaphore(0)
+        self._began = time.process_time()
 
     def _new_evaluator(self) -> Any:
         return _RemoteEvaluator.remote(self._estimators, self._threads)
@@ -171,6 +192,11 @@ class _Dispatcher:
         """Put measurements after the race into the ledger."""
         requests = [Request(Place(rung, i, 0), policy) for i, policy in enumerate(policies)]
         await asyncio.gather(*(self._evaluation(r, estimator) for r in requests))
+
+    async def usage(self) -> Usage:
+        """What all this has needed so far."""
+        held = await asyncio.gather(*(w.private_bytes.remote() for w in self._workers))
+        return Usage(time.process_time() - self._began, tuple(held))
 
     async def _evaluation(self, request: Request, estimator: str) -> tuple[Evaluation, bool]:
         """From the ledger, from a request in flight, or from an evaluator."""
