@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from automl_compress.deploy.latency_calibration import (
     measure_policies,
 )
 from automl_compress.deploy.latency_model import LatencyModel
+from automl_compress.deploy.measuring import MeasureSettings
 from automl_compress.errors import InputError
 from automl_compress.space import ChannelRule, Policy, SearchSpace, SpaceRules
 
@@ -57,12 +58,10 @@ class Speedups:
 
     Args:
         network: its name.
-        conditions: of the table of latencies: machine, runtime, threads.
         rows: one per form; the first is the original network.
     """
 
     network: str
-    conditions: Mapping[str, Any]
     rows: tuple[SpeedupRow, ...]
 
     def ratio(self, row: SpeedupRow, batch: int) -> float:
@@ -76,7 +75,7 @@ def measure_speedups(
     example_input: Tensor,
     share: float,
     batches: Sequence[int],
-    settings: LatencySettings,
+    measure: MeasureSettings,
 ) -> Speedups:
     """Measure all forms in turn, in a process of their own, for every batch.
 
@@ -85,8 +84,8 @@ def measure_speedups(
         compressor: of the network.
         example_input: (1, ...) what it takes.
         share: of the channels that stay, in (0, 1).
-        batches: inputs per run; widths are chosen by the first one's latencies.
-        settings: threads and runs, and the table's file; their batch does not count.
+        batches: inputs per run; for each one, widths are chosen by its latencies.
+        measure: threads and runs; its batch does not count.
 
     Raises:
         InputError: a setting is wrong, or see `calibrated_table`.
@@ -94,20 +93,27 @@ def measure_speedups(
     """
     if not 0 < share < 1:
         raise InputError(f"--share must be above 0 and below 1, but is {share}; correct it")
-    first = replace(settings, measure=replace(settings.measure, batch=batches[0]))
     space = space_of_structure(compressor.model, compressor.structure, RULES).space
-    model = calibrated_table(first, compressor, space, example_input).model(space)
+    models = {}
+    for batch in batches:
+        settings = LatencySettings(replace(measure, batch=batch))
+        models[batch] = calibrated_table(settings, compressor, space, example_input).model(space)
     forms = {
         ORIGINAL: Policy({}),
         "INT8, all channels": _policy(compressor, 1.0, 1, BITS),
         f"float32, {share:.0%} of every group": _policy(compressor, share, 1),
         f"INT8, {share:.0%} of every group": _policy(compressor, share, 1, BITS),
         f"INT8, {share:.0%}, round_to {BLOCK}": _policy(compressor, share, BLOCK, BITS),
-        f"INT8, {share:.0%} in all, chosen by latency": fastest_policy(space, model, share),
+    }
+    forms |= {
+        f"INT8, {share:.0%} in all, chosen by latency at batch {batch}": fastest_policy(
+            space, model, share
+        )
+        for batch, model in models.items()
     }
     taken = {
         batch: measure_policies(
-            replace(settings.measure, batch=batch),
+            replace(measure, batch=batch),
             compressor,
             list(dict.fromkeys(forms.values())),
             example_input,
@@ -123,7 +129,7 @@ def measure_speedups(
         )
         for form, policy in forms.items()
     ]
-    return Speedups(network, model.conditions, tuple(rows))
+    return Speedups(network, tuple(rows))
 
 
 def _policy(compressor: Compressor, share: float, round_to: int, *bits: int) -> Policy:

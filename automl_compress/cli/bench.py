@@ -124,14 +124,13 @@ def _add_speedup(benches: Any) -> None:
     )
     speedup.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
     speedup.add_argument("--runs", type=int, default=100, metavar="N", help="default: 100")
-    speedup.add_argument("--table", type=Path, metavar="FILE", help="default: in the cache folder")
     speedup.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
     add_page_option(speedup, "results/latency")
     add_json_option(speedup)
     speedup.set_defaults(
         run=lambda a: run_bench_speedup(
             SpeedupRequest(
-                *(a.model, a.share, tuple(a.batches), a.threads, a.runs, a.table),
+                *(a.model, a.share, tuple(a.batches), a.threads, a.runs),
                 *(read_shape(a.input_shape), a.output, a.json),
             )
         )

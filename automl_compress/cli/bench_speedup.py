@@ -20,7 +20,6 @@ class SpeedupRequest:
         batches: inputs per run, each measured by itself.
         threads: threads of one run.
         runs: runs of each network.
-        table: file of the table of layer latencies; None keeps it in the cache folder.
         input_shape: (channels, height, width) of a network that is not shipped.
         output: folder of the page.
         json: file for the rows.
@@ -31,7 +30,6 @@ class SpeedupRequest:
     batches: tuple[int, ...]
     threads: int
     runs: int
-    table: Path | None
     input_shape: tuple[int, ...] | None
     output: Path
     json: Path | None
@@ -42,7 +40,6 @@ def run_bench_speedup(request: SpeedupRequest) -> int:
     from automl_compress.bench.speedup import measure_speedups, speedup_page
     from automl_compress.cli.space_file import network_and_example
     from automl_compress.compress import Compressor
-    from automl_compress.deploy.latency_calibration import LatencySettings
     from automl_compress.deploy.measuring import FEWEST_RUNS, MeasureSettings
 
     for name, value, least in (
@@ -55,10 +52,9 @@ def run_bench_speedup(request: SpeedupRequest) -> int:
     model, example = network_and_example(request.model, request.input_shape)
     compressor = Compressor(model, example, repair="none")
     measure = MeasureSettings(threads=request.threads, runs=request.runs)
-    settings = LatencySettings(measure, request.table)
-    print(f"{request.model}: timing layers into {settings.path()} ...", flush=True)
+    print(f"{request.model}: timing layers ...", flush=True)
     found = measure_speedups(
-        request.model, compressor, example, request.share, request.batches, settings
+        request.model, compressor, example, request.share, request.batches, measure
     )
     path = request.output / f"{request.model.rpartition(':')[2]}_speedup.md"
     write_file(path, speedup_page(found))

@@ -47,22 +47,27 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_all_forms_are_measured_for_every_batch(
-    tmp_path: Path, timed: list[int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    timed: list[int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ["--batches", "2", "5", "--runs", "7", "--table", str(tmp_path / "t.json")]
+    monkeypatch.setenv("AUTOML_COMPRESS_CACHE", str(tmp_path / "cache"))
+    words = ["--batches", "2", "5", "--runs", "7"]
     file = tmp_path / "rows.json"
     words += ["-o", str(tmp_path), "--json", str(file)]
     assert main(["bench", "speedup", "digits_cnn", *words]) == 0
     first = json.loads(file.read_text())["rows"][0]
     assert first["form"] == "float32, all channels"
     assert first["latencies"]["2"]["batch"] == 2
-    assert timed == [2, 2, 5]  # the table's line, then the forms
+    assert timed == [2, 5, 2, 5]  # the tables' lines, then the forms
     page = (tmp_path / "digits_cnn_speedup.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith(("| INT8", "| float32"))]
     assert [row.split(" | ")[0].strip("| ") for row in rows] == [
         *("float32, all channels", "INT8, all channels", "float32, 50% of every group"),
         *("INT8, 50% of every group", "INT8, 50%, round_to 16"),
-        "INT8, 50% in all, chosen by latency",
+        "INT8, 50% in all, chosen by latency at batch 2",
+        "INT8, 50% in all, chosen by latency at batch 5",
     ]
     assert rows[0].endswith("| 1.00 |")
     assert rows[1].count("100.0%") == 2
