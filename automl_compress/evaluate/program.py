@@ -182,9 +182,12 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else buffers are taken for numbers that never change
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one step."""
+        """Whether a module is one step; those without parts are, whoever wrote them.
+
+        Their forward may hold sizes, which differ between compressed forms.
+        """
         ours = type(m).__module__.startswith("automl_compress.compress.")
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        return ours or not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _shapes(model: nn.Module, graph: fx.Graph, x: Tensor) -> dict[fx.Node, tuple[int, ...]]:
@@ -210,7 +213,7 @@ def _steps(
     fused: dict[fx.Node, Step] = {}
     for node in graph.nodes:
         if node.op == "call_module" and _fusable(model.get_submodule(str(node.target))):
-            step = _fuse(model, norms, node, shapes)
+            step = _fuse(model, norms, node, shapes, fused)
             fused.update(dict.fromkeys(step.parts(), step))
     steps = []
     for node in graph.nodes:
@@ -239,13 +242,19 @@ def _fuse(
     norms: Mapping[str, str],
     conv: fx.Node,
     shapes: Mapping[fx.Node, tuple[int, ...]],
+    taken: Mapping[fx.Node, Step],
 ) -> Step:
-    """A convolution with what follows it: a BatchNorm, a sum with a ReLU, a ReLU."""
+    """A convolution with what follows it: a BatchNorm, a sum with a ReLU, a ReLU.
+
+    A sum of two convolutions goes with the one that comes first.
+    """
     step = Step(conv, conv, conv=str(conv.target))
     user = _only_user(conv)
     if user is not None and norms.get(str(user.target)) == step.conv:
         step.value, step.norm = user, str(user.target)
         user = _only_user(user)
+    if user in taken:
+        return step
     if user is not None and user.op == "call_function" and user.target in _SUMS:
         relu = _only_user(user)
         other = _other_summand(user, step.value, shapes)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.resnet import BasicBlock
 
 from automl_compress.compress import Compressor, derive_space
 from automl_compress.compress.fold import foldable_norms
@@ -23,7 +26,7 @@ from automl_compress.evaluate.program import follow
 from automl_compress.space import Policy, SpaceRules
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compress"))
-from compress_networks import NETWORKS, example, network
+from compress_networks import NETWORKS, example, lively, network, random_policy
 
 RULES = SpaceRules(activation_bits=(4, 8))
 
@@ -99,6 +102,35 @@ def test_traps_of_fusing() -> None:
     form = FastForm(model, x[:1], "float32", trace(model, x[:1])[1])
     with torch.inference_mode():
         torch.testing.assert_close(next(form.outputs(model, Policy({}), [x])), model(x))
+
+
+def projecting() -> nn.Module:
+    """Shortcuts that are convolutions: sums of two that could both take the sum."""
+    return torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5)
+
+
+def normalizing() -> nn.Module:
+    """Layers without parts, not torch's own, whose forward holds sizes."""
+    blocks = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]
+    return torchvision.models.ConvNeXt(blocks, num_classes=5)
+
+
+@pytest.mark.parametrize(("make", "sums"), [(projecting, 4), (normalizing, 0)])
+def test_networks_of_torchvision_run_fused(make: Any, sums: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = lively(make()).eval()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    compressor = Compressor(model, x[:1], repair="none")
+    form = FastForm(compressor.model, x[:1], "float32", compressor.structure)
+    assert form._program is not None
+    assert sum(step.other is not None for step in form._program.steps) == sums
+    policy = random_policy(compressor.structure, np.random.default_rng(0), activations=False)
+    built = compressor.build(policy)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            next(form.outputs(built, policy, [x])), built(x), rtol=1e-3, atol=1e-4
+        )
 
 
 class Turns(nn.Module):
