@@ -57,7 +57,8 @@ class ClusterEngine:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _start_ray(settings)
-        workers = settings.workers or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
+        processors = int(ray.cluster_resources().get("CPU", 2)) - 1
+        workers = settings.workers or max(1, processors // settings.threads)
         # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         share_large_tensors()
@@ -150,7 +151,7 @@ def _start_ray(settings: EngineSettings) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner is not ours
     where: dict[str, Any] = {"address": settings.address}
     if settings.address is None:
-        cores = settings.workers or len(os.sched_getaffinity(0))
+        cores = (settings.workers or 0) * settings.threads or len(os.sched_getaffinity(0))
         where = {"num_cpus": cores + 1, "include_dashboard": False}  # one more for contestants
     try:
         ray.init(

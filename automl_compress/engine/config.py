@@ -23,6 +23,8 @@ from automl_compress.workload import Workload, WorkloadConfig
 
 DEFAULT_OBJECTIVES: Final = ("error", "size_bytes", "macs")
 DEFAULT_STRATEGIES: Final = ("ddpg", "nsga2", "scaled-random")
+BATCH: Final = "estimate.batch"
+THREADS: Final = "engine.threads"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class StudyConfig:
         finalists: how many of the front are measured on the final test images.
         final_repair: how their networks, and those that are recovered and exported, are repaired.
         ladder: rungs between the race and the finalists, from cheap to dear.
+        automatic: `BATCH` and `THREADS`, where they are to be found on the machine.
         plain: the settings as given, for the manifest.
         base: folder of the sweep file, which relative paths start from.
     """
@@ -62,6 +65,7 @@ class StudyConfig:
     finalists: int
     final_repair: Repair = "auto"
     ladder: tuple[RungSettings, ...] = ()
+    automatic: frozenset[str] = frozenset()
     plain: Mapping[str, Any] = field(default_factory=dict)
     base: Path = Path()
 
@@ -110,12 +114,32 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         finalists=section.number("finalists", int, 16, low=1),
         final_repair=section.choice("final_repair", REPAIRS, "auto"),  # type: ignore[arg-type]
         ladder=read_ladder(section),
+        automatic=_automatic(section),
         plain=section.values(),
         base=base,
     )
     section.close()
     _check_latency(section, config)
     return config
+
+
+def _automatic(section: Section) -> frozenset[str]:
+    """What the machine decides: keys whose value is `auto`."""
+    stated = {BATCH: section.section("estimate"), THREADS: section.section("engine")}
+    return frozenset(key for key, part in stated.items() if _is_auto(part, key.partition(".")[2]))
+
+
+def _is_auto(section: Section, key: str) -> bool:
+    return section.values().get(key) == "auto"
+
+
+def _number_or_auto(section: Section, key: str, default: int) -> int:
+    """A number from 1, or the default, which `engine.tuning` improves on, where `auto` is given."""
+    if _is_auto(section, key):
+        section.get(key, str)
+        return default
+    number: int = section.number(key, int, default, low=1)
+    return number
 
 
 def _name(section: Section) -> str:
@@ -177,7 +201,7 @@ def _estimate(section: Section) -> EstimateSettings:
         precision=section.choice(  # type: ignore[arg-type]
             "precision", PRECISIONS, default.precision
         ),
-        batch=section.number("batch", int, default.batch, low=1),
+        batch=_number_or_auto(section, "batch", default.batch),
         floor=section.number("floor", float, default.floor, low=0.0, high=1.0),
         criterion=section.choice("criterion", CRITERIA, default.criterion),
         kernel_criterion=section.choice(  # type: ignore[arg-type]
@@ -262,7 +286,7 @@ def _engine(section: Section) -> EngineSettings:
     settings = EngineSettings(
         kind=section.choice("kind", ENGINES, "cluster"),  # type: ignore[arg-type]
         workers=None if given == "auto" else int(given),
-        threads=section.number("threads", int, 1, low=1),
+        threads=_number_or_auto(section, "threads", 1),
         address=section.get("address", str, None),
     )
     section.close()

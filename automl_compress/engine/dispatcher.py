@@ -105,7 +105,7 @@ class _Evaluator:
         return private_bytes()
 
 
-_RemoteEvaluator: Any = ray.remote(num_cpus=1)(_Evaluator)
+_RemoteEvaluator: Any = ray.remote(_Evaluator)
 _Key = tuple[str, str]
 
 
@@ -176,7 +176,8 @@ class _Dispatcher:
         self._began = time.process_time()
 
     def _new_evaluator(self) -> Any:
-        return _RemoteEvaluator.remote(self._estimators, self._threads)
+        evaluator = _RemoteEvaluator.options(num_cpus=self._threads)
+        return evaluator.remote(self._estimators, self._threads)
 
     async def answer(self, requests: list[Request]) -> tuple[list[Evaluation], int]:
         """Evaluations of one contestant's round, charged, and how many were hits."""

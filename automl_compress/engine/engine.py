@@ -30,7 +30,7 @@ class EngineSettings:
     Args:
         kind: `cluster` runs contestants side by side on Ray, `serial` one after another in
             this process.
-        workers: evaluators of a cluster; None takes one per processor.
+        workers: evaluators of a cluster; None takes as many as there are processors for.
         threads: torch threads of each evaluator.
         address: a running Ray cluster; None starts one on this machine.
     """

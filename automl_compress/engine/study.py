@@ -38,6 +38,7 @@ from automl_compress.engine.restore import load_estimators, stated_config, torch
 from automl_compress.engine.rungs import build_rung, rung_cost
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.engine.statement import state_manifest
+from automl_compress.engine.tuning import tuned
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator
@@ -111,7 +112,8 @@ class Study:
     def with_engine(self, **changes: Any) -> Study:
         """The same study with other engine settings: `kind`, `workers`, `threads`, `address`."""
         engine = replace(self.config.engine, **changes)
-        return self._of(replace(self.config, engine=engine))
+        automatic = self.config.automatic - {f"engine.{name}" for name in changes}
+        return self._of(replace(self.config, engine=engine, automatic=automatic))
 
     def run(self, out: str | Path | None = None, listener: Listener = _hear_nothing) -> StudyResult:
         """Search, and measure the finalists on the final test images.
@@ -130,9 +132,10 @@ class Study:
         """
         folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="automl_compress_"))
         _check_unused(folder, self.config.name)
-        prepared = self._prepare()
+        study = self._of(tuned(self.config))
+        prepared = study._prepare()
         folder.mkdir(parents=True, exist_ok=True)
-        return self._run(prepared, folder, listener)
+        return study._run(prepared, folder, listener)
 
     @classmethod
     def resume(
