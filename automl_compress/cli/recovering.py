@@ -138,7 +138,8 @@ def _recover_one(
         }
     }
     write_text(place / "recovered.json", json.dumps(document, indent=1) + "\n")
-    checkpoint.unlink(missing_ok=True)
+    for path in place.glob(f"{CHECKPOINT}*"):
+        path.unlink()
     print(
         f"  test accuracy {before['test']:.2%} before, {after['test']:.2%} after; "
         f"{place / NETWORK}",

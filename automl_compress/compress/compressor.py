@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -77,6 +78,17 @@ class Compressor:
         low_precision: bool = False,
     ) -> None:
         score = find_criterion(criterion)
+        self._again = partial(
+            Compressor,
+            example_input=example_input,
+            calibration=calibration,
+            criterion=criterion,
+            repair=repair,
+            kernel_criterion=kernel_criterion,
+            seed=seed,
+            time_limit=time_limit,
+            low_precision=low_precision,
+        )
         self.model, self.structure = trace(model, example_input, time_limit)
         self.cost = CostModel(self.structure)
         self._order = channel_order(self.model, self.structure.groups, score, calibration, seed)
@@ -118,9 +130,21 @@ class Compressor:
             low_precision: as for `Compressor`.
         """
         other = copy.copy(self)
+        other._again = partial(self._again, repair=repair, low_precision=low_precision)
         other._scales, other._input_grids = OrderedDict(), {}
         other._prepare(repair, low_precision)
         return other
+
+    def of_network(self, model: nn.Module) -> Compressor:
+        """The same for another network that takes the same inputs.
+
+        Args:
+            model: not changed, such as a compressed one that was trained.
+
+        Raises:
+            TraceError: it cannot be followed.
+        """
+        return self._again(model)
 
     def build(self, policy: Policy, statistics: bool = True) -> nn.Module:
         """The network a policy describes, in evaluation mode, without gradients.

@@ -3,9 +3,9 @@
 `make_learnable` turns the quantized layers of a compressed network into a form whose forward
 computes the very same, but from weights that are not rounded yet and from steps that are
 parameters; `freeze` turns it back into plain quantized layers, integers times scale, with the same
-outputs bit for bit. Rounding passes gradients straight through inside the grid and stops them
-outside. Weights have a step per output channel, inputs one per layer (the paper has one per layer
-for both).
+outputs bit for bit, and `unquantize` into layers without grids, of what was learned. Rounding
+passes gradients straight through inside the grid and stops them outside. Weights have a step per
+output channel, inputs one per layer (the paper has one per layer for both).
 
 Training starts from weights as they were before rounding, with the steps the search used.
 Measured on ResNet-20 (CIFAR-10, 2,000 test images) at 39 % of the MACs and 3-bit weights, after
@@ -120,6 +120,10 @@ _LEARNED: Final[dict[type[nn.Module], type[nn.Module]]] = {
     QuantizedLinear: LearnedLinear,
     InputQuantizer: LearnedInputQuantizer,
 }
+_PLAIN: Final[dict[type[nn.Module], type[nn.Module]]] = {
+    LearnedConv2d: nn.Conv2d,
+    LearnedLinear: nn.Linear,
+}
 _FROZEN: Final = {learned: frozen for frozen, learned in _LEARNED.items()}
 
 
@@ -164,6 +168,21 @@ def freeze(network: nn.Module) -> None:
             with torch.no_grad():
                 weight = module.get_parameter("weight")
                 weight.copy_(quantize_weight(weight, module.get_buffer("weight_scale"), bits))
+
+
+def unquantize(network: nn.Module) -> None:
+    """Turn layers that `make_learnable` made into plain ones, in place.
+
+    Their weights are those before rounding, and nothing rounds their inputs.
+    """
+    for module in list(network.modules()):
+        if type(module) not in _PLAIN:
+            continue
+        plain = _with_class(module, _PLAIN[type(module)])
+        del vars(plain)["weight_bits"]
+        plain._parameters = {n: p for n, p in module._parameters.items() if n != "weight_scale"}
+        plain._modules = {n: m for n, m in module._modules.items() if n != "input_quantizer"}
+        become(module, plain)
 
 
 def _with_class(module: nn.Module, kind: type[nn.Module]) -> nn.Module:

@@ -7,7 +7,8 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
+from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.compress.quantize import QuantizedConv2d, QuantizedLinear
-from automl_compress.recover.losses import Distillation, attention_points
-from automl_compress.recover.lsq import Limits, freeze, make_learnable
+from automl_compress.recover.gradual import epochs_of_stages, policies_towards
+from automl_compress.recover.losses import CrossEntropy, Distillation, Loss, attention_points
+from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.settings import RecoverySettings, find_device, section_of
-from automl_compress.recover.training import Listener, Trainer, hear_nothing
+from automl_compress.recover.training import Listener, Standing, Trainer, hear_nothing
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Normalization
 
@@ -87,17 +90,19 @@ def recover_policy(
     settings: RecoverySettings,
     checkpoint: Path | None = None,
     listener: Listener = hear_nothing,
+    teacher: nn.Module | None = None,
 ) -> Recovered:
     """The same with a compressor that is at hand, which decides where training starts.
 
     Args:
-        compressor: of the original network.
+        compressor: of the network that is cut.
         policy: kept channels and bits.
         images: training images.
         normalization: turns their pixels into input.
         settings: how.
-        checkpoint: see `Trainer.run`.
+        checkpoint: see `Trainer.run`; stages before the last have files beside it.
         listener: hears how far it has come.
+        teacher: distilled from; the compressor's network when not given.
 
     Raises:
         SpaceError: the policy does not fit the network.
@@ -106,33 +111,137 @@ def recover_policy(
         InterruptedStudy: the user stopped it.
     """
     start = time.monotonic()
-    device = find_device(settings.training.device)
+    original = compressor.model if teacher is None else teacher
     fitted, judges = _held_out(images, settings)
-    network = _starting_network(compressor, policy, settings.learned_steps).to(device)
-    trainer = Trainer(
-        network,
+    training = _Training(
         fitted,
+        judges,
         normalization,
-        settings.training,
-        _loss(compressor.model, images.tensor(normalization, 0, 1), settings, device),
-        _identity(compressor.model, policy, images, normalization, settings),
-        after_step=Limits(network),
-        judges=judges,
+        settings,
+        _loss(original, images.tensor(normalization, 0, 1), settings),
+        _identity((original, compressor.model), policy, images, normalization, settings),
     )
-    trainer.run(checkpoint, listener)
-    candidates = {"last": network}
-    if settings.training.average:
-        candidates = {"averaged": network, "last": copy.deepcopy(network)}
+    compressor.cost.check(policy)
+    channels = {group.name: group.channels for group in compressor.structure.groups}
+    policies = policies_towards(policy, channels, settings.stages)
+    for stage, early in enumerate(policies[:-1]):
+        trainer = training.run(compressor, early, stage, checkpoint, listener)
         trainer.use_average()
-    for candidate in candidates.values():
-        freeze(candidate)
-    chosen = next(iter(candidates))
-    if judges is not None:
-        candidates |= _with_new_statistics(candidates, fitted, normalization, settings, device)
-        losses = {n: measure(c, judges, normalization, device).loss for n, c in candidates.items()}
-        chosen = min(losses, key=losses.__getitem__)
-    result = candidates[chosen].cpu().to(memory_format=torch.contiguous_format).eval()
-    return Recovered(result, chosen, trainer.steps, time.monotonic() - start)
+        unquantize(trainer.network)
+        compressor = compressor.of_network(_at_rest(trainer.network))
+    trainer = training.run(compressor, policy, settings.stages - 1, checkpoint, listener)
+    chosen, network = training.best(trainer)
+    return Recovered(_at_rest(network), chosen, training.steps, time.monotonic() - start)
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What all stages of a recovery have in common.
+
+    Args:
+        fitted: images that are trained on.
+        judges: images that no step sees, or None.
+        normalization: turns their pixels into input.
+        settings: how.
+        loss: what is minimised.
+        identity: names everything that decides the result.
+    """
+
+    fitted: ImageSet
+    judges: ImageSet | None
+    normalization: Normalization
+    settings: RecoverySettings
+    loss: Loss
+    identity: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is done."""
+        return find_device(self.settings.training.device)
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        training = self.settings.training
+        return training.epochs * (len(self.fitted) // min(training.batch, len(self.fitted)))
+
+    def run(
+        self,
+        compressor: Compressor,
+        policy: Policy,
+        stage: int,
+        checkpoint: Path | None,
+        listener: Listener,
+    ) -> Trainer:
+        """Build and train the network of one stage."""
+        training = self.settings.training
+        epochs = epochs_of_stages(training.epochs, self.settings.stages)
+        network = _starting_network(compressor, policy, self.settings.learned_steps)
+        network = network.to(self.device)
+        trainer = Trainer(
+            network,
+            self.fitted,
+            self.normalization,
+            replace(training, epochs=epochs[stage], seed=training.seed + stage),
+            self.loss,
+            f"{self.identity}-{stage}",
+            after_step=Limits(network),
+            judges=self.judges,
+        )
+        last = stage == self.settings.stages - 1
+        if checkpoint is not None and not last:
+            checkpoint = checkpoint.with_name(f"{checkpoint.name}.{stage}")
+        trainer.run(checkpoint, partial(_tell_of_all, listener, sum(epochs[:stage]), sum(epochs)))
+        return trainer
+
+    def best(self, trainer: Trainer) -> tuple[str, nn.Module]:
+        """The state whose loss on the judges is least, and its name."""
+        network = trainer.network
+        candidates = {"last": network}
+        if self.settings.training.average:
+            candidates = {"averaged": network, "last": copy.deepcopy(network)}
+            trainer.use_average()
+        for candidate in candidates.values():
+            freeze(candidate)
+        chosen = next(iter(candidates))
+        if self.judges is not None:
+            candidates |= _with_new_statistics(
+                candidates, self.fitted, self.normalization, self.settings, self.device
+            )
+            losses = {
+                name: measure(candidate, self.judges, self.normalization, self.device).loss
+                for name, candidate in candidates.items()
+            }
+            chosen = min(losses, key=losses.__getitem__)
+        return chosen, candidates[chosen]
+
+
+def _tell_of_all(listener: Listener, before: int, epochs: int, standing: Standing) -> None:
+    """Tell how far all stages have come.
+
+    Args:
+        listener: is told.
+        before: epochs of the stages before.
+        epochs: of all stages.
+        standing: of one stage.
+    """
+    a_pass = standing.steps // standing.epochs
+    done, steps = before * a_pass + standing.step, epochs * a_pass
+    listener(
+        replace(
+            standing,
+            step=done,
+            steps=steps,
+            epoch=before + standing.epoch,
+            epochs=epochs,
+            seconds_left=(steps - done) * standing.batch / max(1e-9, standing.images_per_second),
+        )
+    )
+
+
+def _at_rest(network: nn.Module) -> nn.Module:
+    """On the processor, in evaluation mode, with the usual order of axes."""
+    return network.cpu().to(memory_format=torch.contiguous_format).eval()
 
 
 def _held_out(images: ImageSet, settings: RecoverySettings) -> tuple[ImageSet, ImageSet | None]:
@@ -162,11 +271,13 @@ def _starting_network(compressor: Compressor, policy: Policy, learned_steps: boo
     return network
 
 
-def _loss(
-    original: nn.Module, example: Tensor, settings: RecoverySettings, device: torch.device
-) -> Distillation:
+def _loss(original: nn.Module, example: Tensor, settings: RecoverySettings) -> Loss:
+    if not (settings.distill or settings.features):
+        return CrossEntropy(settings.training.label_smoothing)
     points = attention_points(original, example) if settings.features else ()
-    teacher = copy.deepcopy(original).to(device).to(memory_format=torch.channels_last)
+    teacher = copy.deepcopy(original)
+    fold_norms(teacher, foldable_norms(original, example))
+    teacher.to(find_device(settings.training.device)).to(memory_format=torch.channels_last)
     return Distillation(
         teacher,
         settings.distill,
@@ -198,7 +309,7 @@ def _with_new_statistics(
 
 
 def _identity(
-    original: nn.Module,
+    networks: tuple[nn.Module, nn.Module],
     policy: Policy,
     images: ImageSet,
     normalization: Normalization,
@@ -206,7 +317,7 @@ def _identity(
 ) -> str:
     """Hash of everything that decides the result but the device's arithmetic."""
     parts = (
-        state_hash(original),
+        [state_hash(network) for network in networks],
         policy.key,
         images.content_hash,
         [normalization.mean, normalization.std],

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import torch
 
 from automl_compress.errors import InputError
+from automl_compress.recover.gradual import epochs_of_stages
 from automl_compress.settings import Origin, Section
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -121,6 +122,8 @@ class RecoverySettings:
             kept: the averaged weights or the last ones, with BatchNorm statistics of the training
             or measured again.
         calibration_images: training images that choose clips and give BatchNorm statistics.
+        stages: networks that are trained one after the other, each cut out of the one before and
+            nearer to the policy's; 1 cuts at once.
     """
 
     training: TrainingSettings = field(
@@ -132,6 +135,7 @@ class RecoverySettings:
     learned_steps: bool = True
     held_out: float = 0.05
     calibration_images: int = 256
+    stages: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -158,8 +162,10 @@ class RecoverySettings:
             calibration_images=section.number(
                 "calibration_images", int, default.calibration_images, low=8
             ),
+            stages=section.number("stages", int, default.stages, low=1),
         )
         section.close()
+        epochs_of_stages(found.training.epochs, found.stages)
         return found
 
 

@@ -32,7 +32,7 @@ from automl_compress.workload import ImageSet, Normalization, replacing
 REPORT_SECONDS: Final = 5.0
 """Seconds between two reports inside an epoch."""
 SAVE_SECONDS: Final = 120.0
-"""Seconds between two checkpoints; the last step and an interruption are saved in any case."""
+"""Seconds between two checkpoints inside an epoch; its end and an interruption are always saved."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Standing:
         epochs: of the whole training.
         loss: mean since the last report.
         rate: the learning rate.
+        batch: images a step.
         images_per_second: since this process began.
         seconds_left: at that speed.
         accuracy: on the judging images at the end of an epoch; None otherwise.
@@ -57,6 +58,7 @@ class Standing:
     epochs: int
     loss: float
     rate: float
+    batch: int
     images_per_second: float
     seconds_left: float
     accuracy: float | None
@@ -131,8 +133,6 @@ class Trainer:
             self._load(checkpoint)
         with _interruption() as stopped, _deterministic():
             self._steps(checkpoint, listener, stopped)
-        if checkpoint is not None:
-            self._save(checkpoint)
         self.network.eval()
 
     def use_average(self) -> None:
@@ -151,14 +151,15 @@ class Trainer:
             if not (ended or stopped.is_set() or now - reported >= REPORT_SECONDS):
                 continue
             self._check(float(total), checkpoint)
+            due = ended or stopped.is_set() or now - saved >= SAVE_SECONDS
+            if checkpoint is not None and due:
+                self._save(checkpoint)
+                saved = time.monotonic()
             done = (self._step - first) * self._batches.size / max(1e-9, now - start)
             mean = float(total) / (self._step - since)
             listener(self._standing(mean, done, judged=ended))
             reported, since = time.monotonic(), self._step
             total.zero_()
-            if checkpoint is not None and (stopped.is_set() or now - saved >= SAVE_SECONDS):
-                self._save(checkpoint)
-                saved = time.monotonic()
             if stopped.is_set():
                 raise InterruptedStudy(self._stopped(checkpoint))
 
@@ -210,6 +211,7 @@ class Trainer:
             epochs=self.settings.epochs,
             loss=loss,
             rate=self._optimizer.param_groups[0]["lr"],
+            batch=self._batches.size,
             images_per_second=speed,
             seconds_left=(self.steps - self._step) * self._batches.size / max(1e-9, speed),
             accuracy=accuracy,
