@@ -39,7 +39,7 @@ def build_document(summary: Summary, drawings: Mapping[str, Drawing]) -> Documen
         f"Compression study {summary.result.manifest.study}",
         (
             *_headline(summary, drawings),
-            *_recovered(summary),
+            *_recovered(summary, drawings),
             *_fronts(summary, drawings),
             *_comparison(summary, drawings),
             *_trust(summary, drawings),
@@ -198,13 +198,14 @@ def _policies(summary: Summary) -> Details:
 # Recovery
 
 
-def _recovered(summary: Summary) -> list[Block]:
+def _recovered(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
     if not summary.recovered:
         return []
     return [
         Heading("Recovered networks"),
         Paragraph(_recovered_note(summary)),
         tables.recovered_table(summary),
+        *(drawings[name] for name in ("recovered",) if name in drawings),
     ]
 
 

@@ -10,6 +10,7 @@ from automl_compress.report.content import build_document
 from automl_compress.report.figures import draw_all
 from automl_compress.report.html import to_html
 from automl_compress.report.markdown import to_markdown
+from automl_compress.report.recovered_figure import draw_recovered
 from automl_compress.report.statistics import Summary
 from automl_compress.report.tables import terminal_table
 
@@ -33,6 +34,8 @@ def write_report(folder: str | Path) -> Path:
     result.save(result.folder)
     summary = Summary(result)
     drawings = draw_all(summary)
+    if summary.recovered:
+        drawings["recovered"] = draw_recovered(summary)
     if summary.audit is not None:
         drawings["audit"] = draw_audit(summary.audit)
     (result.folder / "figures").mkdir(exist_ok=True)

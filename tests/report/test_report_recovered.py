@@ -9,8 +9,10 @@ import pytest
 from report_studies import BASELINE, TEST_IMAGES, draw_policy, manifest, write_study
 
 from automl_compress.errors import StudyError
+from automl_compress.ledger import StudyResult
 from automl_compress.report import write_report
-from automl_compress.report.statistics import wilson_interval
+from automl_compress.report.recovered_figure import draw_recovered
+from automl_compress.report.statistics import Summary, wilson_interval
 
 
 def _recovered(folder: Path, seed: int, size: float, **changes: Any) -> str:
@@ -60,6 +62,19 @@ def test_recovered_networks_stand_with_their_test_accuracies(tmp_path: Path) -> 
             assert cell in row
         assert "2 min 05 s" in row
     assert "Recovered networks" in (folder / "report.html").read_text()
+
+
+def test_the_front_before_and_after_is_drawn(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    _recovered(folder, 2, 343_000.0)
+    assert "figures/recovered.svg" in _report(folder)
+    summary = Summary(StudyResult(folder))
+    figure = (folder / "figures" / "recovered.svg").read_text()
+    for text in ("after recovery", "not trained", "baseline", "size, % of the baseline", "MACs"):
+        assert text in figure
+    drawing = draw_recovered(summary)
+    assert drawing.svg == figure
+    assert "before and after recovery" in drawing.alt
 
 
 @pytest.mark.parametrize(
