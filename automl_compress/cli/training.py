@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from automl_compress.cli.training_progress import TrainingProgress
 from automl_compress.errors import InputError, WorkloadError
 from automl_compress.recover import (
     BASELINE,
+    SPARSITY,
     SparsitySettings,
     TrainingSettings,
     channel_statistics,
@@ -31,9 +32,6 @@ from automl_compress.workload import (
     load_splits,
     load_untrained,
 )
-
-SPARSITY: Final = replace(BASELINE, epochs=30, rate=0.01)
-"""Sparsity training goes on from trained weights."""
 
 
 def train_baseline(

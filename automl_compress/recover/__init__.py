@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from automl_compress.recover.recovery import Recovered, recover, recover_policy
     from automl_compress.recover.settings import (
         BASELINE,
+        SPARSITY,
         Augmentation,
         RecoverySettings,
         TrainingSettings,
@@ -43,6 +44,7 @@ _PLACES = {
     "Measurement": "automl_compress.recover.measurement",
     "Recovered": "automl_compress.recover.recovery",
     "RecoverySettings": "automl_compress.recover.settings",
+    "SPARSITY": "automl_compress.recover.settings",
     "SparsitySettings": "automl_compress.recover.baseline",
     "Standing": "automl_compress.recover.training",
     "Trained": "automl_compress.recover.baseline",
@@ -59,6 +61,7 @@ _PLACES = {
 
 __all__ = [
     "BASELINE",
+    "SPARSITY",
     "Augmentation",
     "Listener",
     "Measurement",

@@ -42,6 +42,11 @@ def _on_the_way(policy: Policy, channels: Mapping[str, int], share: float) -> Po
     return Policy(genes)
 
 
+def without_bits(policy: Policy) -> Policy:
+    """The policy that cuts as this one does and rounds nothing."""
+    return Policy({name: v for name, v in policy.items() if name.partition(":")[0] not in _WHOLE})
+
+
 def epochs_of_stages(epochs: int, stages: int) -> tuple[int, ...]:
     """Epochs of every stage: half of them for the last, the rest in equal parts.
 

@@ -48,7 +48,7 @@ class RoundToGrid(torch.autograd.Function):
         """Round `x` to `low..high` times `step`, which broadcasts; in float32."""
         ctx.save_for_backward(x, step)
         ctx.grid = (low, high, gain)
-        return (x.float() / step).round().clamp(low, high) * step
+        return (x.float() / step).round_().clamp_(low, high).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -56,9 +56,10 @@ class RoundToGrid(torch.autograd.Function):
         x, step = ctx.saved_tensors
         low, high, gain = ctx.grid
         scaled = x.float() / step
-        inside = (scaled >= low) & (scaled <= high)
-        slope = torch.where(inside, scaled.round() - scaled, scaled.clamp(low, high))
-        of_step = (gradient * slope).sum_to_size(step.shape) * gain
+        slope = scaled.round().clamp_(low, high)  # the grid's end, outside
+        inside = scaled.clamp(low, high) == scaled
+        slope.sub_(scaled.mul_(inside))
+        of_step = slope.mul_(gradient).sum_to_size(step.shape) * gain
         return (gradient * inside).to(x.dtype), of_step, None, None, None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.compress.quantize import QuantizedConv2d, QuantizedLinear
-from automl_compress.recover.gradual import epochs_of_stages, policies_towards
+from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
 from automl_compress.recover.losses import CrossEntropy, Distillation, Loss, attention_points
 from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
 from automl_compress.recover.measurement import measure
@@ -28,8 +28,6 @@ from automl_compress.recover.settings import RecoverySettings, find_device, sect
 from automl_compress.recover.training import Listener, Standing, Trainer, hear_nothing
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Normalization
-
-_BITS: Final = ("weight_bits", "activation_bits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,8 +258,7 @@ def _starting_network(compressor: Compressor, policy: Policy, learned_steps: boo
     repaired network that the search measured.
     """
     network = copy.deepcopy(compressor.build(policy)).requires_grad_(True)
-    whole = Policy({n: v for n, v in policy.items() if n.partition(":")[0] not in _BITS})
-    unrounded = compressor.build(whole)
+    unrounded = compressor.build(without_bits(policy))
     weights: dict[str, Tensor] = {
         name: unrounded.get_submodule(name).get_parameter("weight")
         for name, module in network.named_modules()

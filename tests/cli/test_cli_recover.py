@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -126,6 +127,61 @@ def test_stopped_and_run_again(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_loss_that_diverges_stops_and_keeps_the_last_good_state(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = study.with_name("whole")
+    shutil.copytree(study, whole)
+    arguments = ("--pick", "point:1", "--epochs", "2")
+    assert _recover(whole, *arguments) == 0
+    good = training.learning_rate
+
+    def explode(step: int, steps: int, *rest: float) -> float:
+        return good(step, steps, *rest) if step < 0.7 * steps else math.nan
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", explode)
+        capsys.readouterr()
+        assert _recover(study, *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "must stay finite" in error
+    (place,) = (study / "recovered").iterdir()
+    assert f"the last good state is in '{place / 'training.checkpoint'}'" in error
+    assert [path.name for path in place.iterdir()] == ["training.checkpoint"]
+    assert _recover(study, *arguments) == 0  # from the end of the first epoch
+    files = [f / "recovered" / place.name / "network.safetensors" for f in (study, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_checkpoint_of_another_study_is_refused(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picked = pick_network(ac.StudyResult(study), "point:1")
+    place = study / "recovered" / picked.policy.key
+    place.mkdir(parents=True)
+    torch.save({"identity": "another study's", "step": 3}, place / "training.checkpoint")
+    content = (place / "training.checkpoint").read_bytes()
+    assert _recover(study, "--pick", "point:1", "--epochs", "1") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "is another training's" in error
+    assert (place / "training.checkpoint").read_bytes() == content
+
+
+def test_a_study_whose_data_have_other_classes_is_refused(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((study / "run.json").read_text())
+    manifest["config"]["workload"]["model_args"] = {"num_classes": 7}
+    (study / "run.json").write_text(json.dumps(manifest))
+    assert _recover(study, "--pick", "point:1", "--epochs", "1") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "one output a class" in error
+    assert not (study / "recovered").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -134,6 +190,7 @@ def test_stopped_and_run_again(
         (["--pick", "knee", "--epochs", "0"], "at least 1"),
         (["--pick", "knee", "--device", "cuda:77"], "must exist"),
         (["--pick", "knee", "--set", "distil=1"], "did you mean 'distill'"),
+        (["--pick", "knee", "--epochs", "2", "--set", "stages=3"], "at most the number of epochs"),
     ],
 )
 def test_bad_input_is_refused(

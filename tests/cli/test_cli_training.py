@@ -144,6 +144,28 @@ def test_bad_input_is_refused(
     assert not list(folder.iterdir())
 
 
+def test_weights_of_another_number_of_classes_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    assert _train("-o", "ten.safetensors", "--epochs", "1") == 0
+    rng = np.random.default_rng(0)
+    for half in ("train", "test"):
+        for name in ("one", "two", "three"):
+            (folder / "photos" / half / name).mkdir(parents=True)
+            for number in range(8):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "photos" / half / name / f"{number}.png")
+    capsys.readouterr()
+    command = ["sparsify", "digits_cnn", "--weights", "ten.safetensors", "--data", "photos"]
+    assert main([*command, "-o", "three.safetensors", "--epochs", "1", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "ten.safetensors" in error
+    assert not (folder / "three.safetensors").exists()
+
+
 def test_an_output_that_exists_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "w.safetensors").write_bytes(b"mine")
     assert _train("-o", "w.safetensors") == 2
