@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from automl_compress.engine import Restored, restore_study
 from automl_compress.errors import StudyError
 from automl_compress.ledger import RECOVERED, StudyResult, write_text
 from automl_compress.recover import (
+    Listener,
     Recovered,
     RecoverySettings,
     find_device,
@@ -26,12 +28,13 @@ from automl_compress.recover import (
 from automl_compress.report import Pick, pick_network, write_report
 from automl_compress.space import Policy
 
-NETWORK = "network.safetensors"
-CHECKPOINT = "training.checkpoint"
+NETWORK: Final = "network.safetensors"
+DOCUMENT: Final = "recovered.json"
+CHECKPOINT: Final = "training.checkpoint"
 
 
 def recover_networks(
-    folder: Path, rules: Sequence[str], overrides: Sequence[str], *, force: bool
+    folder: Path, rules: Sequence[str], overrides: Sequence[str], *, force: bool, asha: bool = False
 ) -> Path:
     """Recover what rules pick, one network after the other, and write the report again.
 
@@ -40,12 +43,15 @@ def recover_networks(
         rules: see `report.pick_network`.
         overrides: `key=value` texts, settings of `RecoverySettings`.
         force: whether networks that were recovered with other settings are replaced.
+        asha: whether they are trained side by side and those that lag behind are stopped early,
+            see `recover_promoted`.
 
     Returns:
         The path of the report.
 
     Raises:
         InputError: a rule, a setting or the folder is wrong; nothing is written.
+        EngineError: a loss is not finite.
         InterruptedStudy: the user stopped it; the same command goes on.
     """
     settings = RecoverySettings.from_section(section_of(overrides))
@@ -53,12 +59,18 @@ def recover_networks(
     result = StudyResult(folder)
     picked = {found.policy.key: found for found in (pick_network(result, rule) for rule in rules)}
     stated = json.loads(json.dumps(settings.to_dict()))
-    waiting = [found for found in picked.values() if not _is_done(folder, found, stated, force)]
+    if asha:
+        from automl_compress.cli.promoting import recover_promoted
+
+        recover_promoted(result, tuple(picked.values()), settings, force=force)
+        return write_report(folder)
+    waiting = [found for found in picked.values() if not is_recovered(folder, found, stated, force)]
     if waiting:
         study = restore_study(folder)
         for place, found in enumerate(waiting, 1):
             print(f"[{place}/{len(waiting)}] {found.describe()}", flush=True)
-            _recover_one(study, result, found, settings, stated)
+            task = RecoveryTask(study, folder, result.manifest.fingerprint, settings)
+            task.recover(found, TrainingProgress())
     return write_report(folder)
 
 
@@ -82,8 +94,13 @@ def load_trained(path: Path, study: Restored) -> nn.Module:
     return load_state(path, study.workload.model)
 
 
-def _is_done(folder: Path, picked: Pick, stated: dict[str, Any], force: bool) -> bool:
-    path = folder / RECOVERED / picked.policy.key / "recovered.json"
+def is_recovered(folder: Path, picked: Pick, stated: Mapping[str, Any], force: bool) -> bool:
+    """Whether a network needs no training any more.
+
+    Raises:
+        StudyError: it was trained with other settings, and is not to be replaced.
+    """
+    path = folder / RECOVERED / picked.policy.key / DOCUMENT
     if not path.exists() or force:
         return False
     try:
@@ -101,81 +118,96 @@ def _is_done(folder: Path, picked: Pick, stated: dict[str, Any], force: bool) ->
     return True
 
 
-def _recover_one(
-    study: Restored,
-    result: StudyResult,
-    picked: Pick,
-    settings: RecoverySettings,
-    stated: dict[str, Any],
-) -> None:
-    workload, compressor = study.workload, study.compressor
-    place = result.folder / RECOVERED / picked.policy.key
-    place.mkdir(parents=True, exist_ok=True)
-    checkpoint = place / CHECKPOINT
-    before = _accuracies(study, study.build(picked.policy))
-    recovered = recover_policy(
-        compressor,
-        picked.policy,
-        workload.splits.train,
-        workload.normalization,
-        settings,
-        checkpoint,
-        TrainingProgress(),
-    )
-    after = _accuracies(study, recovered.network)
-    save_state(
-        recovered.network,
-        place / NETWORK,
-        picked.policy,
-        architecture=workload.name,
-        arguments=workload.arguments,
-    )
-    document = _document(study, result, picked, recovered, stated) | {
-        "accuracy": {
-            "original": _accuracies(study, workload.model),
-            "before": before,
-            "after": after,
+@dataclass(frozen=True, eq=False)
+class RecoveryTask:
+    """Networks of one study, recovered in one way.
+
+    Args:
+        study: its network and data.
+        folder: its folder.
+        fingerprint: names it.
+        settings: how.
+    """
+
+    study: Restored
+    folder: Path
+    fingerprint: str
+    settings: RecoverySettings
+
+    def recover(
+        self, picked: Pick, listener: Listener, start: nn.Module | None = None
+    ) -> dict[str, float]:
+        """Train one network, and write it and what it is worth into the study's folder.
+
+        Args:
+            picked: the network.
+            listener: hears how far it has come.
+            start: its trained form without grids, where it begins; the original when not given.
+
+        Returns:
+            Its accuracy by split.
+        """
+        study, workload = self.study, self.study.workload
+        place = self.folder / RECOVERED / picked.policy.key
+        place.mkdir(parents=True, exist_ok=True)
+        before = self._accuracies(study.build(picked.policy))
+        recovered = recover_policy(
+            study.compressor if start is None else study.compressor.of_network(start),
+            picked.policy,
+            workload.splits.train,
+            workload.normalization,
+            self.settings,
+            place / CHECKPOINT,
+            listener,
+            study.compressor.model,
+        )
+        after = self._accuracies(recovered.network)
+        save_state(
+            recovered.network,
+            place / NETWORK,
+            picked.policy,
+            architecture=workload.name,
+            arguments=workload.arguments,
+        )
+        document = self._document(picked, recovered) | {
+            "accuracy": {
+                "original": self._accuracies(workload.model),
+                "before": before,
+                "after": after,
+            }
         }
-    }
-    write_text(place / "recovered.json", json.dumps(document, indent=1) + "\n")
-    for path in place.glob(f"{CHECKPOINT}*"):
-        path.unlink()
-    print(
-        f"  test accuracy {before['test']:.2%} before, {after['test']:.2%} after; "
-        f"{place / NETWORK}",
-        flush=True,
-    )
+        write_text(place / DOCUMENT, json.dumps(document, indent=1) + "\n")
+        for path in place.glob(f"{CHECKPOINT}*"):
+            path.unlink()
+        print(
+            f"  test accuracy {before['test']:.2%} before, {after['test']:.2%} after; "
+            f"{place / NETWORK}",
+            flush=True,
+        )
+        return after
 
+    def _accuracies(self, network: nn.Module) -> dict[str, float]:
+        """Accuracy by split; no decision depends on the test images."""
+        workload = self.study.workload
+        images = {"validation": workload.splits.validation, "test": workload.splits.test}
+        device = torch.device("cpu")
+        return {
+            name: measure(network, part, workload.normalization, device).accuracy
+            for name, part in images.items()
+        }
 
-def _accuracies(study: Restored, network: nn.Module) -> dict[str, float]:
-    """Accuracy by split; no decision depends on the test images."""
-    workload = study.workload
-    images = {"validation": workload.splits.validation, "test": workload.splits.test}
-    device = torch.device("cpu")
-    return {
-        name: measure(network, part, workload.normalization, device).accuracy
-        for name, part in images.items()
-    }
-
-
-def _document(
-    study: Restored,
-    result: StudyResult,
-    picked: Pick,
-    recovered: Recovered,
-    stated: dict[str, Any],
-) -> dict[str, Any]:
-    splits = study.workload.splits
-    return {
-        "version": 1,
-        "study": result.manifest.fingerprint,
-        "policy": picked.policy.to_dict(),
-        "finalist": picked.number,
-        "costs": study.compressor.cost(picked.policy),
-        "images": {n: len(getattr(splits, n)) for n in ("train", "validation", "test")},
-        "settings": stated,
-        "steps": recovered.steps,
-        "seconds": round(recovered.seconds, 1),
-        "chosen": recovered.chosen,
-        "torch": torch.__version__,
-    }
+    def _document(self, picked: Pick, recovered: Recovered) -> dict[str, Any]:
+        splits = self.study.workload.splits
+        return {
+            "version": 1,
+            "study": self.fingerprint,
+            "policy": picked.policy.to_dict(),
+            "finalist": picked.number,
+            "costs": self.study.compressor.cost(picked.policy),
+            "images": {n: len(getattr(splits, n)) for n in ("train", "validation", "test")},
+            "settings": self.settings.to_dict(),
+            "steps": recovered.steps,
+            "seconds": round(recovered.seconds, 1),
+            "chosen": recovered.chosen,
+            "torch": torch.__version__,
+        }

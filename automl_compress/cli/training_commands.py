@@ -21,6 +21,11 @@ def add_training_commands(subparsers: Any) -> None:
         dest="rules",
         help="knee, point:ID, or limits such as 'size<=200kB,macs<=0.5x'; may be given again",
     )
+    parser.add_argument(
+        "--asha",
+        action="store_true",
+        help="train all picks side by side on Ray, and stop early those that lag behind",
+    )
     _add_options(parser)
     parser.set_defaults(run=_recover)
 
@@ -67,7 +72,11 @@ def _recover(arguments: argparse.Namespace) -> int:
     from automl_compress.cli.recovering import recover_networks
 
     path = recover_networks(
-        arguments.folder, arguments.rules, _overrides(arguments), force=arguments.force
+        arguments.folder,
+        arguments.rules,
+        _overrides(arguments),
+        force=arguments.force,
+        asha=arguments.asha,
     )
     print(f"\nreport: {path}")
     return 0

@@ -10,7 +10,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,7 +57,7 @@ class ClusterEngine:
         self._folder = folder
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            _start_ray(settings)
+            start_ray(settings)
         processors = int(ray.cluster_resources().get("CPU", 2)) - 1
         workers = settings.workers or max(1, processors // settings.threads)
         # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
@@ -91,7 +92,7 @@ class ClusterEngine:
                 storage_path=str(self._folder.resolve()),
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                callbacks=[_Listening(listener)],
+                callbacks=[Listening(partial(_hear_standings, listener))],
                 verbose=0,
             ),
         )
@@ -131,14 +132,19 @@ def ray_works() -> str:
     if ray.is_initialized():
         return ""
     try:
-        _start_ray(EngineSettings(workers=1))
+        start_ray(EngineSettings(workers=1))
     except EngineError as reason:
         return str(reason)
     ray.shutdown()
     return ""
 
 
-def _start_ray(settings: EngineSettings) -> None:
+def start_ray(settings: EngineSettings) -> None:
+    """Start Ray on this machine, or join a cluster.
+
+    Raises:
+        EngineError: that does not work.
+    """
     variables = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": str(settings.threads),
@@ -168,27 +174,32 @@ def _trial_name(trial: Any) -> str:
     return str(trial.config["contestant"])
 
 
-def _hear_nothing(_: Standing) -> None:
+def _hear_nothing(_: dict[str, Any]) -> None:
     pass
 
 
-class _Listening(tune.Callback):  # type: ignore[misc]
-    """Passes contestants' standings on to a listener in this process."""
+def _hear_standings(listener: Listener, result: dict[str, Any]) -> None:
+    """Tell a listener of contestants what one of them reports."""
+    if "standing" in result:
+        listener(Standing(**result["standing"]))
 
-    def __init__(self, listener: Listener) -> None:
+
+class Listening(tune.Callback):  # type: ignore[misc]
+    """Passes trials' reports on to a listener in this process."""
+
+    def __init__(self, listener: Callable[[dict[str, Any]], None]) -> None:
         self._listener = listener
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Listening:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Listening:
         """Tune copies and stores its callbacks; a listener stays with its process."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Listening, (_hear_nothing,)
+        return Listening, (_hear_nothing,)
 
     def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
         """Called by Tune for every report of a trial."""
-        if "standing" in result:
-            self._listener(Standing(**result["standing"]))
+        self._listener(result)
 
 
 def _run_contestant(

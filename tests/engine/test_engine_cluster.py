@@ -30,12 +30,12 @@ def _ray() -> Iterator[None]:
     """One Ray for all tests here; engines use it and leave it running."""
     import ray
 
-    from automl_compress.engine.cluster import _start_ray
+    from automl_compress.engine.cluster import start_ray
 
     here = str(Path(__file__).parent)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, before)))
-    _start_ray(EngineSettings(workers=2))
+    start_ray(EngineSettings(workers=2))
     yield
     ray.shutdown()
     if before is None:

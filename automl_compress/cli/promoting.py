@@ -1,0 +1,179 @@
+"""Several networks of a study, trained side by side; those that lag behind are stopped early.
+
+Ray Tune's ASHA decides by the accuracy on held-out training images. What it heard is kept beside
+each checkpoint, so that a training that was interrupted is told again where it had come, and one
+that was stopped stays so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from automl_compress.cli.recovering import RecoveryTask, is_recovered
+from automl_compress.engine import restore_study
+from automl_compress.errors import InputError
+from automl_compress.ledger import RECOVERED, StudyResult, write_text
+from automl_compress.recover import RecoverySettings, Standing, find_device
+from automl_compress.report import Pick
+
+HISTORY: Final = "epochs.json"
+
+
+def recover_promoted(
+    result: StudyResult, picked: Sequence[Pick], settings: RecoverySettings, *, force: bool
+) -> None:
+    """Recover networks side by side on Ray, promoted by ASHA.
+
+    The most accurate are promoted, so the networks should cost alike. One that is stopped keeps
+    its checkpoint; recovered alone, it goes on.
+
+    Args:
+        result: the study.
+        picked: its networks, each different.
+        settings: how they are trained.
+        force: whether networks that were recovered with other settings are replaced.
+
+    Raises:
+        InputError: Ray is not installed, or nothing is held out to compare by.
+        EngineError: a loss is not finite; the others have come to their ends.
+        InterruptedStudy: the user stopped it; the same command goes on.
+    """
+    _check(settings)
+    device = find_device(settings.training.device)
+    if device.type == "cuda":  # Ray shows every training the one that it may use
+        settings = replace(settings, training=replace(settings.training, device="auto"))
+    from automl_compress.engine.asha import promote_trainings  # needs ray
+
+    stated = json.loads(json.dumps(settings.to_dict()))
+    finished = [p.policy.key for p in picked if is_recovered(result.folder, p, stated, force)]
+    if len(finished) == len(picked):
+        return
+    task = RecoveryTask(
+        restore_study(result.folder),
+        result.folder.absolute(),
+        result.manifest.fingerprint,
+        settings,
+    )
+    field = _Field(task, {p.policy.key: p for p in picked}, stated, frozenset(finished))
+    promote_trainings(
+        tuple(field.picked),
+        field.train,
+        settings.training.epochs,
+        partial(field.hear, {key: len(field.history(key).accuracies) for key in field.picked}),
+        gpus=_gpus() if device.type == "cuda" else 0,
+    )
+
+
+def _check(settings: RecoverySettings) -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise InputError(
+            "--asha needs Ray, but it is not installed; leave --asha out to train one network "
+            "after the other, or run: pip install ray[tune]"
+        )
+    if not settings.held_out:
+        raise InputError(
+            "--asha compares trainings by held-out images, but 'held_out' is 0; raise it"
+        )
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training told the scheduler.
+
+    Args:
+        settings: of the training.
+        accuracies: on the held-out images, of every epoch but the last.
+        stopped: whether it was stopped after them.
+    """
+
+    settings: Mapping[str, Any]
+    accuracies: tuple[float, ...] = ()
+    stopped: bool = False
+
+    @classmethod
+    def read(cls, place: Path, settings: Mapping[str, Any]) -> History:
+        """What stands in a network's folder; nothing where it is another training's."""
+        try:
+            data = json.loads((place / HISTORY).read_text(encoding="utf-8"))
+            found = cls(data["settings"], tuple(data["accuracies"]), bool(data["stopped"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(settings)
+        return found if found.settings == settings else cls(settings)
+
+    def write(self, place: Path) -> None:
+        """Put it into a network's folder."""
+        place.mkdir(parents=True, exist_ok=True)
+        write_text(place / HISTORY, json.dumps(vars(self), indent=1) + "\n")
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """All networks that are compared.
+
+    Args:
+        task: recovers one of them.
+        picked: by key.
+        stated: settings of the trainings.
+        finished: keys of those that were recovered before.
+    """
+
+    task: RecoveryTask
+    picked: Mapping[str, Pick]
+    stated: Mapping[str, Any]
+    finished: frozenset[str]
+
+    def place(self, key: str) -> Path:
+        """A network's folder."""
+        return self.task.folder / RECOVERED / key
+
+    def history(self, key: str) -> History:
+        """What its training has told so far."""
+        return History.read(self.place(key), self.stated)
+
+    def train(self, key: str, report: Callable[[int, float], None]) -> None:
+        """In a process of Ray: tell what is known, then train on from there."""
+        history = self.history(key)
+        for epoch, accuracy in enumerate(history.accuracies, 1):
+            report(epoch, accuracy)
+        if history.stopped or key in self.finished:
+            return
+        told = list(history.accuracies)
+
+        def listen(standing: Standing) -> None:
+            epoch, last = round(standing.epoch), standing.step == standing.steps
+            if standing.accuracy is None or epoch <= len(told) or last:
+                return
+            told.append(standing.accuracy)
+            History(self.stated, tuple(told)).write(self.place(key))
+            report(epoch, standing.accuracy)
+
+        found = self.task.recover(self.picked[key], listen)
+        report(self.task.settings.training.epochs, found["validation"])
+
+    def hear(
+        self, known: Mapping[str, int], key: str, epoch: int, accuracy: float, stopped: bool
+    ) -> None:
+        """In the first process: say what is new, and keep that a training was stopped."""
+        name, epochs = self.picked[key].describe(), self.task.settings.training.epochs
+        if stopped and key not in self.finished:
+            replace(self.history(key), stopped=True).write(self.place(key))
+        if epoch <= known[key]:
+            return
+        said = f"epoch {epoch} of {epochs}, held-out accuracy {accuracy:.2%}"
+        if epoch == epochs:
+            said = f"finished; {accuracy:.2%} on the search's images"
+        if stopped:
+            said += "; stopped, for others do better"
+        print(f"  {name}: {said}", flush=True)

@@ -1,0 +1,178 @@
+"""Recovering several networks side by side, promoted by ASHA."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import automl_compress as ac
+from automl_compress.cli import main, promoting
+from automl_compress.engine import Study
+from automl_compress.engine import asha as asha_module
+from automl_compress.report import pick_network
+
+SWEEP = """
+study: tiny
+workload: {model: digits_cnn, train: {epochs: 2}}
+estimate: {images: 100, calibration_images: 24}
+strategies: [scaled-random]
+seeds: 1
+budget: {evaluations: 10}
+finalists: 3
+engine: {kind: serial}
+"""
+QUICK = ["--device", "cpu", "--set", "augment.flip=false", "--set", "batch=64", "--asha"]
+PICKS = ["--pick", "point:1", "--pick", "point:2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "sweep.yaml").write_text(SWEEP)
+    Study.from_file(folder / "sweep.yaml").run(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def _keys(study: Path) -> list[str]:
+    result = ac.StudyResult(study)
+    return [pick_network(result, f"point:{number}").policy.key for number in (1, 2)]
+
+
+def _document(study: Path, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((study / "recovered" / key / "recovered.json").read_text())
+    return found
+
+
+def _in_turn(
+    stop_second_after: int | None,
+) -> Callable[..., None]:
+    """A scheduler in this process: one training after the other, the second perhaps stopped."""
+
+    class _Stop(Exception):
+        pass
+
+    def promote(
+        names: tuple[str, ...],
+        train: Callable[[str, Callable[[int, float], None]], None],
+        epochs: int,
+        listener: Callable[[str, int, float, bool], None],
+        gpus: int = 0,
+    ) -> None:
+        for place, name in enumerate(names):
+
+            def report(epoch: int, accuracy: float, place: int = place, name: str = name) -> None:
+                stops = place == 1 and epoch == stop_second_after
+                listener(name, epoch, accuracy, stops)
+                if stops:
+                    raise _Stop
+
+            with contextlib.suppress(_Stop):
+                train(name, report)
+
+    return promote
+
+
+def test_a_stopped_training_stays_so_until_it_is_recovered_alone(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = _keys(study)
+    command = ["recover", str(study), *QUICK, *PICKS, "--epochs", "3"]
+    with monkeypatch.context() as patched:
+        patched.setattr(asha_module, "promote_trainings", _in_turn(2))
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert "finalist 1, key" in said
+        assert "epoch 2 of 3, held-out accuracy" in said
+        assert "finished" in said
+        assert "stopped, for others do better" in said
+        assert (study / "recovered" / first / "network.safetensors").exists()
+        left = {path.name for path in (study / "recovered" / second).iterdir()}
+        assert left == {"epochs.json", "training.checkpoint"}
+        patched.setattr(asha_module, "promote_trainings", _in_turn(None))
+        assert main(command) == 0  # told again, but not trained again
+        assert "held-out accuracy" not in capsys.readouterr().out
+        assert not (study / "recovered" / second / "recovered.json").exists()
+    alone = [word for word in command if word != "--asha"]
+    assert main(alone) == 0
+    whole = study.with_name("whole")
+    shutil.copytree(study, whole, ignore=shutil.ignore_patterns("recovered"))
+    assert main([*alone[:1], str(whole), *alone[2:]]) == 0
+    for key in (first, second):
+        assert _document(study, key)["accuracy"] == _document(whole, key)["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("broken", 0), (json.dumps({"settings": {}, "accuracies": [1], "stopped": True}), 0)],
+)
+def test_what_another_training_told_is_not_told_again(tmp_path: Path, text: str, kept: int) -> None:
+    (tmp_path / promoting.HISTORY).write_text(text)
+    stated: Mapping[str, Any] = {"training": {"epochs": 3}}
+    found = promoting.History.read(tmp_path, stated)
+    assert len(found.accuracies) == kept
+    assert not found.stopped
+
+
+@pytest.mark.cluster
+@pytest.mark.xdist_group("ray")
+def test_interrupted_on_ray_and_run_again(study: Path) -> None:
+    arguments = [*QUICK, *PICKS, "--epochs", "12", "--set", "rate=0.01"]
+    command = [sys.executable, "-m", "automl_compress", "recover", str(study), *arguments]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if "epoch 3 of 12" in line:
+            break
+    running.send_signal(signal.SIGINT)
+    out, said = running.communicate(timeout=300)
+    assert running.returncode == 130, (out, said)
+    assert said.count("\n") == 1
+    assert "run the same command to go on" in said
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "epoch 1 of 12" not in again.stdout
+    first, second = _keys(study)
+    trained = [
+        key for key in (first, second) if (study / "recovered" / key / "recovered.json").exists()
+    ]
+    assert trained
+    assert "Recovered networks" in (study / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--set", "held_out=0"], "held_out"), (["--pick", "size<=1B"], "nearest")],
+)
+def test_bad_input_is_refused(
+    study: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["recover", str(study), *QUICK, *PICKS, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not (study / "recovered").exists()
+
+
+def test_without_ray_one_after_the_other_still_works(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promoting.importlib.util, "find_spec", lambda name: None)
+    assert main(["recover", str(study), *QUICK, *PICKS, "--epochs", "1"]) == 2
+    assert "leave --asha out" in capsys.readouterr().err
+    alone = [word for word in (*QUICK, *PICKS) if word != "--asha"]
+    assert main(["recover", str(study), *alone, "--epochs", "1"]) == 0
