@@ -10,6 +10,7 @@ from typing import Any
 
 from automl_compress.cli.bench_ablation import add_ablation
 from automl_compress.cli.bench_latency import LatencyRequest, run_bench_latency
+from automl_compress.cli.bench_recovery import add_recovery
 from automl_compress.cli.bench_speedup import SpeedupRequest, run_bench_speedup
 from automl_compress.cli.options import (
     add_json_option,
@@ -95,6 +96,7 @@ def add_bench(subparsers: Any) -> None:
         )
     )
     _add_speedup(benches)
+    add_recovery(benches)
 
 
 def _add_engine(benches: Any) -> None:
