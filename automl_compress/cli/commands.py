@@ -34,8 +34,12 @@ def search(
     """Run the study of a sweep file and write its report."""
     from automl_compress.engine import Study
 
-    study = Study.from_file(sweep, overrides).with_engine(**_engine_changes(workers, address))
+    study = Study.from_file(sweep, overrides).with_engine(**engine_changes(workers, address))
     config = study.config
+    if config.pipeline is not None:
+        raise StudyError(
+            f"'search' runs sweeps without 'pipeline', but '{sweep}' has it; run 'pipeline {sweep}'"
+        )
     folder = out or Path("results") / config.name
     print(f"study {config.name}: loading the network and its data ...", flush=True)
     progress = Progress(config.evaluations, len(config.strategies) * len(config.seeds))
@@ -44,6 +48,22 @@ def search(
     finally:
         progress.close()
     return _finish(result, open_report)
+
+
+def pipeline(
+    sweep: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    workers: int | None,
+    address: str | None,
+    *,
+    open_report: bool,
+) -> int:
+    """Run what of a sweep's stages is not done, and write the report."""
+    from automl_compress.cli.pipeline import run_pipeline
+
+    folder = run_pipeline(sweep, out, overrides, workers, address)
+    return _finish(StudyResult(folder), open_report)
 
 
 def resume(folder: Path, workers: int | None, address: str | None, *, open_report: bool) -> int:
@@ -58,7 +78,7 @@ def resume(folder: Path, workers: int | None, address: str | None, *, open_repor
     racing = sum(contestant.in_race for contestant in manifest.contestants)
     progress = Progress(manifest.budget, racing)
     try:
-        result = Study.resume(folder, progress, **_engine_changes(workers, address))
+        result = Study.resume(folder, progress, **engine_changes(workers, address))
     finally:
         progress.close()
     return _finish(result, open_report)
@@ -80,7 +100,12 @@ def _finish(result: StudyResult, open_report: bool) -> int:
     return 0
 
 
-def _engine_changes(workers: int | None, address: str | None) -> dict[str, Any]:
+def engine_changes(workers: int | None, address: str | None) -> dict[str, Any]:
+    """Engine settings that the words of a command replace.
+
+    Raises:
+        InputError: there is no such number of workers.
+    """
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be at least 1, but is {workers}; correct it")
     changes = {"workers": workers, "address": address}

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=commands.version())
     subparsers = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     _add_search(subparsers)
+    _add_pipeline(subparsers)
     _add_resume(subparsers)
     _add_report(subparsers)
     _add_export(subparsers)
@@ -71,12 +72,28 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_search(subparsers: Any) -> None:
-    parser = subparsers.add_parser("search", help="run the study of a sweep file")
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/<study>")
     add_overrides_option(parser, "override a key of the sweep file, such as budget.evaluations=50")
     _add_engine_options(parser)
+
+
+def _add_pipeline(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "pipeline", help="run a sweep file's stages, from sparsity training to exported files"
+    )
+    _add_sweep(parser)
+    parser.set_defaults(
+        run=lambda a: commands.pipeline(
+            a.sweep, a.out, a.overrides, a.workers, a.address, open_report=a.open
+        )
+    )
+
+
+def _add_search(subparsers: Any) -> None:
+    parser = subparsers.add_parser("search", help="run the study of a sweep file")
+    _add_sweep(parser)
     parser.set_defaults(
         run=lambda a: commands.search(
             a.sweep, a.out, a.overrides, a.workers, a.address, open_report=a.open

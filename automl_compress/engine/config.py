@@ -11,6 +11,7 @@ from automl_compress.compress import CRITERIA, KERNEL_CRITERIA, REPAIRS, Repair
 from automl_compress.deploy.latency_calibration import LatencySettings
 from automl_compress.deploy.measuring import FEWEST_RUNS, RUNTIMES, MeasureSettings
 from automl_compress.engine.engine import ENGINES, EngineSettings
+from automl_compress.engine.pipeline import PipelineSettings, read_pipeline
 from automl_compress.engine.rungs import RungSettings, read_ladder
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import LATENCY, Constraint, check_objectives
@@ -47,6 +48,7 @@ class StudyConfig:
         final_repair: how their networks, and those that are recovered and exported, are repaired.
         ladder: rungs between the race and the finalists, from cheap to dear.
         automatic: `BATCH` and `THREADS`, where they are to be found on the machine.
+        pipeline: stages before and after the search; None where there is only the search.
         plain: the settings as given, for the manifest.
         base: folder of the sweep file, which relative paths start from.
     """
@@ -66,6 +68,7 @@ class StudyConfig:
     final_repair: Repair = "auto"
     ladder: tuple[RungSettings, ...] = ()
     automatic: frozenset[str] = frozenset()
+    pipeline: PipelineSettings | None = None
     plain: Mapping[str, Any] = field(default_factory=dict)
     base: Path = Path()
 
@@ -115,6 +118,7 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         final_repair=section.choice("final_repair", REPAIRS, "auto"),  # type: ignore[arg-type]
         ladder=read_ladder(section),
         automatic=_automatic(section),
+        pipeline=read_pipeline(section),
         plain=section.values(),
         base=base,
     )

@@ -1,0 +1,327 @@
+"""`automl-compress pipeline`: sparsity training, search, distillation, quantization, export.
+
+Each stage leaves a note of what it was given in the study's folder. Run again, a stage whose
+result is there and whose inputs are the same is skipped, and one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Final
+
+from automl_compress.cli.commands import engine_changes
+from automl_compress.cli.export import export_network
+from automl_compress.cli.progress import Progress
+from automl_compress.cli.recovering import (
+    CHECKPOINT,
+    DOCUMENT,
+    NETWORK,
+    RecoveryTask,
+    load_trained,
+)
+from automl_compress.cli.training_progress import TrainingProgress
+from automl_compress.deploy.state import save_state
+from automl_compress.engine import Restored, Study, restore_study
+from automl_compress.engine.pipeline import PipelineSettings, SparsifyStage
+from automl_compress.errors import InterruptedStudy, StudyError
+from automl_compress.ledger import MANIFEST, RECOVERED, Manifest, StudyResult, write_text
+from automl_compress.recover import recover_policy, train_network
+from automl_compress.recover.gradual import without_bits
+from automl_compress.report import Pick, pick_network
+from automl_compress.workload import Workload, load_workload
+
+NOTES: Final = "pipeline.json"
+SPARSE: Final = Path("sparse") / "weights.safetensors"
+DISTILLED: Final = "distilled.safetensors"
+EXPORTED: Final = "exported"
+_ENDINGS: Final = {"packed": ".packed", "onnx": ".onnx", "torch": ".safetensors"}
+
+
+def run_pipeline(
+    sweep: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    workers: int | None,
+    address: str | None,
+) -> Path:
+    """Run what of a sweep's stages is not done yet.
+
+    Args:
+        sweep: a sweep file with `pipeline`.
+        out: the study's folder; None is `results/<study>`.
+        overrides: `key=value` texts.
+        workers: evaluators of the search.
+        address: a running Ray cluster.
+
+    Returns:
+        The study's folder.
+
+    Raises:
+        InputError: a setting, the data or the folder is wrong, or the folder holds the results
+            of another search.
+        EngineError: a stage failed.
+        InterruptedStudy: the user stopped it; the same command goes on.
+    """
+    study = Study.from_file(sweep, overrides).with_engine(**engine_changes(workers, address))
+    settings = study.config.pipeline
+    if settings is None:
+        raise StudyError(
+            f"a pipeline's sweep must have the key 'pipeline', but '{sweep}' has none; add it, or "
+            f"run 'search {sweep}'"
+        )
+    folder = out or Path("results") / study.config.name
+    stages = _Stages(folder, settings)
+    weights = _sparsify(stages, study) if settings.sparsify else None
+    if weights is not None:
+        sparse = [*overrides, f"workload.weights={json.dumps(str(weights))}"]
+        study = Study.from_file(sweep, sparse).with_engine(**engine_changes(workers, address))
+    _search(stages, study, weights)
+    result = StudyResult(folder)
+    picked = {
+        found.policy.key: found for found in (pick_network(result, r) for r in settings.picks)
+    }
+    networks = _Networks(stages, result)
+    for found in picked.values():
+        networks.finish(found)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The stages of one folder, and what each was given.
+
+    Args:
+        folder: the study's.
+        settings: of the stages.
+    """
+
+    folder: Path
+    settings: PipelineSettings
+
+    def run(
+        self,
+        name: str,
+        title: str,
+        inputs: Mapping[str, Any],
+        output: Path,
+        work: Callable[[], None],
+    ) -> None:
+        """Do a stage's work unless it is done.
+
+        Args:
+            name: of the stage, in the notes.
+            title: what is printed.
+            inputs: everything that decides its result, plain JSON.
+            output: file it leaves at its end.
+            work: does it, and goes on from the checkpoints of `checkpoint_of(output)`.
+        """
+        given = _digest(inputs)
+        if self.given(name) == given and output.exists():
+            print(f"{title}: done before, from the same inputs", flush=True)
+            return
+        print(f"{title} ...", flush=True)
+        output.unlink(missing_ok=True)
+        if self.given(name) != given:
+            _forget(output)
+        self.note(name, given)
+        work()
+        _forget(output)
+
+    def given(self, name: str) -> str | None:
+        """Digest of what a stage was given when it ran; None when it did not."""
+        return self._notes().get(name)
+
+    def note(self, name: str, given: str) -> None:
+        """Keep what a stage is given."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / NOTES, json.dumps({**self._notes(), name: given}, indent=1) + "\n")
+
+    def _notes(self) -> dict[str, str]:
+        path = self.folder / NOTES
+        if not path.exists():
+            return {}
+        try:
+            notes = json.loads(path.read_text(encoding="utf-8"))
+            return {str(name): str(given) for name, given in notes.items()}
+        except (OSError, ValueError, AttributeError) as reason:
+            raise StudyError(
+                f"'{path}' must hold what the stages were given, but is broken; remove it to run "
+                "them again"
+            ) from reason
+
+
+def checkpoint_of(output: Path) -> Path:
+    """Where the state of a training lies that makes a file."""
+    return output.with_name(CHECKPOINT)
+
+
+def _forget(output: Path) -> None:
+    """Remove the states of the training that makes a file."""
+    for path in output.parent.glob(f"{CHECKPOINT}*"):
+        path.unlink()
+
+
+def _digest(inputs: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _content(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sparsify(stages: _Stages, study: Study) -> Path:
+    """Train the workload's network towards sparsity; the path of its weights."""
+    stage, path = stages.settings.sparsify, stages.folder / SPARSE
+    assert stage is not None
+    given = study.config.workload
+    workload = given if isinstance(given, Workload) else load_workload(given)
+    inputs = {
+        "workload": workload.identity,
+        "sparsity": vars(stage.sparsity),
+        "training": stage.training.to_dict(),
+    }
+    if (stages.folder / MANIFEST).exists() and stages.given("sparsify") != _digest(inputs):
+        raise _other_search(stages.folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stages.run("sparsify", "sparsify", inputs, path, partial(_train_sparse, workload, stage, path))
+    return path
+
+
+def _train_sparse(workload: Workload, stage: SparsifyStage, path: Path) -> None:
+    trained = train_network(
+        workload, stage.training, stage.sparsity, checkpoint_of(path), TrainingProgress()
+    )
+    trained.write(path)
+    accuracy = trained.card["accuracy"]
+    print(
+        f"  {accuracy['held_out']:.2%} held out, {accuracy['test']:.2%} on the test images; {path}"
+    )
+
+
+def _search(stages: _Stages, study: Study, weights: Path | None) -> None:
+    """Search, or go on with a search."""
+    config, folder = study.config, stages.folder
+    stated = {k: v for k, v in config.plain.items() if k not in ("pipeline", "engine")}
+    inputs = {"sweep": stated, "weights": None if weights is None else _content(weights)}
+    exists = (folder / MANIFEST).exists()
+    if exists and stages.given("search") != _digest(inputs):
+        raise _other_search(folder)
+    if exists and Manifest.read(folder).status == "finished":
+        print("search: done before, from the same inputs", flush=True)
+        return
+    print("search ...", flush=True)
+    stages.note("search", _digest(inputs))
+    progress = Progress(config.evaluations, len(config.strategies) * len(config.seeds))
+    try:
+        if exists:
+            changes = {"workers": config.engine.workers, "address": config.engine.address}
+            Study.resume(folder, progress, **changes)
+        else:
+            study.run(folder, progress)
+    except InterruptedStudy as reason:
+        raise InterruptedStudy(
+            "stopped; all finished evaluations are saved, run the same command to go on"
+        ) from reason
+    finally:
+        progress.close()
+
+
+def _other_search(folder: Path) -> StudyError:
+    return StudyError(
+        f"a pipeline must go on with the search it began with, but '{folder}' holds one of other "
+        "settings, weights or data; restore them or choose another --out"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Networks:
+    """Networks of a search on their way to their files.
+
+    Args:
+        stages: of the folder.
+        result: the study.
+    """
+
+    stages: _Stages
+    result: StudyResult
+
+    @cached_property
+    def study(self) -> Restored:
+        """The study's network and data, loaded when a stage needs them."""
+        return restore_study(self.stages.folder)
+
+    def finish(self, picked: Pick) -> None:
+        """Distill one, train it with its grids, and export it."""
+        settings, place = self.stages.settings, self.place(picked)
+        distilled = None
+        if settings.distill is not None:
+            distilled = place / DISTILLED
+            given: dict[str, Any] = {"settings": settings.distill.to_dict()}
+            self._stage("distill", picked, given, distilled, self._distill)
+        given = {
+            "settings": settings.quantize.to_dict(),
+            "distilled": None if distilled is None else _content(distilled),
+        }
+        self._stage("quantize", picked, given, place / DOCUMENT, self._quantize)
+        for name in settings.formats:
+            path = self.stages.folder / EXPORTED / f"{picked.policy.key}{_ENDINGS[name]}"
+            given = {"network": _content(place / NETWORK)}
+            work = partial(self._export, name=name, path=path)
+            self._stage(f"export {name}", picked, given, path, work)
+
+    def place(self, picked: Pick) -> Path:
+        """A network's folder."""
+        return self.stages.folder / RECOVERED / picked.policy.key
+
+    def _stage(
+        self,
+        name: str,
+        picked: Pick,
+        inputs: Mapping[str, Any],
+        output: Path,
+        work: Callable[[Pick], None],
+    ) -> None:
+        key = picked.policy.key
+        whole = {**inputs, "study": self.result.manifest.fingerprint, "policy": key}
+        title = f"{name}: {picked.describe()}"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        self.stages.run(f"{name} {key}", title, whole, output, partial(work, picked))
+
+    def _distill(self, picked: Pick) -> None:
+        """Train a network without its grids."""
+        settings, workload = self.stages.settings.distill, self.study.workload
+        assert settings is not None
+        path = self.place(picked) / DISTILLED
+        policy = without_bits(picked.policy)
+        recovered = recover_policy(
+            self.study.compressor,
+            policy,
+            workload.splits.train,
+            workload.normalization,
+            settings,
+            checkpoint_of(path),
+            TrainingProgress(),
+        )
+        name, arguments = workload.name, workload.arguments
+        save_state(recovered.network, path, policy, architecture=name, arguments=arguments)
+
+    def _quantize(self, picked: Pick) -> None:
+        """Train it with its grids, from where distillation left it."""
+        settings = self.stages.settings
+        start = None
+        if settings.distill is not None:
+            start = load_trained(self.place(picked) / DISTILLED, self.study)
+        task = RecoveryTask(
+            self.study, self.stages.folder, self.result.manifest.fingerprint, settings.quantize
+        )
+        task.recover(picked, TrainingProgress(), start)
+
+    def _export(self, picked: Pick, *, name: str, path: Path) -> None:
+        rule = f"point:{picked.policy.key}"
+        export_network(self.stages.folder, rule, name, path, recovered=True, force=True)

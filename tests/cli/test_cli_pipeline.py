@@ -1,0 +1,157 @@
+"""All methods in one sweep: stages run in turn, are skipped when done, and go on when stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import automl_compress as ac
+from automl_compress.cli import main
+from automl_compress.compress import Compressor
+from automl_compress.deploy.state import load_state
+from automl_compress.errors import InterruptedStudy
+from automl_compress.recover import training
+from automl_compress.recover.gradual import without_bits
+from automl_compress.report import pick_network
+from automl_compress.workload import build_model
+
+SWEEP = """
+study: whole
+workload: {model: digits_cnn, train: {epochs: 2}}
+estimate: {images: 100, calibration_images: 24}
+strategies: [scaled-random]
+seeds: 1
+budget: {evaluations: 10}
+finalists: 2
+engine: {kind: serial}
+pipeline:
+  sparsify: {method: bn-scales, strength: 0.01, epochs: 1, batch: 64, device: cpu}
+  pick: ["point:1"]
+  distill: {epochs: 2, batch: 64, device: cpu}
+  quantize: {epochs: 1, batch: 64, device: cpu}
+  export: [packed]
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    return tmp_path
+
+
+def _run(*arguments: str) -> int:
+    return main(["pipeline", "sweep.yaml", "--out", "out", *arguments])
+
+
+def _times(*patterns: str) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for pattern in patterns for p in Path("out").glob(pattern)}
+
+
+STAGES = ("sparse/weights.*", "ledger.sqlite", "recovered/*/*", "exported/*")
+
+
+def test_all_stages_run_once_and_again_only_where_something_changed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert _run() == 0
+    said = capsys.readouterr().out
+    titles = ("sparsify ...", "search ...", "distill: finalist 1", "quantize: finalist 1")
+    places = [said.index(title) for title in (*titles, "export packed: finalist 1")]
+    assert places == sorted(places)
+    picked = pick_network(ac.StudyResult("out"), "point:1")
+    place = Path("out/recovered") / picked.policy.key
+    names = {path.name for path in place.iterdir()}
+    assert names == {"distilled.safetensors", "network.safetensors", "recovered.json"}
+    network = load_state(place / "network.safetensors", build_model("digits_cnn", {}))
+    packed = ac.load_packed(Path("out/exported") / f"{picked.policy.key}.packed").state_dict()
+    assert all(torch.equal(value, packed[n]) for n, value in network.state_dict().items())
+    assert "Recovered networks" in Path("out/report.md").read_text()
+    weights = json.loads(Path("out/run.json").read_text())["config"]["workload"]["weights"]
+    assert Path(weights) == Path("out/sparse/weights.safetensors")
+
+    before = _times(*STAGES)
+    assert _run() == 0
+    assert capsys.readouterr().out.count("done before, from the same inputs") == 5
+    assert _times(*STAGES) == before
+
+    assert _run("--set", "pipeline.quantize.epochs=2") == 0
+    said = capsys.readouterr().out
+    assert said.count("done before") == 3
+    kept = ("sparse/*", "ledger.sqlite", "recovered/*/distilled.safetensors")
+    assert _times(*kept).items() <= before.items()
+    again = _times("recovered/*/network.safetensors", "exported/*")
+    assert all(before[path] != time for path, time in again.items())
+
+
+def test_distillation_ends_in_the_cut_network_without_grids() -> None:
+    assert _run() == 0
+    policy = pick_network(ac.StudyResult("out"), "point:1").policy
+    model = build_model("digits_cnn", {})
+    path = Path("out/recovered") / policy.key / "distilled.safetensors"
+    found = load_state(path, model)
+    expected = Compressor(model, torch.zeros(1, 1, 8, 8), repair="none").build(without_bits(policy))
+    shapes = {n: v.shape for n, v in expected.state_dict().items()}
+    assert {n: v.shape for n, v in found.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize("place", ["sparse", "recovered"])
+def test_a_stage_that_was_stopped_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    assert main(["pipeline", "sweep.yaml", "--out", "whole"]) == 0
+
+    def interrupted(trainer: Any, checkpoint: Path, *rest: Any) -> None:
+        if place not in checkpoint.parts:
+            return run(trainer, checkpoint, *rest)
+        for _step in range(5):
+            trainer._one_step()
+        trainer._save(checkpoint)
+        raise InterruptedStudy("stopped; run the same command to go on")
+
+    run = training.Trainer.run
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Trainer, "run", interrupted)
+        assert _run() == 130
+    assert len(list(Path("out").rglob("training.checkpoint"))) == 1
+    assert _run() == 0
+    assert not list(Path("out").rglob("*.checkpoint"))
+    for file in Path("whole").rglob("*.packed"):
+        assert Path("out", *file.parts[1:]).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pipeline", "sweep.yaml", "--set", "pipeline.distil={}"], "did you mean 'distill'"),
+        (["pipeline", "sweep.yaml", "--set", "pipeline.export=[onx]"], "did you mean 'onnx'"),
+        (["pipeline", "sweep.yaml", "--set", "pipeline.sparsify.method=l0"], "bn-scales"),
+        (["pipeline", "sweep.yaml", "--set", "pipeline.quantize.epochs=0"], "at least 1"),
+        (["search", "sweep.yaml"], "run 'pipeline sweep.yaml'"),
+        (["pipeline", "plain.yaml"], "must have the key 'pipeline'"),
+    ],
+)
+def test_bad_input_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    (folder / "plain.yaml").write_text(SWEEP.partition("pipeline:")[0])
+    assert main([*arguments, "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not (folder / "out").exists()
+
+
+def test_another_search_needs_another_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--set", "pipeline.export=[]") == 0
+    before = _times("**/*")
+    for change in ("budget.evaluations=11", "pipeline.sparsify.epochs=2"):
+        capsys.readouterr()
+        assert _run("--set", "pipeline.export=[]", "--set", change) == 2
+        assert "choose another --out" in capsys.readouterr().err
+    assert _times("**/*") == before
