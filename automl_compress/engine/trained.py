@@ -19,7 +19,7 @@ from automl_compress.settings import Section
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Workload
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever the same policy would get another answer than before."""
 FEWEST_STEPS: Final = 1
 
