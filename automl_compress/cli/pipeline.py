@@ -314,13 +314,14 @@ class _Networks:
     def _quantize(self, picked: Pick) -> None:
         """Train it with its grids, from where distillation left it."""
         settings = self.stages.settings
-        start = None
+        start, epochs = None, 0
         if settings.distill is not None:
             start = load_trained(self.place(picked) / DISTILLED, self.study)
+            epochs = settings.distill.training.epochs
         task = RecoveryTask(
             self.study, self.stages.folder, self.result.manifest.fingerprint, settings.quantize
         )
-        task.recover(picked, TrainingProgress(), start)
+        task.recover(picked, TrainingProgress(), start, epochs)
 
     def _export(self, picked: Pick, *, name: str, path: Path) -> None:
         rule = f"point:{picked.policy.key}"

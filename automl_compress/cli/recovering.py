@@ -135,7 +135,11 @@ class RecoveryTask:
     settings: RecoverySettings
 
     def recover(
-        self, picked: Pick, listener: Listener, start: nn.Module | None = None
+        self,
+        picked: Pick,
+        listener: Listener,
+        start: nn.Module | None = None,
+        earlier_epochs: int = 0,
     ) -> dict[str, float]:
         """Train one network, and write it and what it is worth into the study's folder.
 
@@ -143,6 +147,7 @@ class RecoveryTask:
             picked: the network.
             listener: hears how far it has come.
             start: its trained form without grids, where it begins; the original when not given.
+            earlier_epochs: of the training that made `start`.
 
         Returns:
             Its accuracy by split.
@@ -170,11 +175,12 @@ class RecoveryTask:
             arguments=workload.arguments,
         )
         document = self._document(picked, recovered) | {
+            "earlier_epochs": earlier_epochs,
             "accuracy": {
                 "original": self._accuracies(workload.model),
                 "before": before,
                 "after": after,
-            }
+            },
         }
         write_text(place / DOCUMENT, json.dumps(document, indent=1) + "\n")
         for path in place.glob(f"{CHECKPOINT}*"):
@@ -209,5 +215,6 @@ class RecoveryTask:
             "steps": recovered.steps,
             "seconds": round(recovered.seconds, 1),
             "chosen": recovered.chosen,
+            "device": str(find_device(self.settings.training.device)),
             "torch": torch.__version__,
         }

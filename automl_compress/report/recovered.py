@@ -28,8 +28,9 @@ class RecoveredNetwork:
         before: the compressed network's before training.
         after: and after it.
         test_images: how many the accuracies on `test` were counted on.
-        epochs: of the training.
-        seconds: it took.
+        epochs: of all its trainings.
+        seconds: the last of them took.
+        device: it ran on.
     """
 
     policy: Policy
@@ -41,6 +42,7 @@ class RecoveredNetwork:
     test_images: int
     epochs: int
     seconds: float
+    device: str
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RecoveredNetwork:
@@ -54,8 +56,9 @@ class RecoveredNetwork:
             before=accuracy["before"],
             after=accuracy["after"],
             test_images=int(data["images"]["test"]),
-            epochs=int(data["settings"]["training"]["epochs"]),
+            epochs=int(data["settings"]["training"]["epochs"]) + int(data["earlier_epochs"]),
             seconds=float(data["seconds"]),
+            device=str(data["device"]),
         )
 
 

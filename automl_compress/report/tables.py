@@ -208,6 +208,7 @@ def recovered_table(summary: Summary) -> Table:
         *(formats.TITLES[name] for name in summary.costs),
         "epochs",
         "time",
+        "~device",
     )
     rows = tuple(
         (
@@ -219,6 +220,7 @@ def recovered_table(summary: Summary) -> Table:
             *_cost_cells(summary, n.costs),
             f"{n.epochs:,}",
             formats.duration(n.seconds),
+            n.device,
         )
         for n in summary.recovered
     )

@@ -91,6 +91,8 @@ def test_all_stages_run_once_and_again_only_where_something_changed(
     network = load_state(place / "network.safetensors", build_model("digits_cnn", {}))
     packed = ac.load_packed(Path("out/exported") / f"{picked.policy.key}.packed").state_dict()
     assert all(torch.equal(value, packed[n]) for n, value in network.state_dict().items())
+    said = json.loads((place / "recovered.json").read_text())
+    assert (said["earlier_epochs"], said["settings"]["training"]["epochs"]) == (2, 1)
     assert "Recovered networks" in Path("out/report.md").read_text()
     weights = json.loads(Path("out/run.json").read_text())["config"]["workload"]["weights"]
     assert Path(weights) == Path("out/sparse/weights.safetensors")

@@ -27,6 +27,8 @@ def _recovered(folder: Path, seed: int, size: float, **changes: Any) -> str:
         "images": {"train": 50_000, "validation": 512, "test": TEST_IMAGES},
         "settings": {"training": {"epochs": 30}},
         "seconds": 125.0,
+        "device": "cuda:0",
+        "earlier_epochs": 7,
         "accuracy": {
             "original": {"validation": 0.94, "test": 0.9337},
             "before": {"validation": 0.71, "test": 0.7012},
@@ -58,9 +60,10 @@ def test_recovered_networks_stand_with_their_test_accuracies(tmp_path: Path) -> 
     low, high = wilson_interval(0.9286, TEST_IMAGES)
     assert [row.split(" | ")[0].strip("| ") for row in rows] == [key[:12], "finalist 2"]
     for row, share in zip(rows, ("5.0 %", "10.0 %"), strict=True):
-        for cell in ("92.86 %", f"{100 * low:.2f}..{100 * high:.2f} %", "0.51", "30", share):
+        for cell in ("92.86 %", f"{100 * low:.2f}..{100 * high:.2f} %", "0.51", "37", share):
             assert cell in row
         assert "2 min 05 s" in row
+        assert "cuda:0" in row
     assert "Recovered networks" in (folder / "report.html").read_text()
 
 
