@@ -15,6 +15,10 @@ Deviations from the paper:
 4. Besides the study's constraints, a loss well beyond `USEFUL_LOSS` counts as a violation,
    so that ruined networks, which are never dominated because they are small, do not crowd out
    the useful ones. `keep_ruined=True` switches this off.
+
+`nsga2-random` has none of these but the third: the first population is drawn uniformly, a
+generation replaces as many as survive, and operators are those that pymoo's guide takes for
+integers. It is what a user gets without thinking about compression.
 """
 
 from __future__ import annotations
@@ -32,15 +36,24 @@ from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem as PymooProblem
 from pymoo.core.termination import NoTermination
+from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
 
 from automl_compress.evaluate import USEFUL_LOSS, Evaluation
-from automl_compress.search.priors import draw_new, mildest, scaled_indices, stratified_mildness
+from automl_compress.search.priors import (
+    Draw,
+    draw_new,
+    mildest,
+    scaled_indices,
+    stratified_mildness,
+)
 from automl_compress.search.strategy import TOLERATED, Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
+POPULATION: Final = 20
+"""Survivors of each generation."""
 MUTATED_GENES: Final = 3
 """Genes of a child that mutation changes, on average."""
 
@@ -56,6 +69,7 @@ class NSGA2(Strategy):
         crossover: a pymoo crossover; works on indices, rounded afterwards.
         mutation: a pymoo mutation, likewise.
         keep_ruined: do not count a loss beyond `USEFUL_LOSS` as a violation.
+        scaled: draw policies by `priors.scaled_indices`; otherwise every gene uniformly.
         start: policies drawn for the first population; as many as survive when not given. With
             0, whoever composes this strategy tells it what to begin with.
     """
@@ -64,16 +78,18 @@ class NSGA2(Strategy):
         self,
         problem: Problem,
         seed: int,
-        population: int = 20,
+        population: int = POPULATION,
         batch: int = 5,
         crossover: Crossover | None = None,
         mutation: Mutation | None = None,
         keep_ruined: bool = False,
+        scaled: bool = True,
         start: int | None = None,
     ) -> None:
         super().__init__(problem, seed)
         self.batch = batch
         self._keep_ruined = keep_ruined
+        self._scaled = scaled
         self._seen = Seen()
         self._mildest = mildest(problem)
         self._start = deque(
@@ -115,9 +131,9 @@ class NSGA2(Strategy):
     def _first(self) -> list[Policy]:
         """The next policy of the first population; the very first is the least compressed."""
         mildness = self._start.popleft()
-        if not len(self._seen) and self._mildest == 1.0:
+        if self._scaled and not len(self._seen) and self._mildest == 1.0:
             return self._new(lambda: self.problem.space.sizes - 1)
-        return self._new(lambda: scaled_indices(self.problem.space, self.rng, mildness))
+        return self._new(lambda: self._draw(mildness))
 
     def _children(self, count: int) -> list[Policy]:
         policies = self.offspring(count)
@@ -148,11 +164,17 @@ class NSGA2(Strategy):
     def _drawn(self) -> list[Policy]:
         """A fresh draw, when nobody was told yet or no new child can be made."""
         mildness = self._mildest * float(self.rng.random())
-        return self._new(lambda: scaled_indices(self.problem.space, self.rng, mildness))
+        return self._new(lambda: self._draw(mildness))
 
-    def _new(self, draw: Any) -> list[Policy]:
+    def _new(self, draw: Draw) -> list[Policy]:
         policy = draw_new(self.problem, self._seen, draw, self.rng)
         return [] if policy is None else [policy]
+
+    def _draw(self, mildness: float) -> Indices:
+        """Indices around a mildness, or anywhere."""
+        if not self._scaled:
+            return self.problem.space.sample(self.rng)
+        return scaled_indices(self.problem.space, self.rng, mildness)
 
     def _policy(self, row: Any) -> Policy:
         indices: Indices = self.problem.space.repair(row)
@@ -208,6 +230,20 @@ class NSGA2(Strategy):
             for name in _CARRIED[1:]:
                 population.set(name, state["population"][name].astype(float))
             self._algorithm.pop = population
+
+
+def plain(problem: Problem, seed: int) -> NSGA2:
+    """NSGA-II as pymoo's guide sets it up for integers, begun uniformly at random."""
+    kind = {"prob": 1.0, "eta": 3.0, "vtype": float, "repair": RoundingRepair()}
+    return NSGA2(
+        problem,
+        seed,
+        batch=POPULATION,
+        crossover=SBX(**kind),
+        mutation=PM(**kind),
+        keep_ruined=True,
+        scaled=False,
+    )
 
 
 _CARRIED = ("X", "F", "G", "rank", "crowding")

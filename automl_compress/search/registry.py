@@ -18,6 +18,7 @@ _PLACES: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
     "scaled-random": ("random_search", "RandomSearch", {"scaled": True}),
     "uniform": ("uniform", "Uniform", {}),
     "nsga2": ("nsga2", "NSGA2", {}),
+    "nsga2-random": ("nsga2", "plain", {}),
     "nsga2-uniform": ("warm_start", "WarmNSGA2", {"first": "uniform"}),
     "nsga2-knapsack": ("warm_start", "WarmNSGA2", {"first": "knapsack"}),
     "nsga2-surrogate": ("nsga2_surrogate", "ScreenedNSGA2", {}),

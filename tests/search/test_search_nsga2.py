@@ -132,3 +132,19 @@ def test_a_population_that_stands_still_is_no_end() -> None:
     for _ in range(150):
         strategy.tell(poor)
     assert len(strategy.ask(5)) == 5
+
+
+def test_the_plain_form_starts_anywhere_and_keeps_what_is_small_and_ruined() -> None:
+    problem = ToyNetwork(layers=40).problem()
+    strategy = build_strategy("nsga2-random", problem, 0)
+    space = problem.space
+    asked = strategy.ask(strategy.batch)
+    assert len(asked) == 20
+    means = [space.to_unit(space.encode(policy)).mean() for policy in asked]
+    assert np.std(means) < 0.05
+    assert space.largest not in asked
+    strategy.tell(
+        [Evaluation(p, "e", {"accuracy": 0.1, **problem.cost(p)}) for p in [space.smallest]]
+        + [Evaluation(p, "e", {"accuracy": 0.9, **problem.cost(p)}) for p in asked]
+    )
+    assert space.smallest in _survivors(strategy)
