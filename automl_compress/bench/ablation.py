@@ -23,6 +23,7 @@ WHOLE: Final = "hybrid"
 PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
     WHOLE: {},
     "without screening": {"screening": False},
+    "without breeding": {"breeding": False},
     "without sharing": {"sharing": False},
     "without the bandit": {"bandit": False},
     "without the common start": {"start": None},

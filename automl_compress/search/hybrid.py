@@ -8,10 +8,12 @@ gained most hypervolume, as adaptive operator selection does with operators (Fia
 
 Costs are exact and free, so nobody needs to pay for a bad proposal: members propose many
 candidates, and those of largest expected hypervolume improvement (`screening`) are evaluated. The
-others wait for the next choice.
+others wait for the next choice. Where a space has few genes, so that the surrogate soon knows it,
+further candidates are bred from the most promising ones, as Bayesian optimization climbs its
+acquisition function.
 
 Every part has a switch: which members there are, whether they share, whether the bandit or the
-round robin chooses, whether candidates are screened, and what the search starts with.
+round robin chooses, whether candidates are screened and bred, and what the search starts with.
 """
 
 from __future__ import annotations
@@ -25,19 +27,28 @@ from numpy.typing import NDArray
 from automl_compress.evaluate import Evaluation, references
 from automl_compress.pareto import front_mask
 from automl_compress.search.bandit import DiscountedUCB
-from automl_compress.search.priors import draw_new
+from automl_compress.search.priors import draw_new, moved
 from automl_compress.search.record import Record
 from automl_compress.search.registry import build_strategy
-from automl_compress.search.screening import Screen, Surrogate
+from automl_compress.search.screening import Screen, Surrogate, best_first
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Policy
 
-MEMBERS: Final = ("nsga2-surrogate", "ddpg", "local", "knapsack")
+MEMBERS: Final = ("nsga2", "ddpg", "local", "knapsack")
 START: Final = ("knapsack", 20)
 PROPOSALS: Final = 20
 """Candidates a member proposes when it is its turn."""
 WAITING: Final = 300
-"""Candidates that wait for another choice, at most; the oldest are forgotten."""
+"""Candidates that wait for another choice, at most; the least promising are forgotten."""
+PER_GENE: Final = 4
+"""Evaluations per gene before candidates are bred: what is bred for a surrogate that knows less is
+best where the surrogate is most wrong."""
+GENERATIONS: Final = 3
+"""How often candidates are bred before a choice."""
+PARENTS: Final = 20
+"""The most promising candidates, of which others are bred."""
+CHILDREN: Final = 60
+"""Candidates bred at a time."""
 
 
 class Hybrid(Strategy):
@@ -53,6 +64,8 @@ class Hybrid(Strategy):
         bandit: the next batch goes to whom the bandit says; otherwise members take turns.
         screening: members propose candidates, of which a surrogate chooses; otherwise what they
             ask for is evaluated.
+        breeding: once much is known, the most promising candidates are mixed and moved into
+            further ones.
     """
 
     batch = 5
@@ -66,6 +79,7 @@ class Hybrid(Strategy):
         sharing: bool = True,
         bandit: bool = True,
         screening: bool = True,
+        breeding: bool = True,
     ) -> None:
         super().__init__(problem, seed)
         self._sharing = sharing
@@ -77,6 +91,7 @@ class Hybrid(Strategy):
         self._progress = _Progress(problem)
         self._seen = Seen()
         self._screening = screening
+        self._breeding = breeding
         self._record = Record(problem)
         self._screen = Screen(problem.space, self._record)
         self._waiting: dict[Policy, int] = {}  # candidates, and which member proposed each
@@ -136,14 +151,37 @@ class Hybrid(Strategy):
                 self._waiting.setdefault(policy, member)
             if proposed:
                 break
-        pool = [policy for policy in self._waiting if policy not in self._seen][-WAITING:]
-        places = surrogate.choose(pool, count) if pool else []
-        chosen = {pool[place]: self._waiting[pool[place]] for place in places}
-        self._waiting = {p: self._waiting[p] for p in pool if p not in chosen}
-        for policy, member in chosen.items():
+        self._keep_best(surrogate)
+        if self._breeding and len(self._record) >= PER_GENE * len(self.problem.space):
+            for _ in range(GENERATIONS):
+                self._breed(surrogate)
+            self._keep_best(surrogate)
+        pool = list(self._waiting)
+        chosen = [pool[place] for place in surrogate.choose(pool, count)] if pool else []
+        for policy in chosen:
             self._seen.add(policy)
-            self._asked_by[policy.key] = member
-        return list(chosen)
+            self._asked_by[policy.key] = self._waiting.pop(policy)
+        return chosen
+
+    def _keep_best(self, surrogate: Surrogate) -> None:
+        """Let the most promising wait, the best first."""
+        pool = [policy for policy in self._waiting if policy not in self._seen]
+        order = best_first(surrogate.gains(pool))[:WAITING] if pool else []
+        self._waiting = {pool[place]: self._waiting[pool[place]] for place in order}
+
+    def _breed(self, surrogate: Surrogate) -> None:
+        """Add children of the most promising; they count as proposed by whoever proposed these."""
+        space, best = self.problem.space, list(self._waiting)
+        if not best:
+            return
+        parents = [best[p] for p in best_first(surrogate.gains(best))[:PARENTS]]
+        indices = [space.encode(policy) for policy in parents]
+        for _ in range(CHILDREN):
+            one, other = self.rng.integers(len(parents), size=2)
+            mixed = np.where(self.rng.random(len(space)) < 0.5, indices[one], indices[other])
+            child = space.decode(moved(space, self.rng, mixed))
+            if child not in self._seen and not self.problem.cost_violation(child):
+                self._waiting.setdefault(child, self._waiting[parents[one]])
 
     def _from(self, strategy: Strategy, member: int, count: int) -> list[Policy]:
         """What a member asks for, less what is out or was told already."""

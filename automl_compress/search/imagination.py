@@ -3,7 +3,7 @@
 Costs are exact and free, and a critic values what it has not tried. So an agent need not have its
 first idea evaluated: it imagines some episodes, and its critic says which is best (Dulac-Arnold
 et al. 2015, Deep reinforcement learning in large discrete action spaces, does so with
-neighbouring actions). Best is what would add most hypervolume if the critic were right.
+neighbouring actions). Best is what would add most useful hypervolume if the critic were right.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Imagination:
         self._problem = problem
         self._record = record
         self._seen = seen
-        self._cells = record.cells()
+        self._cells = record.cells(plain=0.0)
 
     def new(self, policies: Sequence[Policy]) -> list[Policy]:
         """Different policies nobody asked for that meet the constraints on costs."""

@@ -4,12 +4,16 @@ With exact costs, the improvement is a sum over cells of the cost space: the cel
 the candidate reaches times how far its error is below the least one known at those costs. So
 the expectation over an uncertain error needs no integral over costs (compare Emmerich et al.
 2006, expected hypervolume improvement, where all objectives are uncertain).
+
+Several boxes may count at once: an error below the limits of two fills both. Their shares are
+weighted and added up, so that a tight limit makes what lies below it count more, and not alone.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -28,30 +32,37 @@ class CostCells:
     Args:
         costs: (n, n_costs) of what is known, as shares of the baseline's.
         errors: (n,) its errors.
-        limit: the error that a candidate has to be below.
+        boxes: of each, the error that a candidate has to be below, and its weight.
     """
 
-    def __init__(self, costs: Array, errors: Array, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, costs: Array, errors: Array, boxes: Sequence[tuple[float, float]]) -> None:
+        self._boxes = tuple(boxes)
         values = np.column_stack([errors, costs])
         kept = front_mask(values) & self._counts(costs, errors)
         self._axes = [_axis(column, costs.shape[1]) for column in costs[kept].T]
-        self._least = np.full([len(axis) - 1 for axis in self._axes], limit)
-        for cost, error in zip(costs[kept], errors[kept], strict=True):
-            self._cover(cost, float(error))
+        nothing = float(self._heights(np.array(np.inf)))
+        self._least = np.full([len(axis) - 1 for axis in self._axes], nothing)
+        for cost, height in zip(costs[kept], self._heights(errors[kept]), strict=True):
+            self._cover(cost, float(height))
 
     def _counts(self, costs: Array, errors: Array) -> NDArray[np.bool_]:
-        inside: NDArray[np.bool_] = (errors < self._limit) & (costs < 1.0).all(axis=-1)
+        inside: NDArray[np.bool_] = (errors < max(self._boxes)[0]) & (costs < 1.0).all(axis=-1)
         return inside
 
-    def _cover(self, cost: Array, error: float) -> None:
+    def _heights(self, errors: Array) -> Array:
+        """(...) errors as shares of each limit, at most 1, weighted and added up."""
+        parts = [w * np.minimum(errors, limit) / max(limit, 1e-12) for limit, w in self._boxes]
+        heights: Array = np.sum(parts, axis=0)
+        return heights
+
+    def _cover(self, cost: Array, height: float) -> None:
         """Know an error in the cells that cost at least so much."""
         pairs = zip(self._axes, cost, strict=True)
         covered = tuple(slice(np.searchsorted(axis[:-1], share), None) for axis, share in pairs)
-        np.minimum(self._least[covered], error, out=self._least[covered])
+        np.minimum(self._least[covered], height, out=self._least[covered])
 
     def gains(self, costs: Array, errors: Array) -> Array:
-        """(m, ...) hypervolume each candidate would add, in error times shares.
+        """(m, ...) hypervolume each candidate would add, as weighted shares of the boxes.
 
         Args:
             costs: (m, n_costs) shares.
@@ -60,11 +71,11 @@ class CostCells:
         order = np.argsort(-self._least, axis=None)
         least = self._least.ravel()[order]
         volumes = self._reached(costs)[:, order]
-        # The cells whose least error is above a candidate's are the first ones in this order.
+        # The cells whose least height is above a candidate's are the first ones in this order.
         above = np.zeros((2, len(costs), len(least) + 1))
         np.cumsum(volumes * least, axis=1, out=above[0, :, 1:])
         np.cumsum(volumes, axis=1, out=above[1, :, 1:])
-        flat = errors.reshape(len(errors), -1)
+        flat = self._heights(errors.reshape(len(errors), -1))
         count = np.searchsorted(-least, -flat)
         rows = np.arange(len(costs))[:, None]
         gains: Array = np.maximum(0.0, above[0, rows, count] - flat * above[1, rows, count])
@@ -88,7 +99,7 @@ class CostCells:
         joined._axes, joined._least = list(self._axes), self._least.copy()
         for number, share in enumerate(cost):
             joined._split(number, float(share))
-        joined._cover(cost, error)
+        joined._cover(cost, float(self._heights(np.array(error))))
         return joined
 
     def _split(self, number: int, share: float) -> None:

@@ -15,21 +15,15 @@ Deviations from the paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.archive import Archive
-from automl_compress.search.priors import draw_new
+from automl_compress.search.priors import draw_new, moved
 from automl_compress.search.start import Start
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
-from automl_compress.space import Indices, Policy
-
-MOVED: Final = 3.0
-"""Genes that a neighbour differs in, on average at most."""
-FAR: Final = 0.25
-"""Chance that a moved gene moves on by another step."""
+from automl_compress.space import Policy
 
 
 class LocalSearch(Strategy):
@@ -66,21 +60,9 @@ class LocalSearch(Strategy):
         member = int(self.rng.choice(least))
         visits[member] += 1
         base = self._archive.indices[member]
-        return draw_new(self.problem, self._seen, lambda: self._moved(base), self.rng)
-
-    def _moved(self, base: Indices) -> Indices:
-        """One gene or a few of a policy moved up or down."""
-        sizes = self.problem.space.sizes
-        free = np.flatnonzero(sizes > 1)
-        if not len(free):
-            return base
-        most = max(1.0, min(MOVED, len(free) / 2))
-        count = min(len(free), int(self.rng.geometric(1.0 / most)))
-        chosen = self.rng.choice(free, size=count, replace=False)
-        steps = self.rng.geometric(1.0 - FAR, size=count) * self.rng.choice([-1, 1], size=count)
-        moved = base.copy()
-        moved[chosen] = np.clip(base[chosen] + steps, 0, sizes[chosen] - 1)
-        return moved
+        return draw_new(
+            self.problem, self._seen, lambda: moved(self.problem.space, self.rng, base), self.rng
+        )
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Let what was evaluated, asked for or not, compete for the front."""

@@ -14,6 +14,10 @@ from automl_compress.space import Indices, Policy, SearchSpace
 
 SPREAD: Final = 0.15
 """Standard deviation of genes around the drawn aggressiveness, in the unit cube."""
+MOVED: Final = 3.0
+"""Genes that a neighbour differs in, on average at most."""
+FAR: Final = 0.25
+"""Chance that a moved gene moves on by another step."""
 _TRIES: Final = 100
 _TOO_COSTLY: Final = 10
 _LISTED: Final = 100_000
@@ -37,6 +41,27 @@ def scaled_indices(
         spread: standard deviation around it.
     """
     return space.from_unit(mildness + spread * rng.standard_normal(len(space)))
+
+
+def moved(space: SearchSpace, rng: np.random.Generator, base: Indices) -> Indices:
+    """A neighbour: one gene or a few of a policy moved up or down.
+
+    Args:
+        space: the search space.
+        rng: source of chance.
+        base: (n_genes,) the policy's indices.
+    """
+    sizes = space.sizes
+    free = np.flatnonzero(sizes > 1)
+    if not len(free):
+        return base
+    most = max(1.0, min(MOVED, len(free) / 2))
+    count = min(len(free), int(rng.geometric(1.0 / most)))
+    chosen = rng.choice(free, size=count, replace=False)
+    steps = rng.geometric(1.0 - FAR, size=count) * rng.choice([-1, 1], size=count)
+    neighbour = base.copy()
+    neighbour[chosen] = np.clip(base[chosen] + steps, 0, sizes[chosen] - 1)
+    return neighbour
 
 
 def stratified_mildness(rng: np.random.Generator, count: int) -> NDArray[np.float64]:

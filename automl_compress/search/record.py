@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,10 @@ from automl_compress.search.strategy import Problem, State
 from automl_compress.space import Indices, Policy
 
 Array = NDArray[np.float64]
+
+PLAIN: Final = 0.25
+"""Weight of the plain hypervolume beside the useful one: ruined networks are of no use, but the
+small end of a front takes few evaluations."""
 
 
 class Record:
@@ -58,13 +63,19 @@ class Record:
         rows = [[costs[name] for name in self.names] for costs in found]
         return np.array(rows).reshape(len(rows), len(self.names)) / baseline
 
-    def cells(self) -> CostCells:
-        """What is known at which costs; errors beyond use, or beyond a constraint, gain nothing."""
-        limit = min(1.0, self._problem.baseline["error"] + USEFUL_LOSS)
-        for constraint in self._problem.constraints:
-            if constraint.metric == "error":
-                limit = min(limit, constraint.limit)
-        return CostCells(self.costs[self.worked], self.errors[self.worked], limit)
+    def cells(self, plain: float = PLAIN) -> CostCells:
+        """What is known at which costs, by the useful hypervolume and a part of the plain one.
+
+        Errors beyond use fill only the latter, and those beyond a constraint neither.
+
+        Args:
+            plain: weight of the plain hypervolume.
+        """
+        allowed = [c.limit for c in self._problem.constraints if c.metric == "error"]
+        useful = self._problem.baseline["error"] + USEFUL_LOSS
+        weights = {1.0: plain, min(1.0, useful): 1.0}
+        boxes = [(min([limit, *allowed]), weight) for limit, weight in weights.items() if weight]
+        return CostCells(self.costs[self.worked], self.errors[self.worked], boxes)
 
     def state_dict(self) -> State:
         """All arrays."""

@@ -33,6 +33,9 @@ _DIGITS: Final = 9
 """Significant digits of gains that decide: the last ones depend on the number of threads."""
 _AT_ONCE: Final = 16
 """Candidates whose gain is computed again at once."""
+_Row = tuple[Array, float, Array, float]
+"""Of a candidate: (n_costs,) costs, predicted error, (n_nodes,) errors that may be measured, gain
+by itself."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 
 
@@ -83,6 +86,12 @@ class Surrogate:
 
     def __init__(self, space: SearchSpace, record: Record, model: ErrorModel) -> None:
         self._space, self._record, self._model = space, record, model
+        self._cells = record.cells()
+        self._rows: dict[Policy, _Row] = {}
+
+    def gains(self, pool: Sequence[Policy]) -> Array:
+        """(n,) expected improvement by each of several policies alone."""
+        return np.array([row[3] for row in self._predicted(pool)])
 
     def choose(self, pool: Sequence[Policy], count: int) -> list[int]:
         """Places of the candidates of largest expected improvement, each given those before it.
@@ -91,9 +100,9 @@ class Surrogate:
             pool: different policies, none of them told.
             count: how many; fewer when the pool is smaller.
         """
-        costs, believed, errors = self._predicted(pool)
-        cells = self._record.cells()
-        gains = _expected(cells, costs, errors)
+        columns = zip(*self._predicted(pool), strict=True)
+        costs, believed, errors, gains = (np.array(column) for column in columns)
+        cells = self._cells
         chosen: list[int] = []
         known = np.ones(len(pool), dtype=np.bool_)
         while len(chosen) < min(count, len(pool)):
@@ -109,17 +118,27 @@ class Surrogate:
             known[:] = False
         return chosen
 
-    def _predicted(self, pool: Sequence[Policy]) -> tuple[Array, Array, Array]:
-        """(m, n_costs) costs, (m,) predicted errors, (m, nodes) errors that may be measured."""
-        costs = self._record.shares(pool)
-        indices = np.stack([self._space.encode(policy) for policy in pool])
-        return costs, *self._model.predict(indices, costs, _NODES)
+    def _predicted(self, pool: Sequence[Policy]) -> list[_Row]:
+        """What is expected of every policy; each is looked at once."""
+        if new := [policy for policy in pool if policy not in self._rows]:
+            costs = self._record.shares(new)
+            indices = np.stack([self._space.encode(policy) for policy in new])
+            believed, errors = self._model.predict(indices, costs, _NODES)
+            gains = _expected(self._cells, costs, errors)
+            rows = zip(costs, believed.tolist(), errors, gains.tolist(), strict=True)
+            self._rows.update(zip(new, rows, strict=True))
+        return [self._rows[policy] for policy in pool]
 
 
 def _expected(cells: CostCells, costs: Array, errors: Array) -> Array:
     """(m,) mean hypervolume gained, over (m, nodes) errors of the quadrature."""
     gains: Array = cells.gains(costs, np.clip(errors, 0.0, 1.0)) @ (_WEIGHTS / _WEIGHTS.sum())
     return gains
+
+
+def best_first(gains: Array) -> list[int]:
+    """Places of gains, the largest first; those that differ in no digit that decides keep order."""
+    return [int(place) for place in np.argsort(-_rounded(gains), kind="stable")]
 
 
 def _rounded(gains: Array) -> Array:

@@ -9,7 +9,7 @@ import pytest
 from automl_compress.evaluate import Evaluation
 from automl_compress.search import Problem, State, Strategy
 from automl_compress.search.bandit import DiscountedUCB
-from automl_compress.search.hybrid import Hybrid
+from automl_compress.search.hybrid import PER_GENE, Hybrid
 from automl_compress.space import Policy
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
@@ -67,7 +67,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, _Diary]:
         good.append(space.decode(indices))
     bad = [policy for policy in _policies(400) if NETWORK.accuracy(policy) < 0.75]
     lists = {"good": good, "bad": bad[:150], "start": bad[150:], "both": [*bad[:3], good[0]]}
-    lists["mixed"] = [*bad[:4], *good]
+    lists |= {"mixed": [*bad[:4], *good], "empty": []}
     diaries = {name: _Diary() for name in lists}
     monkeypatch.setattr(
         "automl_compress.search.hybrid.build_strategy",
@@ -208,3 +208,46 @@ def test_a_start_that_is_a_member_is_told_once(scripted: dict[str, _Diary]) -> N
     strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=("good", 4))
     asked = [policy.key for policy in _round(strategy, 4)]
     assert scripted["good"].told == scripted["bad"].told == asked
+
+
+def _informed(breeding: bool, told: int) -> Hybrid:
+    """A strategy that knows some policies, and whose only member has run dry."""
+    members = ("empty",)
+    strategy = Hybrid(NETWORK.problem(), 0, members=members, start=None, breeding=breeding)
+    strategy.tell([ESTIMATOR.estimate(policy) for policy in _policies(told, seed=3)])
+    proposed = [policy for policy in _policies(60, seed=5) if policy not in strategy._seen]
+    strategy._waiting = dict.fromkeys(proposed[:30], 0)
+    return strategy
+
+
+def test_what_is_bred_of_candidates_promises_more(scripted: dict[str, _Diary]) -> None:
+    enough = PER_GENE * len(NETWORK.space)
+    expected = []
+    for breeding in (True, False):
+        strategy = _informed(breeding, enough)
+        candidates = set(strategy._waiting)
+        surrogate = strategy._screen.surrogate()
+        assert surrogate is not None
+        asked = strategy.ask(5)
+        assert set(asked) <= candidates or breeding
+        assert all(strategy._asked_by[policy.key] == 0 for policy in asked)
+        expected.append(surrogate.gains(asked).max())
+    assert expected[0] > 1.5 * expected[1]
+
+
+def test_nothing_is_bred_before_enough_is_known(scripted: dict[str, _Diary]) -> None:
+    strategy = _informed(breeding=True, told=PER_GENE * len(NETWORK.space) - 1)
+    candidates = set(strategy._waiting)
+    assert set(strategy.ask(5)) <= candidates
+
+
+def test_the_least_promising_are_forgotten(
+    scripted: dict[str, _Diary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("automl_compress.search.hybrid.WAITING", 10)
+    strategy = _informed(breeding=False, told=20)
+    surrogate, before = strategy._screen.surrogate(), list(strategy._waiting)
+    assert surrogate is not None
+    best = sorted(before, key=lambda policy: -surrogate.gains([policy])[0])
+    asked = strategy.ask(1)
+    assert {*asked, *strategy._waiting} == set(best[:10])

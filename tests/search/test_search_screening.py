@@ -68,10 +68,19 @@ def test_a_restored_record_is_learnt_alike() -> None:
     assert kept.choose(pool, 9) == _surrogate(_record(60)).choose(pool, 9)
 
 
+def test_gains_are_those_of_a_first_choice() -> None:
+    record, pool = _record(30), _policies(50, 4)
+    surrogate = _surrogate(record)
+    gains = surrogate.gains(pool)
+    assert [int(np.argmax(gains))] == surrogate.choose(pool, 1)
+    assert surrogate.gains(pool[::-1]).tolist() == gains[::-1].tolist()
+
+
 def test_lazily_chosen_are_the_greedily_chosen() -> None:
     record, pool = _record(30), _policies(150, 4)
     surrogate = _surrogate(record)
-    costs, believed, errors = surrogate._predicted(pool)
+    columns = zip(*surrogate._predicted(pool), strict=True)
+    costs, believed, errors, _ = (np.array(column) for column in columns)
     cells, left, slow = record.cells(), list(range(len(pool))), []
     for _ in range(12):
         gains = _expected(cells, costs[left], errors[left])
