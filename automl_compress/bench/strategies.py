@@ -21,6 +21,7 @@ class OverheadRow:
     Args:
         strategy: registered name.
         genes: of the space.
+        known: evaluations it was told before.
         evaluations: asked for and told; fewer than wanted when it ended by itself.
         milliseconds: processor time of ask and tell per evaluation, learning included.
         last_milliseconds: the same over the last tenth of the evaluations.
@@ -28,20 +29,23 @@ class OverheadRow:
 
     strategy: str
     genes: int
+    known: int
     evaluations: int
     milliseconds: float
     last_milliseconds: float
 
 
 def measure_strategies(
-    strategies: Sequence[str], genes: int, evaluations: int
+    strategies: Sequence[str], genes: int, evaluations: int, known: int = 0
 ) -> Iterable[OverheadRow]:
     """Run every strategy, in its own batches, with seed 0.
 
     Args:
         strategies: registered names.
         genes: of the space, half of them channels, half of them bits; even.
-        evaluations: told to each.
+        evaluations: asked of each.
+        known: what `scaled-random` evaluated is told before the clock starts, so that the time of
+            a search's end is measured without the way there.
 
     Raises:
         InputError: the numbers are out of range.
@@ -51,22 +55,28 @@ def measure_strategies(
         raise InputError(f"--genes must be even and at least 2, but is {genes}; correct it")
     if evaluations < 10:
         raise InputError(f"--evaluations must be at least 10, but is {evaluations}; raise it")
+    if known < 0:
+        raise InputError(f"--known must be at least 0, but is {known}; correct it")
     for name in strategies:
         check_strategy(name)
     network = ToyNetwork(layers=genes // 2)
     for name in strategies:
-        spent = _spent(name, network, evaluations)
+        spent = _spent(name, network, evaluations, known)
         tenth = spent[-max(1, len(spent) // 10) :]
-        yield OverheadRow(
-            name, genes, len(spent), 1e3 * sum(spent) / len(spent), 1e3 * sum(tenth) / len(tenth)
-        )
+        mean, last = (1e3 * sum(part) / len(part) for part in (spent, tenth))
+        yield OverheadRow(name, genes, known, len(spent), mean, last)
 
 
-def _spent(name: str, network: ToyNetwork, evaluations: int) -> list[float]:
+def _spent(name: str, network: ToyNetwork, evaluations: int, known: int) -> list[float]:
     """Seconds of each evaluation, those of a batch shared equally."""
-    estimator = ToyEstimator(network)
+    estimator, problem = ToyEstimator(network), network.problem()
+    others = build_strategy("scaled-random", problem, 1).ask(known)
     start = time.process_time()
-    strategy = build_strategy(name, network.problem(), 0)
+    strategy = build_strategy(name, problem, 0)
+    if others:
+        strategy.tell([estimator.estimate(policy) for policy in others])
+        strategy.skip_start()
+        start = time.process_time()
     spent: list[float] = []
     while len(spent) < evaluations:
         asked = strategy.ask(min(strategy.batch, evaluations - len(spent)))
@@ -85,12 +95,12 @@ def _spent(name: str, network: ToyNetwork, evaluations: int) -> list[float]:
 def overhead_table(rows: Iterable[OverheadRow]) -> str:
     """Markdown: a line per strategy; those above `LIMIT` are marked."""
     lines = [
-        "| strategy | genes | evaluations | ms per evaluation | in the last tenth | |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| strategy | genes | known | evaluations | ms per evaluation | in the last tenth | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     lines += [
-        f"| {row.strategy} | {row.genes} | {row.evaluations} | {row.milliseconds:.1f} | "
-        f"{row.last_milliseconds:.1f} | "
+        f"| {row.strategy} | {row.genes} | {row.known} | {row.evaluations} | "
+        f"{row.milliseconds:.1f} | {row.last_milliseconds:.1f} | "
         f"{f'above {LIMIT:.0f} ms' if row.milliseconds > LIMIT else ''} |"
         for row in rows
     ]

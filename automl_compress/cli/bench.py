@@ -45,9 +45,12 @@ def add_bench(subparsers: Any) -> None:
     strategies.add_argument(
         "--evaluations", type=int, default=1000, metavar="N", help="of each; default: 1000"
     )
+    strategies.add_argument(
+        "--known", type=int, default=0, metavar="N", help="told before the clock starts; default: 0"
+    )
     add_json_option(strategies)
     strategies.set_defaults(
-        run=lambda a: bench_strategies(a.strategies, a.genes, a.evaluations, a.json)
+        run=lambda a: bench_strategies(a.strategies, a.genes, a.evaluations, a.known, a.json)
     )
     add_ablation(benches)
     coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
@@ -209,14 +212,14 @@ def bench_packed(models: Sequence[str], policies: int, folder: Path, output: Pat
 
 
 def bench_strategies(
-    names: Sequence[str], genes: int, evaluations: int, output: Path | None
+    names: Sequence[str], genes: int, evaluations: int, known: int, output: Path | None
 ) -> int:
     """Measure the overhead of strategies and print the table."""
     from automl_compress.bench.strategies import measure_strategies, overhead_table
     from automl_compress.search import strategy_names
 
     rows = []
-    for row in measure_strategies(tuple(names) or strategy_names(), genes, evaluations):
+    for row in measure_strategies(tuple(names) or strategy_names(), genes, evaluations, known):
         rows.append(row)
         print(f"{row.strategy}: {row.milliseconds:.1f} ms", flush=True)
     print(f"\n{overhead_table(rows)}")
