@@ -1,40 +1,52 @@
 """What is compressed: a trained network, its images in three disjoint splits, and its task."""
 
 from automl_compress.workload.cache import cache_folder, replacing
-from automl_compress.workload.data import DataConfig
+from automl_compress.workload.data import BOXED, DataConfig, layout_of
+from automl_compress.workload.detection import Detection
 from automl_compress.workload.factory import resolve
 from automl_compress.workload.images import ImageSet, Normalization
 from automl_compress.workload.models import MODELS, ModelSpec, build_model, check_model_name
 from automl_compress.workload.resnet_cifar import PadShortcut
 from automl_compress.workload.splits import Splits, load_splits
+from automl_compress.workload.task import CLASSIFICATION, Score, Task
 from automl_compress.workload.torchvision_models import torchvision_example, torchvision_tasks
 from automl_compress.workload.weights import load_weights
 from automl_compress.workload.workload import (
     Workload,
     WorkloadConfig,
+    check_classifier,
     load_untrained,
     load_workload,
+    task_of,
 )
 
 __all__ = [
+    "BOXED",
+    "CLASSIFICATION",
     "MODELS",
     "DataConfig",
+    "Detection",
     "ImageSet",
     "ModelSpec",
     "Normalization",
     "PadShortcut",
+    "Score",
     "Splits",
+    "Task",
     "Workload",
     "WorkloadConfig",
     "build_model",
     "cache_folder",
+    "check_classifier",
     "check_model_name",
+    "layout_of",
     "load_splits",
     "load_untrained",
     "load_weights",
     "load_workload",
     "replacing",
     "resolve",
+    "task_of",
     "torchvision_example",
     "torchvision_tasks",
 ]

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from automl_compress.workload.images import ImageSet, Labels, Pixels, content_hash
+from automl_compress.workload.images import ImageSet, Labels, Pixels, content_hash, label_bytes
 
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class ImageFiles:
     Attributes:
         root: the folder they lie below.
         names: paths below `root`, with forward slashes, in the order of the images.
-        labels: (n,) int64 class indices.
+        labels: of the images, in order.
         settings: everything beside the bytes that decides the pixels.
     """
 
@@ -107,7 +107,7 @@ class ImageFiles:
         digest = self._digest(b"")
         for name, path in zip(self.names, self.paths, strict=True):
             digest.update(os.fsencode(name) + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-        digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(label_bytes(self.labels))
         return digest.hexdigest()
 
     def _digest(self, place: bytes) -> hashlib._Hash:

@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import Section
+from automl_compress.workload.boxes import BAD_BOXES, BoxedFiles
 from automl_compress.workload.cache import cache_folder
+from automl_compress.workload.coco import CocoSource
 from automl_compress.workload.digits import DigitsSource
 from automl_compress.workload.factory import is_factory
 from automl_compress.workload.folder import Decoding, FolderSource
@@ -20,6 +22,7 @@ from automl_compress.workload.sources import (
     TorchvisionSource,
 )
 from automl_compress.workload.user_data import FactorySource
+from automl_compress.workload.voc import VocSource
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def existing(text: str, base: Path) -> Path:
     return (base / path).absolute()
 
 
-def _folder(section: Section, base: Path) -> Source:
+def _image_size(section: Section) -> tuple[int, int] | None:
     size = section.items("image_size", int, ())
     if "image_size" in section and (len(size) != 2 or min(size) < 1):
         raise section.fail(
@@ -112,15 +115,50 @@ def _folder(section: Section, base: Path) -> Source:
             f"{list(size)}; correct it",
             "image_size",
         )
-    channels = section.get("channels", int, 3)
+    return (size[0], size[1]) if size else None
+
+
+def _channels(section: Section) -> int:
+    channels: int = section.get("channels", int, 3)
     if channels not in (1, 3):
         raise section.fail(
             f"'{section.name('channels')}' must be 3 (colour) or 1 (grey), but is {channels}; "
             f"correct it",
             "channels",
         )
-    root = existing(section.get("root", str), base)
-    return FolderSource(root, Decoding(channels, (size[0], size[1]) if size else None))
+    return channels
+
+
+def _folder(section: Section, base: Path) -> Source:
+    decoding = Decoding(_channels(section), _image_size(section))
+    return FolderSource(existing(section.get("root", str), base), decoding)
+
+
+def _boxed(section: Section, base: Path, key: str) -> tuple[BoxedFiles, tuple[str, ...]]:
+    """How images with boxes are read, and the classes if they are named."""
+    root = existing(section.get(key, str), base)
+    if not root.is_dir():
+        raise section.fail(
+            f"the folder of '{section.name(key)}' must exist, but '{root}' does not; correct it",
+            key,
+        )
+    size = _image_size(section)
+    if size is None:
+        raise section.fail(
+            f"'{section.name('image_size')}' must be given for images with boxes, but is missing; "
+            f"add image_size: [height, width]"
+        )
+    bad_boxes = section.choice("bad_boxes", BAD_BOXES, "refuse")
+    files = BoxedFiles(root, size, _channels(section), bad_boxes)  # type: ignore[arg-type]
+    return files, section.items("classes", str, ())
+
+
+def _voc(section: Section, base: Path) -> Source:
+    return VocSource(*_boxed(section, base, "voc"))
+
+
+def _coco(section: Section, base: Path) -> Source:
+    return CocoSource(*_boxed(section, base, "coco"))
 
 
 def _torchvision(section: Section, base: Path) -> Source:
@@ -142,9 +180,22 @@ def _digits(section: Section, base: Path) -> Source:  # noqa: ARG001 - names no 
     return DigitsSource()
 
 
+BOXED: Final = (VocSource, CocoSource)
+"""Sources of images with boxes."""
+
+
+def layout_of(folder: Path) -> str:
+    """The key of `data` that fits a folder: `voc`, `coco` or `root`."""
+    if (folder / "ImageSets").is_dir() and (folder / "Annotations").is_dir():
+        return "voc"
+    return "coco" if any((folder / "annotations").glob("*.json")) else "root"
+
+
 # `root` stands last: beside `torchvision` it is the download folder.
 _SOURCES: Final[dict[str, Callable[[Section, Path], Source]]] = {
     "torchvision": _torchvision,
+    "voc": _voc,
+    "coco": _coco,
     "factory": _factory,
     "digits": _digits,
     "root": _folder,

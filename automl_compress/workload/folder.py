@@ -35,10 +35,12 @@ class Decoding:
         channels: 3 for colour, 1 for grey.
         image_size: (h, w) that images are brought to: scaled until they cover it, then cropped
             to their centre. None keeps their own size.
+        stretched: whether images are scaled along each axis alone in place of cropping.
     """
 
     channels: int = 3
     image_size: tuple[int, int] | None = None
+    stretched: bool = False
 
     def pixels(self, image: Image.Image) -> Row:
         """(c, h, w) uint8 of one image.
@@ -50,7 +52,10 @@ class Decoding:
             # PIL would clip the values instead of scaling them.
             raise ValueError(f"mode '{image.mode}' has more than 8 bits a channel; convert it")
         colour = image.convert(_MODES[self.channels])
-        if self.image_size is not None:
+        if self.image_size is not None and self.stretched:
+            height, width = self.image_size
+            colour = colour.resize((width, height), Image.Resampling.BILINEAR)
+        elif self.image_size is not None:
             colour = _covering(colour, *self.image_size)
         values = np.asarray(colour, dtype=np.uint8)
         return np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1))

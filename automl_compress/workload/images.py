@@ -18,8 +18,11 @@ from automl_compress.errors import WorkloadError
 Pixels: TypeAlias = NDArray[np.uint8 | np.float32]
 """Images as (n, c, h, w): uint8 in 0..255, or float32 that is already normalised."""
 
-Labels: TypeAlias = NDArray[np.int64]
-"""Class indices as (n,), each in 0..classes-1."""
+Labels: TypeAlias = NDArray[np.int64 | np.float32]
+"""Class indices (n,) int64, each in 0..classes-1; or boxes (n, m, 6) float32, see `boxes`."""
+
+BOX_VALUES: Final = 6
+"""Numbers of a box: left, top, right, bottom, class, and 1 for a crowd."""
 
 _HASH_BYTES: Final = 1 << 24
 
@@ -29,15 +32,20 @@ def content_hash(images: Pixels, labels: Labels) -> str:
 
     Args:
         images: (n, c, h, w) uint8 or float32; a memory map is read in pieces.
-        labels: (n,) int64.
+        labels: (n,) int64 or (n, m, 6) float32.
     """
     header = {"dtype": images.dtype.name, "shape": list(images.shape)}
     digest = hashlib.sha256(json.dumps(header).encode())
     rows = max(1, _HASH_BYTES // max(1, images[:1].nbytes))
     for start in range(0, len(images), rows):
         digest.update(np.ascontiguousarray(images[start : start + rows]).data)
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    digest.update(label_bytes(labels))
     return digest.hexdigest()
+
+
+def label_bytes(labels: Labels) -> bytes:
+    """What labels hold, the same on every machine."""
+    return labels.astype("<i8" if labels.ndim == 1 else "<f4").tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +55,7 @@ class ImageSet:
     Attributes:
         images: (n, c, h, w) uint8 in 0..255, or float32 that is already normalised; may be a
             read-only memory map.
-        labels: (n,) int64 class indices.
+        labels: (n,) int64 class indices, or (n, m, 6) float32 boxes, see `boxes`.
         content_hash: SHA-256 (hex) of the content. A subset's hash is made from its parent's
             hash and the indices, so pixels are hashed once.
 
@@ -66,10 +74,13 @@ class ImageSet:
                 f"images must be (n, c, h, w) of uint8 or float32 without an empty axis, but are "
                 f"{kind} of shape {tuple(shape)}; correct the data set"
             )
-        if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
+        labels = self.labels
+        boxes = labels.ndim == 3 and labels.shape[2] == BOX_VALUES and labels.dtype == np.float32
+        classes = labels.ndim == 1 and labels.dtype == np.int64
+        if len(labels) != shape[0] or not (boxes or classes):
             raise WorkloadError(
-                f"labels must be ({shape[0]},) of int64, but are {self.labels.dtype.name} of "
-                f"shape {tuple(self.labels.shape)}; give one label an image"
+                f"labels must be ({shape[0]},) of int64, but are {labels.dtype.name} of "
+                f"shape {tuple(labels.shape)}; give one label an image"
             )
 
     def __len__(self) -> int:
@@ -77,9 +88,15 @@ class ImageSet:
 
     @classmethod
     def of(cls, images: Pixels, labels: ArrayLike) -> ImageSet:
-        """Wrap arrays and hash their content."""
-        classes = np.asarray(labels, dtype=np.int64)
-        return cls(images, classes, content_hash(images, classes))
+        """Wrap arrays and hash their content; labels are class indices or boxes."""
+        given = np.asarray(labels)
+        found: Labels = np.asarray(given, np.float32 if given.ndim == 3 else np.int64)
+        return cls(images, found, content_hash(images, found))
+
+    @property
+    def boxed(self) -> bool:
+        """Whether the labels are boxes."""
+        return self.labels.ndim == 3
 
     @property
     def shape(self) -> tuple[int, int, int]:

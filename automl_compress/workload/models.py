@@ -15,6 +15,7 @@ from automl_compress.workload import densenet_cifar, resnet_cifar, vgg_cifar
 from automl_compress.workload.alexnet_cifar import CifarAlexNet
 from automl_compress.workload.digits import DigitsCNN
 from automl_compress.workload.factory import is_factory, resolve, user_code
+from automl_compress.workload.fcos_resnet import FcosResNet
 from automl_compress.workload.mobilenet_cifar import CifarMobileNetV2
 
 
@@ -28,12 +29,14 @@ class ModelSpec:
         trained_here: whether it is trained on the spot when no weights are given; otherwise
             weights are needed.
         data: data it is used with when none is given; empty if it must be given.
+        task: what it is made for, `classification` or `detection`.
     """
 
     build: Callable[..., nn.Module]
     input_shape: tuple[int, int, int]
     trained_here: bool = False
     data: str = ""
+    task: str = "classification"
 
 
 _CIFAR: Final = (3, 32, 32)
@@ -49,6 +52,7 @@ MODELS: Final[dict[str, ModelSpec]] = {
     "alexnet": ModelSpec(CifarAlexNet, _CIFAR),
     "mobilenet_v2": ModelSpec(CifarMobileNetV2, _CIFAR),
     "densenet40": ModelSpec(densenet_cifar.densenet40, _CIFAR),
+    "fcos_resnet": ModelSpec(FcosResNet, (3, 192, 256), task="detection"),
     "digits_cnn": ModelSpec(DigitsCNN, (1, 8, 8), trained_here=True, data="digits"),
 }
 """Every shipped network by name."""

@@ -18,17 +18,19 @@ TORCHVISION_SETS: Final = ("CIFAR10", "CIFAR100")
 
 @dataclass(frozen=True, eq=False)
 class TrainTest:
-    """The two halves of a data set as its makers split it.
+    """The parts of a data set as its makers split it.
 
     Attributes:
         train: what networks are trained on.
         test: what they are not trained on.
         classes: names of the classes, in the order of the labels.
+        validation: a third part that is neither; None where there are two.
     """
 
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
+    validation: ImageSet | None = None
 
 
 class Source(Protocol):

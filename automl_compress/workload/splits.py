@@ -77,6 +77,8 @@ def load_normalization(config: DataConfig, images: ImageSet) -> Normalization:
 
 
 def _split(halves: TrainTest, config: DataConfig) -> Splits:
+    if halves.validation is not None:
+        return _as_given(halves, halves.validation, config)
     from_test = config.validation_from == "test"
     source = halves.test if from_test else halves.train
     default = min(MOST_VALIDATION_IMAGES, max(1, len(source) // (2 if from_test else 10)))
@@ -92,6 +94,17 @@ def _split(halves: TrainTest, config: DataConfig) -> Splits:
     rest = source.take(np.sort(order[count:]))
     train, test = (halves.train, rest) if from_test else (rest, halves.test)
     return Splits(train, validation, test, halves.classes)
+
+
+def _as_given(halves: TrainTest, validation: ImageSet, config: DataConfig) -> Splits:
+    """The splits of a data set that comes in three parts."""
+    if config.validation_images not in (None, len(validation)):
+        raise WorkloadError(
+            f"search-validation images must be the {len(validation)} of the data set's own "
+            f"validation part, but {config.validation_images} were asked for; remove "
+            f"data.search_validation.images"
+        )
+    return Splits(halves.train, validation, halves.test, halves.classes)
 
 
 def _report_overlap(splits: Splits) -> None:

@@ -15,11 +15,13 @@ from torch import nn
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import Origin, Section
 from automl_compress.workload.data import DataConfig, existing
+from automl_compress.workload.detection import EXTRA, Detection, strides_of
 from automl_compress.workload.digits_training import DEFAULT_EPOCHS, train_digits
 from automl_compress.workload.factory import user_code
-from automl_compress.workload.images import Normalization
+from automl_compress.workload.images import ImageSet, Normalization
 from automl_compress.workload.models import MODELS, build_model, check_model_name, frozen
 from automl_compress.workload.splits import Splits, load_normalization, load_splits
+from automl_compress.workload.task import CLASSIFICATION, Task
 from automl_compress.workload.weights import load_weights
 
 
@@ -98,8 +100,8 @@ class Workload:
         model: trained, on the CPU, in evaluation mode, without gradients.
         splits: images for calibration and training, for search-validation and for the final test.
         normalization: turns their pixels into network input.
-        identity: SHA-256 (hex) over weights, model, splits and normalization.
         task: what the network does with an image.
+        identity: SHA-256 (hex) over weights, model, splits and normalization.
         arguments: keyword arguments the model was built with.
     """
 
@@ -108,7 +110,7 @@ class Workload:
     splits: Splits
     normalization: Normalization
     identity: str
-    task: str = "classification"
+    task: Task
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -155,7 +157,11 @@ def load_untrained(config: WorkloadConfig) -> Workload:
     if config.weights is not None:
         load_weights(model, config.weights)
     example = splits.train.tensor(normalization, 0, 1)
-    _check_output(config.model, model, example, len(splits.classes))
+    task = _task(config.model, model, splits)
+    what = f"model '{config.model}' on an image {tuple(example.shape[1:])}"
+    with user_code(what), torch.no_grad():
+        output = model(example)
+    task.check_output(config.model, output, len(splits.classes))
     return _workload(config, model, splits, normalization)
 
 
@@ -170,7 +176,51 @@ def _workload(
 ) -> Workload:
     args = _arguments(config, splits)
     identity = _identity(config.model, args, model, splits, normalization)
-    return Workload(config.model, model, splits, normalization, identity, arguments=args)
+    task = _task(config.model, model, splits)
+    return Workload(config.model, model, splits, normalization, identity, task, args)
+
+
+def check_classifier(workload: Workload, what: str) -> None:
+    """Check that a workload's answers can be counted.
+
+    Args:
+        workload: the network and its data.
+        what: counts them, for the message.
+
+    Raises:
+        WorkloadError: they cannot.
+    """
+    if workload.task.name != CLASSIFICATION.name:
+        raise WorkloadError(
+            f"{what} counts right answers and needs a classifier, but the task of "
+            f"'{workload.name}' is {workload.task.name}; give a classifier's sweep"
+        )
+
+
+def task_of(model: nn.Module, images: ImageSet, example: torch.Tensor) -> Task:
+    """What images with such labels ask of a network.
+
+    Args:
+        model: the network.
+        images: with their labels.
+        example: (1, c, h, w) one of them as network input.
+
+    Raises:
+        WorkloadError: they have boxes, but the network is no detector.
+    """
+    if not images.boxed:
+        return CLASSIFICATION
+    with torch.no_grad():
+        classes = model(example).shape[1] - EXTRA
+    _, height, width = images.shape
+    return Detection(classes, (height, width), strides_of(model, type(model).__name__))
+
+
+def _task(name: str, model: nn.Module, splits: Splits) -> Task:
+    if not splits.train.boxed:
+        return CLASSIFICATION
+    _, height, width = splits.train.shape
+    return Detection(len(splits.classes), (height, width), strides_of(model, name))
 
 
 def _data(section: Section, model: str, base: Path) -> DataConfig:
@@ -184,27 +234,6 @@ def _data(section: Section, model: str, base: Path) -> DataConfig:
         return DataConfig.from_name(value)
     except WorkloadError as error:
         raise section.fail(str(error), "data") from error
-
-
-def _check_output(name: str, model: nn.Module, example: torch.Tensor, classes: int) -> None:
-    with user_code(f"model '{name}' on an image {tuple(example.shape[1:])}"), torch.no_grad():
-        output = model(example)
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1:
-        shown = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise WorkloadError(
-            f"model '{name}' must return logits of shape (n, {classes}) for n images, but for one "
-            f"image returned {shown}; return the logits alone"
-        )
-    if output.shape[1] != classes:
-        raise WorkloadError(
-            f"model '{name}' must have one output a class, but has {output.shape[1]} outputs for "
-            f"{classes} classes; correct model_args or the data"
-        )
-    if not torch.isfinite(output).all():
-        raise WorkloadError(
-            f"model '{name}' must return finite logits, but returned NaN or infinity for a "
-            f"training image; check its weights and data.mean and data.std"
-        )
 
 
 def _identity(

@@ -24,6 +24,7 @@ from automl_compress.workload import (
     load_splits,
     load_workload,
 )
+from automl_compress.workload.detection import EXTRA
 from automl_compress.workload.digits_training import train_digits
 
 UserModule = Callable[[str], str]
@@ -56,9 +57,13 @@ def _accuracy(model: nn.Module, digits: Splits) -> float:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_shipped_models_give_one_logit_a_class(name: str) -> None:
+def test_shipped_models_give_what_their_task_asks_for(name: str) -> None:
     model = build_model(name, {"num_classes": 7})
-    assert model(torch.zeros(2, *MODELS[name].input_shape)).shape == (2, 7)
+    outputs = model(torch.zeros(2, *MODELS[name].input_shape))
+    if MODELS[name].task == "detection":
+        assert outputs.shape[:2] == (2, 7 + EXTRA)
+    else:
+        assert outputs.shape == (2, 7)
     assert not model.training
     assert not any(value.requires_grad for value in model.parameters())
 

@@ -1,0 +1,160 @@
+"""Images with boxes in the layout of COCO (Lin et al. 2014).
+
+`annotations/instances_{train,val,test}*.json` and the images in folders named like them, such as
+`train2017/` beside `annotations/instances_train2017.json`, or in `images/`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from automl_compress.errors import WorkloadError
+from automl_compress.workload.boxes import Box, BoxedFiles, BoxedImage
+from automl_compress.workload.factory import described
+from automl_compress.workload.sources import TrainTest
+from automl_compress.workload.voc import check_disjoint, parts_of
+
+FOLDER: Final = "annotations"
+_PREFIX: Final = "instances_"
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """A folder in the layout of COCO.
+
+    Parts are as in the VOC layout: `train` is trained on; with both `val` and `test`, `val` is
+    searched by and `test` is the final test; one of them alone is the test half.
+
+    Attributes:
+        files: folder, size and what becomes of bad boxes.
+        classes: names in the order of their indices; empty takes the categories of `train`, in
+            the order of their ids.
+    """
+
+    files: BoxedFiles
+    classes: tuple[str, ...] = ()
+
+    def load(self, seed: int) -> TrainTest:  # noqa: ARG002 - the folder says how it is split
+        """All parts, decoded once and then read from the cache.
+
+        Raises:
+            WorkloadError: a file is missing or broken, an image stands in two parts, or see
+                `BoxedFiles.load`.
+        """
+        documents = {part: _read(path) for part, path in self._paths().items()}
+        images = {
+            part: self._images(part_path, document)
+            for part, (part_path, document) in documents.items()
+        }
+        check_disjoint(
+            {part: [image.name for image in found] for part, found in images.items()},
+            str(self.files.root),
+        )
+        classes = self.classes or tuple(_categories(*documents["train"]).values())
+        sets = {
+            part: self.files.load(found, classes, f"'{documents[part][0]}'")
+            for part, found in images.items()
+        }
+        return parts_of(sets, classes)
+
+    def _paths(self) -> dict[str, Path]:
+        """Annotations by part."""
+        folder = self.files.root / FOLDER
+        found = {}
+        for part in ("train", "val", "test"):
+            paths = sorted(folder.glob(f"{_PREFIX}{part}*.json"))
+            if len(paths) > 1:
+                raise WorkloadError(
+                    f"data in COCO layout must have one file a part, but '{folder}' holds "
+                    f"{paths[0].name} and {paths[1].name}; remove one"
+                )
+            if paths:
+                found[part] = paths[0]
+        if "train" not in found or len(found) < 2:
+            raise WorkloadError(
+                f"data in COCO layout must hold {FOLDER}/{_PREFIX}train*.json and one of val or "
+                f"test, but '{self.files.root}' holds {', '.join(found) or 'none of them'}; add "
+                f"them or correct data.coco"
+            )
+        return found
+
+    def _images(self, path: Path, document: Any) -> list[BoxedImage]:
+        names = _categories(path, document)
+        boxes: dict[Any, list[Box]] = {}
+        try:
+            for item in document["annotations"]:
+                left, top, width, height = map(float, item["bbox"])
+                if item["category_id"] not in names:
+                    raise WorkloadError(
+                        f"the category of a box must be listed, but '{path}' has a box of "
+                        f"{item['category_id']}, which is not; correct it"
+                    )
+                box = Box(
+                    names[item["category_id"]],
+                    (left, top, left + width, top + height),
+                    bool(item.get("iscrowd", 0)),
+                )
+                boxes.setdefault(item["image_id"], []).append(box)
+            found = [
+                (image["id"], str(image["file_name"]), int(image["width"]), int(image["height"]))
+                for image in document["images"]
+            ]
+        except (KeyError, TypeError, ValueError) as reason:
+            raise _broken(path, reason) from reason
+        if not found:
+            raise WorkloadError(f"annotations must list images, but '{path}' lists none")
+        unknown = boxes.keys() - {identity for identity, *_ in found}
+        if unknown:
+            raise WorkloadError(
+                f"every box must be of a listed image, but '{path}' has boxes of image "
+                f"{next(iter(unknown))}, which is not; correct it"
+            )
+        folder = self._folder(path, found[0][1])
+        return [
+            BoxedImage(
+                self._existing(folder / name, path),
+                *(width, height, tuple(boxes.get(identity, ()))),
+                f"image {identity} of '{path}'",
+            )
+            for identity, name, width, height in found
+        ]
+
+    def _folder(self, path: Path, first: str) -> Path:
+        """The folder that holds a part's images."""
+        root, part = self.files.root, path.stem.removeprefix(_PREFIX)
+        places = [root / part, root / "images" / part, root / "images", root]
+        return next((place for place in places if (place / first).is_file()), places[0])
+
+    def _existing(self, image: Path, path: Path) -> str:
+        if not image.is_file():
+            raise WorkloadError(
+                f"every listed image must have its file, but '{path}' lists '{image}', which does "
+                f"not exist; add it or remove its entry"
+            )
+        return image.relative_to(self.files.root).as_posix()
+
+
+def _read(path: Path) -> tuple[Path, Any]:
+    try:
+        return path, json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise _broken(path, reason) from reason
+
+
+def _categories(path: Path, document: Any) -> dict[Any, str]:
+    """Names by id, in the order of the ids."""
+    try:
+        found = {item["id"]: str(item["name"]) for item in document["categories"]}
+        return dict(sorted(found.items()))
+    except (KeyError, TypeError) as reason:
+        raise _broken(path, reason) from reason
+
+
+def _broken(path: Path, reason: BaseException) -> WorkloadError:
+    return WorkloadError(
+        f"annotations must be COCO's JSON with images, annotations and categories, but '{path}' is "
+        f"not ({described(reason)}); correct it"
+    )

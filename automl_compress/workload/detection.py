@@ -1,0 +1,207 @@
+"""Detection by anchor-free heads: from raw outputs to boxes (FCOS; Tian et al. 2019).
+
+A detector maps images (n, c, h, w) to raw outputs (n, classes + 5, places), one tensor, so that
+whatever handles classifiers handles it too. Places are the cells of one or more grids, row by row,
+grid after grid, in the order of the detector's `strides`. The channels of a place are
+
+- a logit for every class;
+- the distances to the box's left, top, right and bottom edge, as logarithms, in strides;
+- a logit that says how near the place is to the box's centre.
+
+Turning them into boxes, and keeping one of several that overlap, is not the network's work but
+done here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+
+from automl_compress.errors import WorkloadError
+from automl_compress.workload.mean_precision import mean_precision, require_detection
+from automl_compress.workload.task import (
+    Score,
+    Task,
+    check_finite,
+    check_finite_output,
+    shown_output,
+)
+
+EXTRA: Final = 5
+"""Channels of a place beside the classes."""
+MOST_DETECTIONS: Final = 100
+"""Detections an image has at most, as COCO counts them."""
+LEAST_SCORE: Final = 0.05
+"""Detections below it are left out, as is usual for FCOS."""
+OVERLAP: Final = 0.6
+"""Of two detections of a class that overlap (IoU) by more, the one with the lower score goes."""
+MOST_CANDIDATES: Final = 1000
+"""Detections of an image that compete, those with the highest scores."""
+_LARGEST: Final = 8.0
+"""Logarithm of a distance is at most this, so that no box is infinite."""
+
+
+@dataclass(frozen=True)
+class Detection(Task):
+    """Boxes and their classes.
+
+    Attributes:
+        classes: how many there are.
+        image_shape: (h, w) of the network's input.
+        strides: pixels between the places of each grid, from fine to coarse.
+    """
+
+    classes: int
+    image_shape: tuple[int, int]
+    strides: tuple[int, ...]
+    name: ClassVar[str] = "detection"
+    quality: ClassVar[str] = "map50"
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(places, 3) x and y of each place's centre in pixels, and the stride of its grid."""
+        found = []
+        for stride in self.strides:
+            rows, columns = (-(-side // stride) for side in self.image_shape)
+            y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            centres = (torch.stack([x, y], -1).reshape(-1, 2) + 0.5) * stride
+            found.append(torch.cat([centres, torch.full((len(centres), 1), float(stride))], 1))
+        return torch.cat(found)
+
+    def check_output(self, model: str, output: Any, classes: int) -> None:
+        """See `Task.check_output`."""
+        require_detection()
+        assert classes == self.classes
+        shape = (1, self.classes + EXTRA, len(self.places))
+        if not isinstance(output, Tensor) or output.ndim != 3:
+            raise WorkloadError(
+                f"model '{model}' must return raw outputs (n, {shape[1]}, {shape[2]}) of an "
+                f"anchor-free head for n images with boxes of {self.classes} classes, but for one "
+                f"image returned {shown_output(output)}; see workload.detection"
+            )
+        if output.shape[1] != shape[1]:
+            raise WorkloadError(
+                f"model '{model}' must have one output a class and {EXTRA} more at each place, "
+                f"but has {output.shape[1]} for {self.classes} classes; correct model_args or the "
+                f"data"
+            )
+        if tuple(output.shape) != shape:
+            raise WorkloadError(
+                f"model '{model}' must return outputs for {shape[2]} places, those of strides "
+                f"{_listed(self.strides)} on images of {_listed(self.image_shape)}, but returned "
+                f"{tuple(output.shape)}; correct its strides or data.image_size"
+            )
+        check_finite_output(model, output, "outputs")
+
+    def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
+        """Mean average precision on all images; nothing is known of it before the end."""
+        found = []
+        for raw in outputs:
+            check_finite(raw)
+            found.append(self.answers(raw))
+        yield self.score_answers(torch.cat(found), labels)
+
+    def score_answers(self, answers: Tensor, labels: Tensor) -> Score:
+        """The score of (n, d, 6) detections, see `mean_precision`."""
+        precision = mean_precision(answers, labels)
+        error = {} if math.isnan(precision.error) else {f"{self.quality}_se": precision.error}
+        return Score({self.quality: precision.map50, **error}, len(labels), {"map": precision.map})
+
+    def decoded(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes and scores at all places.
+
+        Args:
+            outputs: (n, classes + 5, places).
+
+        Returns:
+            (n, places, 4) left, top, right, bottom in pixels, inside the image; and
+            (n, classes, places) scores: the root of the probabilities of class and centre.
+        """
+        logits, distances, centre = self.parts(outputs)
+        boxes = self.boxes(distances)
+        scores = (logits.sigmoid() * centre.sigmoid()[:, None]).sqrt()
+        height, width = self.image_shape
+        limits = boxes.new_tensor([width, height, width, height], dtype=boxes.dtype)
+        return torch.minimum(boxes.clamp(min=0.0), limits), scores
+
+    def parts(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the channels of raw outputs say.
+
+        Args:
+            outputs: (n, classes + 5, places).
+
+        Returns:
+            (n, classes, places) logits of the classes; (n, 4, places) distances to the left,
+            top, right and bottom edge in pixels; (n, places) logits of the centre.
+        """
+        strides = self.places[:, 2].to(outputs)
+        distances = outputs[:, self.classes : self.classes + 4].clamp(max=_LARGEST).exp()
+        return outputs[:, : self.classes], distances * strides, outputs[:, -1]
+
+    def boxes(self, distances: Tensor) -> Tensor:
+        """(n, places, 4) left, top, right, bottom from (n, 4, places) distances, in pixels."""
+        x, y, _ = self.places.to(distances).unbind(1)
+        left, top, right, bottom = distances.unbind(1)
+        return torch.stack([x - left, y - top, x + right, y + bottom], -1)
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Detections on images.
+
+        Args:
+            outputs: (n, classes + 5, places) raw.
+
+        Returns:
+            (n, 100, 6) left, top, right, bottom, score, class, best first; rows that are left
+            over have class -1. On the processor.
+        """
+        boxes, scores = self.decoded(outputs.detach().float().cpu())
+        found = torch.zeros(len(boxes), MOST_DETECTIONS, 6)
+        found[:, :, 5] = -1.0
+        for image, (its_boxes, its_scores) in enumerate(zip(boxes, scores, strict=True)):
+            kept = _kept(its_boxes, its_scores)
+            found[image, : len(kept)] = kept
+        return found
+
+
+def _kept(boxes: Tensor, scores: Tensor) -> Tensor:
+    """(k, 6) detections of one image after suppression, best first.
+
+    Args:
+        boxes: (places, 4).
+        scores: (classes, places).
+    """
+    from torchvision.ops import batched_nms
+
+    best, order = scores.flatten().topk(min(MOST_CANDIDATES, scores.numel()))
+    order = order[best >= LEAST_SCORE]
+    kinds, places = order // scores.shape[1], order % scores.shape[1]
+    chosen, values = boxes[places], scores.flatten()[order]
+    kept = batched_nms(chosen, values, kinds, OVERLAP)[:MOST_DETECTIONS]
+    return torch.cat([chosen[kept], values[kept, None], kinds[kept, None].float()], 1)
+
+
+def strides_of(model: nn.Module, name: str) -> tuple[int, ...]:
+    """The strides a detector's grids have, which its attribute `strides` states.
+
+    Raises:
+        WorkloadError: it states none.
+    """
+    strides = getattr(model, "strides", None)
+    whole = isinstance(strides, tuple | list) and all(isinstance(s, int) and s > 0 for s in strides)
+    if not strides or not whole:
+        raise WorkloadError(
+            f"a network for images with boxes must have an attribute 'strides' and return raw "
+            f"outputs of an anchor-free head, but model '{name}' has none; use 'fcos_resnet', or "
+            f"see workload.detection"
+        )
+    return tuple(strides)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

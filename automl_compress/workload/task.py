@@ -1,0 +1,155 @@
+"""What a network does with an image, and how good it is at that."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from automl_compress.errors import EstimateError, WorkloadError
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a network's answers are.
+
+    Attributes:
+        metrics: the task's quality by name, a share in [0, 1]; with its standard error, named
+            `<quality>_se`, where answers were not counted.
+        images: that were answered.
+        further: other metrics that readers know, shares by name; nothing is decided by them.
+    """
+
+    metrics: dict[str, float]
+    images: int
+    further: dict[str, float]
+
+
+class Task(ABC):
+    """What networks are asked for."""
+
+    name: ClassVar[str]
+    quality: ClassVar[str]
+    """Name of the metric that networks are judged by, a share in [0, 1]."""
+
+    @abstractmethod
+    def check_output(self, model: str, output: Any, classes: int) -> None:
+        """Check what a network gives for one image.
+
+        Args:
+            model: the network's name, for messages.
+            output: what it gave.
+            classes: that the data have.
+
+        Raises:
+            WorkloadError: it is not what the task asks for.
+        """
+
+    @abstractmethod
+    def answers(self, outputs: Tensor) -> Tensor:
+        """What a network says of n images, on the processor.
+
+        Args:
+            outputs: (n, ...) raw, finite.
+        """
+
+    @abstractmethod
+    def score_answers(self, answers: Tensor, labels: Tensor) -> Score:
+        """The score of `answers` to n images with (n, ...) labels."""
+
+    @abstractmethod
+    def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
+        """Score a network, as far as its answers are known.
+
+        Args:
+            outputs: of one batch of images after the other.
+            labels: (n, ...) of all images.
+
+        Yields:
+            A score of all images so far, where that is known before the end; at last that of all.
+
+        Raises:
+            EstimateError: an output is not finite.
+        """
+
+    def score(self, outputs: Iterable[Tensor], labels: Tensor) -> Score:
+        """The score on all images."""
+        *_, last = self.scores(outputs, labels)
+        return last
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One class an image: the largest of (n, classes) logits is the answer."""
+
+    name: ClassVar[str] = "classification"
+    quality: ClassVar[str] = "accuracy"
+
+    def check_output(self, model: str, output: Any, classes: int) -> None:
+        """See `Task.check_output`."""
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
+            raise WorkloadError(
+                f"model '{model}' must return logits of shape (n, {classes}) for n images, but for "
+                f"one image returned {shown_output(output)}; return the logits alone"
+            )
+        if output.shape[1] != classes:
+            raise WorkloadError(
+                f"model '{model}' must have one output a class, but has {output.shape[1]} outputs "
+                f"for {classes} classes; correct model_args or the data"
+            )
+        check_finite_output(model, output, "logits")
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """(n,) classes."""
+        return outputs.argmax(dim=1).cpu()
+
+    def score_answers(self, answers: Tensor, labels: Tensor) -> Score:
+        """The share of right ones."""
+        right = int((answers == labels).sum())
+        return Score({self.quality: right / len(labels)}, len(labels), {})
+
+    def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
+        """The share of right answers after every batch."""
+        right = images = 0
+        for logits in outputs:
+            check_finite(logits)
+            expected = labels[images : images + len(logits)]
+            right += int((self.answers(logits) == expected).sum())
+            images += len(logits)
+            yield Score({self.quality: right / images}, images, {})
+
+
+CLASSIFICATION: Final = Classification()
+
+
+def shown_output(output: Any) -> str:
+    """What a network gave, for messages: its shape or type."""
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
+
+
+def check_finite_output(model: str, output: Tensor, what: str) -> None:
+    """Check the outputs of a network that a user gave.
+
+    Raises:
+        WorkloadError: they are not finite.
+    """
+    if not torch.isfinite(output).all():
+        raise WorkloadError(
+            f"model '{model}' must return finite {what}, but returned NaN or infinity for a "
+            f"training image; check its weights and data.mean and data.std"
+        )
+
+
+def check_finite(outputs: Tensor) -> None:
+    """Check the outputs of a compressed network.
+
+    Raises:
+        EstimateError: they are not finite.
+    """
+    if not math.isfinite(float(outputs.sum())):
+        raise EstimateError("the compressed network's outputs are not finite")
