@@ -223,8 +223,8 @@ class LoopBench:
                     _seconds(estimator.compressor.build, policy, False),
                 ]
                 network = estimator.compressor.build(policy)
-                times.append(_seconds(estimator.fast_accuracy, network, policy))
-                times.append(_seconds(estimator.accuracy, network))
+                times.append(_seconds(estimator.fast_quality, network, policy))
+                times.append(_seconds(estimator.quality, network))
                 sums += times
         whole, repaired, built, forward, plain = sums
         return Breakdown(
@@ -257,7 +257,7 @@ class LoopBench:
         exact = replace(estimator.settings, precision="float32")
         plain = NetworkEstimator(self.workload, exact)
         with torch.inference_mode():
-            slow = [plain.accuracy(plain.compressor.build(policy)) for policy in policies]
+            slow = [plain.quality(plain.compressor.build(policy)) for policy in policies]
         return spearman(np.array(fast), np.array(slow))
 
 

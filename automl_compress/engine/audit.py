@@ -23,7 +23,13 @@ from automl_compress.engine.restore import Restored, restore_study, torch_thread
 from automl_compress.engine.rungs import RungSettings, build_rung
 from automl_compress.engine.trained import TrainedEstimator, TrainSettings
 from automl_compress.errors import InterruptedStudy, StudyError
-from automl_compress.evaluate import USEFUL_LOSS, Evaluation
+from automl_compress.evaluate import (
+    USEFUL_LOSS,
+    Evaluation,
+    error_name,
+    quality_name,
+    quality_of,
+)
 from automl_compress.evaluate.estimator import Estimator, answer
 from automl_compress.evaluate.latency import WithLatency
 from automl_compress.evaluate.network import NetworkEstimator
@@ -157,7 +163,7 @@ def spread(
     beside = settings.policies - in_bands
     chosen = [Audited(e.policy, "front") for e in _evenly(on, round(_ON_FRONT * beside))]
     chosen += [Audited(e.policy, "off the front") for e in _evenly(off, beside - len(chosen))]
-    limit = 1.0 - result.manifest.baseline["accuracy"] + USEFUL_LOSS
+    limit = 1.0 - quality_of(result.manifest.baseline) + USEFUL_LOSS
     useful = [e for e in on if _error(e) <= limit] or on
     rng = np.random.default_rng(settings.seed)
     counts = [in_bands // BANDS + (band < in_bands % BANDS) for band in range(BANDS)]
@@ -322,17 +328,18 @@ def _document(
 ) -> dict[str, Any]:
     good = [row for row in range(len(chosen)) if all(found[row].ok for found in answers.values())]
     kept = [chosen[row] for row in good]
-    accuracy = {
-        name: np.array([found[row].metrics["accuracy"] for row in good])
-        for name, found in answers.items()
+    qualities = {
+        name: np.array([found[row].quality for row in good]) for name, found in answers.items()
     }
     costs = [dict(answers["search"][row].metrics) for row in good]
     bands = np.array([audited.band for audited in kept], dtype=np.int64)
-    estimates = {name: values for name, values in accuracy.items() if name != TRAINED}
+    estimates = {name: values for name, values in qualities.items() if name != TRAINED}
+    quality = quality_name(result.manifest.baseline)
     nulls = {name: np.array([cost[name] for cost in costs]) for name in NULLS}
     return {
         "version": VERSION,
         "study": result.manifest.fingerprint,
+        "quality": quality,
         "settings": {
             "policies": settings.policies,
             "seed": settings.seed,
@@ -350,7 +357,7 @@ def _document(
             for name, found in answers.items()
         },
         "correlations": {
-            name: _correlations(values, accuracy[TRAINED], bands)
+            name: _correlations(values, qualities[TRAINED], bands)
             for name, values in {**estimates, **nulls}.items()
         },
         "noise": _noise(
@@ -362,9 +369,9 @@ def _document(
                 "group": audited.group,
                 "band": audited.band,
                 "costs": {name: cost[name] for name in NULLS},
-                "accuracy": {name: float(values[row]) for name, values in accuracy.items()},
-                "accuracy_se": {
-                    name: found[good[row]].accuracy_se for name, found in answers.items()
+                quality: {name: float(values[row]) for name, values in qualities.items()},
+                error_name(quality): {
+                    name: found[good[row]].quality_se for name, found in answers.items()
                 },
             }
             for row, (audited, cost) in enumerate(zip(kept, costs, strict=True))
@@ -375,7 +382,7 @@ def _document(
 def _correlations(
     estimate: NDArray[np.float64], trained: NDArray[np.float64], bands: NDArray[np.int64]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Both rank correlations with the trained accuracy, overall and within bands."""
+    """Both rank correlations with the trained quality, overall and within bands."""
     inside = bands > 0
     scopes = {"overall": (estimate, trained, None),
               "within_bands": (estimate[inside], trained[inside], bands[inside])}  # fmt: skip
@@ -401,8 +408,8 @@ def _noise(one: Sequence[Evaluation], other: Sequence[Evaluation]) -> dict[str, 
         the standard errors they state; as shares.
     """
     pairs = list(zip(one, other, strict=True))
-    differences = np.array([a.metrics["accuracy"] - b.metrics["accuracy"] for a, b in pairs])
-    stated = np.array([[a.accuracy_se, b.accuracy_se] for a, b in pairs])
+    differences = np.array([a.quality - b.quality for a, b in pairs])
+    stated = np.array([[a.quality_se, b.quality_se] for a, b in pairs])
     return {
         "measured": float(np.sqrt((differences**2).mean() / 2)),
         "stated": float(np.sqrt((stated**2).mean())),

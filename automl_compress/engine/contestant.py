@@ -15,7 +15,7 @@ from automl_compress.search import Problem, State, build_strategy
 from automl_compress.space import Policy
 
 MILD_LOSS = 0.01
-"""Loss of accuracy up to which a network is worth showing while a search runs."""
+"""Loss of quality up to which a network is worth showing while a search runs."""
 
 
 @dataclass(frozen=True)

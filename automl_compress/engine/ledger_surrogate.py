@@ -22,7 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.errors import StudyError
-from automl_compress.evaluate import COSTS, Constraint, Evaluation, references
+from automl_compress.evaluate import (
+    COSTS,
+    Constraint,
+    Evaluation,
+    quality_name,
+    quality_of,
+    references,
+)
 from automl_compress.evaluate.recorded import Simulation
 from automl_compress.ledger import StudyResult
 from automl_compress.pareto import Reference
@@ -48,8 +55,8 @@ class Quality:
 
     Args:
         evaluations: it was made of.
-        kendall_tau: rank correlation of predicted and measured accuracy, in [-1, 1].
-        r2: share of the accuracy's variance that is predicted, at most 1.
+        kendall_tau: rank correlation of predicted and measured quality, in [-1, 1].
+        r2: share of the quality's variance that is predicted, at most 1.
         cost_error: by cost, the median relative error.
     """
 
@@ -62,7 +69,7 @@ class Quality:
         costs = ", ".join(f"{name} {error:.2%}" for name, error in self.cost_error.items())
         return (
             f"{self.evaluations} evaluations; {FOLDS}-fold cross-validation: Kendall's tau of the "
-            f"accuracy {self.kendall_tau:.3f}, R2 {self.r2:.3f}; median error of {costs}"
+            f"quality {self.kendall_tau:.3f}, R2 {self.r2:.3f}; median error of {costs}"
         )
 
 
@@ -91,7 +98,8 @@ class LedgerSurrogate(Simulation):
             name for name in COSTS if all(name in evaluation.metrics for evaluation in evaluations)
         ]
         self._baseline = np.array([manifest.baseline[name] for name in self._names])
-        self._error = 1.0 - manifest.baseline["accuracy"]
+        self._quality = quality_name(manifest.baseline)
+        self._error = 1.0 - quality_of(manifest.baseline)
         indices = np.stack([self.space.encode(evaluation.policy) for evaluation in evaluations])
         shares = np.array([[e.metrics[name] for name in self._names] for e in evaluations])
         shares = shares / self._baseline
@@ -140,7 +148,7 @@ class LedgerSurrogate(Simulation):
         return self._cached[policy]
 
     def estimate(self, policy: Policy) -> Evaluation:
-        """Predicted accuracy and costs; failed where nothing near was evaluated."""
+        """Predicted quality and costs; failed where nothing near was evaluated."""
         costs = self.costs(policy)
         point = coordinates(self.space)[np.arange(len(self.space)), self.space.encode(policy)]
         if (distance := self._distance(point)) > self._reach:
@@ -148,8 +156,8 @@ class LedgerSurrogate(Simulation):
             return Evaluation.failed(policy, self._identity, reason)
         shares = np.array([[costs[name] for name in self._names]]) / self._baseline
         error, _ = self._model.predict(self.space.encode(policy)[None], shares, np.zeros(1))
-        accuracy = 1.0 - float(np.clip(error[0], 0.0, 1.0))
-        return Evaluation(policy, self._identity, {"accuracy": accuracy, **costs})
+        quality = 1.0 - float(np.clip(error[0], 0.0, 1.0))
+        return Evaluation(policy, self._identity, {self._quality: quality, **costs})
 
     def scale(
         self, objectives: Sequence[str], constraints: Sequence[Constraint]

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from automl_compress.engine.engine import Engine, Race
 from automl_compress.engine.rungs import RungSettings, best_fronts, places
 from automl_compress.errors import EngineError
-from automl_compress.evaluate import Evaluation, objective_values, references, violations
+from automl_compress.evaluate import (
+    COSTS,
+    Evaluation,
+    objective_values,
+    quality_of,
+    references,
+    violations,
+)
 from automl_compress.evaluate.estimator import answer
 from automl_compress.evaluate.predictor import FEWEST, LearnedEstimator
 from automl_compress.evaluate.ranking import kendall, spearman
@@ -30,7 +37,7 @@ from automl_compress.search import RungOffer
 from automl_compress.space import Policy
 
 PICKED_LOSSES: Final = (0.005, 0.01, 0.02)
-"""Losses of accuracy at which the cheapest networks are always among the finalists."""
+"""Losses of quality at which the cheapest networks are always among the finalists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +99,7 @@ def candidates_of_race(result: StudyResult) -> Candidates:
         tuple(found[row].policy for row in order),
         manifest.objectives,
         values[order],
-        {**manifest.baseline, "error": 1.0 - manifest.baseline["accuracy"]},
+        {**manifest.baseline, "error": 1.0 - quality_of(manifest.baseline)},
     )
 
 
@@ -163,7 +170,7 @@ def climb(
         if chosen and not answers:
             reason = next(iter(found.values())).reason if found else "nothing was measured"
             raise EngineError(f"rung '{rung.name}' measured none of its candidates: {reason}")
-        standing = candidates_of_rung(result, answers, 1.0 - record.baseline["accuracy"])
+        standing = candidates_of_rung(result, answers, 1.0 - quality_of(record.baseline))
     return standing, replace(manifest, rungs=tuple(records))
 
 
@@ -233,8 +240,8 @@ def cross_validated(result: StudyResult) -> dict[str, Any]:
     """How well evaluations are ranked by what was learned from others.
 
     Returns:
-        Kendall's tau and Spearman's rho between measured and predicted accuracies, the tau of the
-        size alone, the share of measured accuracies within two standard errors, and the number of
+        Kendall's tau and Spearman's rho between measured and predicted qualities, the tau of the
+        size alone, the share of measured ones within two standard errors, and the number of
         evaluations; empty where too few worked.
     """
     known = list(result.usable_evaluations().values())
@@ -243,9 +250,9 @@ def cross_validated(result: StudyResult) -> dict[str, Any]:
     costs = {e.policy.key: e for e in known}
     learned = LearnedEstimator(known, lambda policy: _costs(costs[policy.key]))
     predicted, errors = learned.predict([e.policy for e in known])
-    measured = np.array([e.metrics["accuracy"] for e in known])
+    measured = np.array([e.quality for e in known])
     sizes = np.array([e.metrics["size_bytes"] for e in known])
-    noise = np.hypot(errors, [e.accuracy_se for e in known])
+    noise = np.hypot(errors, [e.quality_se for e in known])
     return {
         "evaluations": len(known),
         "kendall": kendall(predicted, measured),
@@ -256,4 +263,4 @@ def cross_validated(result: StudyResult) -> dict[str, Any]:
 
 
 def _costs(evaluation: Evaluation) -> dict[str, float]:
-    return {name: value for name, value in evaluation.metrics.items() if name != "accuracy"}
+    return {n: evaluation.metrics[n] for n in COSTS if n in evaluation.metrics}

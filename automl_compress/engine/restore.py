@@ -96,14 +96,19 @@ class Restored:
         with torch_threads(self.config.engine.threads):
             return self.compressor.build(policy)
 
-    def test_accuracy(self, network: Callable[[Tensor], Tensor]) -> float:
-        """Share of the final test images that a network gets right.
+    def test_quality(self, network: Callable[[Tensor], Tensor]) -> float:
+        """Quality of a network on the final test images, in [0, 1].
 
         Raises:
             EstimateError: an output is not finite.
         """
         with torch_threads(self.config.engine.threads), torch.inference_mode():
-            return self.test.accuracy(network)
+            return self.test.quality(network)
+
+    def test_quality_of_answers(self, network: Callable[[Tensor], Tensor]) -> float:
+        """The same of a network that maps images to answers, see `workload.Task.answers`."""
+        with torch_threads(self.config.engine.threads), torch.inference_mode():
+            return self.test.quality_of_answers(network)
 
     def promised_bytes(self, policy: Policy) -> int:
         """Bytes the search counted for a policy."""

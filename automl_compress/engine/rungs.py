@@ -36,10 +36,10 @@ class RungSettings:
     Args:
         name: of the rung.
         keep: share of what it measures that goes on to the next rung, or to the finalists.
-        images: search-validation images the accuracy is counted on; None for all.
+        images: search-validation images networks are measured on; None for all.
         repair: what is done after cutting and rounding; None as in the search.
-        train: the training, on a rung that trains; its accuracy is counted on all images.
-        learned: whether the accuracy is predicted from all evaluations of the race.
+        train: the training, on a rung that trains; its networks are measured on all images.
+        learned: whether the quality is predicted from all evaluations of the race.
     """
 
     name: str

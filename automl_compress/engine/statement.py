@@ -21,6 +21,7 @@ from automl_compress.evaluate.estimator import Estimator
 from automl_compress.ledger import ContestantRecord, Manifest
 from automl_compress.workload import Workload
 
+_DATA_KEYS: Final = ("torchvision", "voc", "coco", "factory", "root")
 REFERENCE: Final = "uniform"
 """Strategy that every study runs, if only to draw its line."""
 
@@ -73,6 +74,7 @@ def state_manifest(
         workload={
             "name": workload.name,
             "data": _data_name(config),
+            "task": workload.task.name,
             "identity": workload.identity,
             "classes": len(workload.classes),
             "splits": {
@@ -93,7 +95,7 @@ def _data_name(config: StudyConfig) -> str:
     stated = config.plain.get("workload")
     data = stated.get("data") if isinstance(stated, Mapping) else None
     if isinstance(data, Mapping):
-        data = data.get("torchvision") or data.get("factory") or data.get("root")
+        data = next((data[key] for key in _DATA_KEYS if data.get(key)), None)
     if data is None:
         return "given in memory" if stated is None else "the network's own"
     return str(data)

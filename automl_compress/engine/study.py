@@ -40,7 +40,7 @@ from automl_compress.engine.serial import SerialEngine
 from automl_compress.engine.statement import state_manifest
 from automl_compress.engine.tuning import tuned
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
-from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate import COSTS, Evaluation, check_quality
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.latency import CostsWithLatency, WithLatency
 from automl_compress.ledger import (
@@ -231,6 +231,7 @@ class Study:
         rules = SpaceRules() if config.space is None else load_rules(config.space)
         with torch_threads(config.engine.threads):
             workload, network, test_network = load_estimators(config)
+            check_quality(config.constraints, workload.task.quality)
             compressor = network.compressor
             derived = space_of_structure(compressor.model, compressor.structure, rules)
             search: Estimator = network
@@ -306,7 +307,7 @@ def _sensitivity(
 
 
 def _costs(evaluation: Evaluation) -> list[str]:
-    return [name for name in evaluation.metrics if name != "accuracy"]
+    return [name for name in COSTS if name in evaluation.metrics]
 
 
 def _baseline(estimator: Estimator) -> Evaluation:

@@ -79,7 +79,7 @@ class TrainSettings:
 
 
 class TrainedEstimator(Estimator):
-    """Accuracy on all search-validation images after training; costs exactly.
+    """Quality on all search-validation images after training; costs exactly.
 
     Every policy is trained on the same images in the same order, so that networks of equal worth
     end alike. The uncompressed network has nothing to recover and is measured as it is.
@@ -100,6 +100,7 @@ class TrainedEstimator(Estimator):
         self.settings = settings
         self._compressor = compressor
         self._normalization = workload.normalization
+        self._task = workload.task
         self._judges = workload.splits.validation
         self._images, self._recovery = _planned(settings, workload.splits.train)
         self._device = find_device(settings.recovery.training.device)
@@ -127,11 +128,14 @@ class TrainedEstimator(Estimator):
             ).network
         else:
             network = self._compressor.build(policy)
-        found = measure(network.to(self._device), self._judges, self._normalization, self._device)
+        found = measure(
+            *(network.to(self._device), self._judges, self._normalization, self._device),
+            self._task,
+        )
         return Evaluation(
             policy=policy,
             estimator=self._identity,
-            metrics={"accuracy": found.accuracy, **self._compressor.cost(policy)},
+            metrics={**found.score.metrics, **self._compressor.cost(policy)},
             images=len(self._judges),
             seconds=time.perf_counter() - start,
         )

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 
 from automl_compress.errors import InterruptedStudy
-from automl_compress.evaluate.evaluation import Evaluation
+from automl_compress.evaluate.evaluation import QUALITIES, Evaluation
 from automl_compress.space import Policy
 
 
@@ -38,7 +38,8 @@ def answer(estimator: Estimator, policy: Policy) -> Evaluation:
         message = f"{type(reason).__name__}: {reason}"
         return Evaluation.failed(policy, estimator.identity, message, time.perf_counter() - start)
     wrong = [name for name, value in evaluation.metrics.items() if not math.isfinite(value)]
-    if evaluation.status == "ok" and (wrong or "accuracy" not in evaluation.metrics):
-        message = f"{wrong[0]} is not finite" if wrong else "accuracy is missing"
+    judged = any(name in evaluation.metrics for name in QUALITIES)
+    if evaluation.status == "ok" and (wrong or not judged):
+        message = f"{wrong[0]} is not finite" if wrong else f"{' or '.join(QUALITIES)} is missing"
         return Evaluation.failed(policy, estimator.identity, message, evaluation.seconds)
     return evaluation

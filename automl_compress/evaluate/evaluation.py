@@ -11,8 +11,11 @@ from automl_compress.space import Policy
 
 Status = Literal["ok", "failed"]
 
+QUALITIES: Final[Mapping[str, str]] = {"accuracy": "accuracy", "map50": "mAP50"}
+"""Metrics that say how good a network's answers are, shares in [0, 1], and what readers call
+them. An evaluation has one of them: that of its workload's task."""
 UNITS: Final[Mapping[str, str]] = {
-    "accuracy": "1",
+    **dict.fromkeys(QUALITIES, "1"),
     "error": "1",
     "macs": "multiply-accumulate",
     "params": "1",
@@ -20,12 +23,12 @@ UNITS: Final[Mapping[str, str]] = {
     "bitops": "bit-operation",
     "latency_ms": "ms",
 }
-"""Unit of every metric. Accuracy and error are shares in [0, 1], costs are for one image,
+"""Unit of every metric. Qualities and error are shares in [0, 1], costs are for one image,
 but a latency is for one run of the batch that its study states."""
 
 LATENCY: Final = "latency_ms"
-ACCURACY_SE: Final = "accuracy_se"
-"""Metric of an estimator that counts no images but knows how far off its accuracy may be."""
+_SE: Final = "_se"
+"""Behind a quality's name: how far off it may be, from an estimator that does not count it."""
 COSTS: Final = ("size_bytes", "macs", "params", "bitops", LATENCY)
 """Metrics that are computed from a policy without images: exactly, but for the latency, which is
 predicted, and only where a study says how it is measured."""
@@ -41,7 +44,7 @@ class Evaluation:
         metrics: value by name, see `UNITS`; empty when failed.
         status: `ok`, or `failed` with a `reason`.
         reason: why it failed, in one line; empty when ok.
-        images: labelled images the accuracy was counted on.
+        images: labelled images the quality was measured on.
         seconds: time the evaluation took where it was made.
     """
 
@@ -59,11 +62,20 @@ class Evaluation:
         return self.status == "ok" and all(map(math.isfinite, self.metrics.values()))
 
     @property
-    def accuracy_se(self) -> float:
-        """Standard error of the accuracy, as a share; NaN when failed or not known.
+    def quality(self) -> float:
+        """The accuracy, or whatever else its task is judged by.
 
-        It says how far an equally large draw of other images would move the accuracy, for the
-        same network. Where answers were counted, it is the binomial one: images are drawn alike,
+        Raises:
+            KeyError: it failed.
+        """
+        return quality_of(self.metrics)
+
+    @property
+    def quality_se(self) -> float:
+        """Standard error of the quality, as a share; NaN when failed or not known.
+
+        It says how far an equally large draw of other images would move the quality, for the same
+        network. Of an accuracy that was counted, it is the binomial one: images are drawn alike,
         however hard each is, so every answer is a draw of one coin, and the scatter over disjoint
         folds of the images has just this mean. Eight folds would know it to within a quarter
         only. It is taken of (right + 1) / (images + 2), for a network that is right on all images
@@ -75,9 +87,10 @@ class Evaluation:
         """
         if not self.ok:
             return math.nan
-        if ACCURACY_SE in self.metrics:
-            return self.metrics[ACCURACY_SE]
-        return standard_error(self.metrics["accuracy"], self.images)
+        name = quality_name(self.metrics)
+        if error_name(name) in self.metrics:
+            return self.metrics[error_name(name)]
+        return standard_error(self.quality, self.images) if name == "accuracy" else math.nan
 
     @classmethod
     def failed(
@@ -88,16 +101,42 @@ class Evaluation:
         return cls(policy, estimator, {}, "failed", line, 0, seconds)
 
     def minimised(self, name: str) -> float:
-        """A metric as a value to minimise: `error` is 1 - accuracy; inf when failed."""
+        """A metric as a value to minimise: `error` is 1 - quality; inf when failed."""
         if not self.ok:
             return math.inf
         if name == "error":
-            return 1.0 - self.metrics["accuracy"]
+            return 1.0 - self.quality
         return self.metrics[name]
 
 
+def quality_name(metrics: Mapping[str, float]) -> str:
+    """Which quality is among metrics.
+
+    Raises:
+        KeyError: none is.
+    """
+    for name in QUALITIES:
+        if name in metrics:
+            return name
+    raise KeyError(f"one of {', '.join(QUALITIES)}")
+
+
+def quality_of(metrics: Mapping[str, float]) -> float:
+    """The quality among metrics, a share in [0, 1].
+
+    Raises:
+        KeyError: there is none.
+    """
+    return metrics[quality_name(metrics)]
+
+
+def error_name(quality: str) -> str:
+    """Name of the metric that is the standard error of a quality."""
+    return quality + _SE
+
+
 def standard_error(accuracy: float, images: int) -> float:
-    """Standard error of a counted accuracy, see `Evaluation.accuracy_se`; NaN without images.
+    """Standard error of a counted accuracy, see `Evaluation.quality_se`; NaN without images.
 
     Args:
         accuracy: share in [0, 1].

@@ -1,4 +1,4 @@
-"""The estimator that builds the compressed network and counts its right answers.
+"""The estimator that builds the compressed network and says how good its answers are.
 
 A search asks it hundreds of times, so a network is measured in its fastest form: BatchNorm folded
 into the layers, channels last and, by default, in bfloat16 (`evaluate.fast_form`). One that has
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, KernelCriterion, Repair
-from automl_compress.errors import EstimateError, WorkloadError
+from automl_compress.errors import WorkloadError
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import Evaluation, standard_error
 from automl_compress.evaluate.fast_form import FastForm, Precision
 from automl_compress.space import Policy
-from automl_compress.workload import Workload
+from automl_compress.workload import CLASSIFICATION, Score, Workload
 
 VERSION: Final = 4
 """Raised whenever the same policy would get another answer than before."""
@@ -41,15 +40,16 @@ class EstimateSettings:
     """How a network is measured.
 
     Args:
-        images: labelled images the accuracy is counted on, drawn once from the split; None
+        images: labelled images networks are measured on, drawn once from the split; None
             takes the whole split.
         calibration_images: unlabelled training images for clips and repair.
         repair: what is done after cutting and rounding, see `compress.repair`.
-        precision: of the arithmetic while answers are counted. `bfloat16` is about twice as fast
+        precision: of the arithmetic while networks are measured. `bfloat16` is about twice as fast
             where processors have instructions for it.
         batch: images measured at a time.
         floor: share of the uncompressed network's accuracy; a network that is plainly below it
             after `COLLAPSE_IMAGES` images is measured on these only. 0 measures all on all.
+            Only where answers can be counted: of detectors nothing is known before the end.
         criterion: importance criterion of channels.
         kernel_criterion: importance criterion of single kernels.
         split: `validation` for searching, `test` for the final word.
@@ -69,7 +69,7 @@ class EstimateSettings:
 
 
 class NetworkEstimator(Estimator):
-    """Accuracy after repair, without training, on a fixed set of images; costs exactly.
+    """Quality after repair, without training, on a fixed set of images; costs exactly.
 
     With few images this is the cheap proxy of a search; with a whole split the full measurement.
 
@@ -79,7 +79,8 @@ class NetworkEstimator(Estimator):
         compressor: one made for the same workload and settings but for the images, to share.
 
     Raises:
-        WorkloadError: a split holds fewer images than asked for.
+        WorkloadError: a split holds fewer images than asked for, or a criterion asks for classes
+            of images where there are none.
         TraceError: the network cannot be followed.
     """
 
@@ -89,6 +90,7 @@ class NetworkEstimator(Estimator):
         settings: EstimateSettings,
         compressor: Compressor | None = None,
     ) -> None:
+        _check_criteria(settings, workload)
         self.settings = settings
         split = getattr(workload.splits, settings.split)
         count = len(split) if settings.images is None else settings.images
@@ -98,6 +100,7 @@ class NetworkEstimator(Estimator):
         calibration = workload.splits.train.draw(settings.calibration_images, settings.seed)
         self._images = _channels_last(chosen.tensor(workload.normalization))
         self._labels: Tensor = torch.from_numpy(chosen.labels.copy())
+        self._task = workload.task
         parts = (
             VERSION,
             workload.identity,
@@ -124,7 +127,7 @@ class NetworkEstimator(Estimator):
             keeps=settings.repair != "auto",  # it chooses by what the whole network gives
         )
         with torch.inference_mode():
-            self._floor = settings.floor and settings.floor * self.accuracy(self.compressor.model)
+            self._floor = settings.floor and settings.floor * self.quality(self.compressor.model)
 
     @property
     def identity(self) -> str:
@@ -138,31 +141,38 @@ class NetworkEstimator(Estimator):
             with torch.inference_mode():
                 costs = self.compressor.cost(policy)
                 network = self.compressor.build(policy)
-                accuracy, images = self._measure(network, policy)
+                score = self._measure(network, policy)
         except Exception as reason:
             message = f"{type(reason).__name__}: {reason}"
             return Evaluation.failed(policy, self._identity, message, time.perf_counter() - start)
         return Evaluation(
             policy=policy,
             estimator=self._identity,
-            metrics={"accuracy": accuracy, **costs},
-            images=images,
+            metrics={**score.metrics, **costs},
+            images=score.images,
             seconds=time.perf_counter() - start,
         )
 
-    def accuracy(self, network: Callable[[Tensor], Tensor]) -> float:
-        """Share of right answers of a network on all images, in [0, 1].
+    def quality(self, network: Callable[[Tensor], Tensor]) -> float:
+        """Quality of a network on all images, in [0, 1].
 
         Args:
-            network: maps (n, channels, height, width) to (n, classes); called as it is.
+            network: maps (n, channels, height, width) to the task's outputs; called as it is.
 
         Raises:
             EstimateError: an output is not finite.
         """
-        outputs = (network(images) for images in self._batches())
-        return sum(self._right_answers(outputs)) / len(self._labels)
+        return self._quality(network(images) for images in self._batches())
 
-    def fast_accuracy(self, network: nn.Module, policy: Policy) -> float:
+    def quality_of_answers(self, network: Callable[[Tensor], Tensor]) -> float:
+        """The same of a network that maps images to answers, see `Task.answers`."""
+        answers = torch.cat([network(images) for images in self._batches()])
+        return self._task.score_answers(answers, self._labels).metrics[self._task.quality]
+
+    def _quality(self, outputs: Iterable[Tensor]) -> float:
+        return self._task.score(outputs, self._labels).metrics[self._task.quality]
+
+    def fast_quality(self, network: nn.Module, policy: Policy) -> float:
         """What `estimate` says of a built network, early stops and kept values left out.
 
         Args:
@@ -173,8 +183,7 @@ class NetworkEstimator(Estimator):
             EstimateError: an output is not finite.
         """
         self._form.forget()  # all steps are run
-        outputs = self._form.outputs(network, policy, self._batches())
-        return sum(self._right_answers(outputs)) / len(self._labels)
+        return self._quality(self._form.outputs(network, policy, self._batches()))
 
     def images_and_labels(self) -> tuple[Tensor, Tensor]:
         """(n, channels, height, width) images and (n,) labels that answers are counted on."""
@@ -184,35 +193,33 @@ class NetworkEstimator(Estimator):
         # Split when asked for: each part would be pickled with all of the images.
         return torch.split(self._images, self.settings.batch)
 
-    def _measure(self, network: nn.Module, policy: Policy) -> tuple[float, int]:
-        """Accuracy of a built network, and how many images that took."""
-        right = images = 0
-        for right, images in self._counts(self._form.outputs(network, policy, self._batches())):
-            if self._has_collapsed(right, images):
+    def _measure(self, network: nn.Module, policy: Policy) -> Score:
+        """Score of a built network, on as many images as it took."""
+        outputs = self._form.outputs(network, policy, self._batches())
+        score = Score({}, 0, {})
+        for score in self._task.scores(outputs, self._labels):
+            if self._has_collapsed(score):
                 break
-        return right / images, images
+        return score
 
-    def _counts(self, outputs: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
-        """After each batch, how many answers were right, of how many."""
-        right = images = 0
-        for found in self._right_answers(outputs):
-            right += found
-            images = min(images + self.settings.batch, len(self._labels))
-            yield right, images
-
-    def _has_collapsed(self, right: int, images: int) -> bool:
+    def _has_collapsed(self, score: Score) -> bool:
+        images = score.images
         if images < COLLAPSE_IMAGES or images - self.settings.batch >= COLLAPSE_IMAGES:
             return False
-        accuracy = right / images
+        accuracy = score.metrics.get("accuracy")
+        if accuracy is None:
+            return False
         return accuracy + _ERRORS * standard_error(accuracy, images) < self._floor
 
-    def _right_answers(self, outputs: Iterable[Tensor]) -> Iterator[int]:
-        """How many answers are right in each batch."""
-        labels = torch.split(self._labels, self.settings.batch)
-        for logits, expected in zip(outputs, labels, strict=True):
-            if not math.isfinite(float(logits.sum())):
-                raise EstimateError("the compressed network's outputs are not finite")
-            yield int((logits.argmax(dim=1) == expected).sum())
+
+def _check_criteria(settings: EstimateSettings, workload: Workload) -> None:
+    """Check that criteria which need classes of images have them."""
+    for key, needy in (("criterion", "taylor"), ("kernel_criterion", "variational")):
+        if getattr(settings, key) == needy and workload.task.name != CLASSIFICATION.name:
+            raise WorkloadError(
+                f"estimate.{key} '{needy}' must have classes of images, but the task of "
+                f"'{workload.name}' is {workload.task.name}; choose another"
+            )
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.errors import StudyError
-from automl_compress.evaluate.evaluation import COSTS, UNITS, Evaluation
+from automl_compress.evaluate.evaluation import COSTS, QUALITIES, UNITS, Evaluation
 from automl_compress.pareto import Reference
 
 OBJECTIVES: Final = ("error", *COSTS)
 USEFUL_LOSS: Final = 0.10
-"""A network that loses more accuracy than this against the baseline is of no use to anyone."""
+"""A network that loses more quality than this against the baseline is of no use to anyone."""
 
 _CONSTRAINT = re.compile(
-    r"^\s*(?P<metric>[a-z_]+)\s*(?P<sign><=|>=)\s*(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)"
+    r"^\s*(?P<metric>[a-z][a-z_0-9]*)\s*(?P<sign><=|>=)\s*(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)"
     r"\s*(?P<unit>[A-Za-z%]*)\s*$"
 )
 _FACTORS: Final[Mapping[str, float]] = {
@@ -67,18 +67,19 @@ class Constraint:
                 f"a constraint must bound one of {', '.join(UNITS)}, but '{text}' bounds "
                 f"'{metric}'; correct it"
             )
-        if (sign == ">=") != (metric == "accuracy"):
-            right = ">=" if metric == "accuracy" else "<="
+        if (sign == ">=") != (metric in QUALITIES):
+            right = ">=" if metric in QUALITIES else "<="
             raise StudyError(f"'{metric}' must be bounded by {right}, but is '{text}'; turn it")
         number = _number(found["number"], text)
-        if unit == "x" and metric not in ("accuracy", "error"):
+        share = metric in QUALITIES or metric == "error"
+        if unit == "x" and not share:
             return cls(metric, number, True, text)
         factors = {**_FACTORS, UNITS[metric]: 1.0}
-        if unit not in factors or (metric in ("accuracy", "error") and unit):
+        if unit not in factors or (share and unit):
             raise StudyError(f"the unit '{unit}' does not fit '{text}'; use x, kB, MB, k or M")
-        if metric in ("accuracy", "error") and number > 1:
+        if share and number > 1:
             raise StudyError(f"'{metric}' must be bounded by a share in [0, 1], but is '{text}'")
-        if metric == "accuracy":
+        if metric in QUALITIES:
             return cls("error", 1.0 - number, False, text)
         return cls(metric, number * factors[unit], False, text)
 
@@ -87,6 +88,25 @@ class Constraint:
         if not self.relative:
             return self
         return Constraint(self.metric, self.limit * baseline[self.metric], False, self.text)
+
+
+def check_quality(constraints: Iterable[Constraint], quality: str) -> None:
+    """Check that constraints on how good networks are speak of the metric they are judged by.
+
+    Args:
+        constraints: as `Constraint.parse` gives them.
+        quality: the metric of the workload's task.
+
+    Raises:
+        StudyError: one names another.
+    """
+    for constraint in constraints:
+        found = _CONSTRAINT.match(constraint.text)
+        if found and found["metric"] in QUALITIES and found["metric"] != quality:
+            raise StudyError(
+                f"networks here are judged by {quality}, but '{constraint.text}' bounds "
+                f"'{found['metric']}'; correct it"
+            )
 
 
 def _number(text: str, whole: str) -> float:
@@ -108,7 +128,7 @@ def check_objectives(names: Iterable[str]) -> tuple[str, ...]:
     chosen = tuple(names)
     for name in chosen:
         if name not in OBJECTIVES:
-            hint = "; accuracy is stated as 'error' = 1 - accuracy" if name == "accuracy" else ""
+            hint = f"; {name} is stated as 'error' = 1 - {name}" if name in QUALITIES else ""
             raise StudyError(
                 f"objectives must be among {', '.join(OBJECTIVES)}, but hold '{name}'{hint}"
             )

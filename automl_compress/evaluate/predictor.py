@@ -19,7 +19,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from automl_compress.errors import EstimateError
 from automl_compress.evaluate.estimator import Estimator
-from automl_compress.evaluate.evaluation import ACCURACY_SE, Evaluation
+from automl_compress.evaluate.evaluation import Evaluation, error_name, quality_name
 from automl_compress.space import Policy
 
 Array = NDArray[np.float64]
@@ -36,7 +36,7 @@ _OFFSET: Final = 0.005
 
 
 class LearnedEstimator(Estimator):
-    """Predicts a policy's accuracy from the evaluations of others; costs exactly.
+    """Predicts a policy's quality from the evaluations of others; costs exactly.
 
     Evaluations are parted into folds by their policies' keys, and one forest is grown without each
     fold. An evaluated policy is predicted by the forest that has not seen it, any other by all:
@@ -64,7 +64,8 @@ class LearnedEstimator(Estimator):
         targets = np.log([e.minimised("error") + _OFFSET for e in known])
         folds = np.array([self._folds[e.policy.key] for e in known])
         self._forests = [_forest(inputs[folds != f], targets[folds != f]) for f in range(FOLDS)]
-        told = [(e.policy.key, e.estimator, e.metrics["accuracy"]) for e in known]
+        told = [(e.policy.key, e.estimator, e.quality) for e in known]
+        self._name = quality_name(known[0].metrics)
         parts = json.dumps((VERSION, told))
         self._identity = "learned-" + hashlib.sha256(parts.encode()).hexdigest()[:16]
 
@@ -74,15 +75,15 @@ class LearnedEstimator(Estimator):
         return self._identity
 
     def estimate(self, policy: Policy) -> Evaluation:
-        """Predict a policy's accuracy and its standard error."""
+        """Predict a policy's quality and its standard error."""
         start = time.perf_counter()
-        accuracy, error = (float(part[0]) for part in self.predict([policy]))
-        metrics = {"accuracy": accuracy, ACCURACY_SE: error, **self._costs(policy)}
+        quality, error = (float(part[0]) for part in self.predict([policy]))
+        metrics = {self._name: quality, error_name(self._name): error, **self._costs(policy)}
         seconds = time.perf_counter() - start
         return Evaluation(policy, self._identity, metrics, seconds=seconds)
 
     def predict(self, policies: Sequence[Policy]) -> tuple[Array, Array]:
-        """(n,) accuracies and (n,) standard errors of n policies, as shares."""
+        """(n,) qualities and (n,) standard errors of n policies, as shares."""
         inputs = np.stack([self._features(policy) for policy in policies])
         everyone = np.stack([_grown(forest, inputs) for forest in self._forests])
         means, deviations = np.empty(len(policies)), np.empty(len(policies))

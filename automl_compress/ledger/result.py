@@ -18,10 +18,13 @@ from automl_compress.errors import StudyError
 from automl_compress.evaluate import (
     COSTS,
     LATENCY,
+    QUALITIES,
     UNITS,
     Constraint,
     Evaluation,
+    error_name,
     objective_values,
+    quality_name,
     violations,
 )
 from automl_compress.ledger.store import Charge, Ledger
@@ -178,27 +181,35 @@ class FrontPoint:
     Args:
         policy: the candidate.
         objectives: minimised value by name, on the search's images.
-        accuracy_se: standard error of the accuracy on the search's images, as a share; NaN where
-            it is not known.
-        test_accuracy: share in [0, 1] on the final test images; None unless a finalist.
+        quality: what networks are judged by, a metric's name.
+        quality_se: standard error of it on the search's images, as a share; NaN where it is not
+            known.
+        test_quality: share in [0, 1] on the final test images; None unless a finalist.
         strategy: who found it first: its round decides, then the order of contestants.
         seed: that contestant's seed.
     """
 
     policy: Policy
     objectives: Mapping[str, float]
-    accuracy_se: float
-    test_accuracy: float | None
+    quality: str
+    quality_se: float
+    test_quality: float | None
     strategy: str
     seed: int
 
+    @property
+    def test_accuracy(self) -> float | None:
+        """Test quality of a classifier; None for networks that are judged otherwise."""
+        return self.test_quality if self.quality == "accuracy" else None
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as in `front.json`."""
+        known = math.isfinite(self.quality_se)
         return {
             "policy": self.policy.to_dict(),
             "objectives": dict(self.objectives),
-            "accuracy_se": self.accuracy_se if math.isfinite(self.accuracy_se) else None,
-            "test_accuracy": self.test_accuracy,
+            error_name(self.quality): self.quality_se if known else None,
+            f"test_{self.quality}": self.test_quality,
             "strategy": self.strategy,
             "seed": self.seed,
         }
@@ -330,8 +341,9 @@ class StudyResult:
         return FrontPoint(
             policy=evaluation.policy,
             objectives={n: evaluation.minimised(n) for n in self.manifest.objectives},
-            accuracy_se=evaluation.accuracy_se,
-            test_accuracy=test.metrics["accuracy"] if test is not None and test.ok else None,
+            quality=quality_name(evaluation.metrics),
+            quality_se=evaluation.quality_se,
+            test_quality=test.quality if test is not None and test.ok else None,
             strategy=record.strategy,
             seed=record.seed,
         )
@@ -340,10 +352,11 @@ class StudyResult:
         """The content of `front.json`."""
         names = self.manifest.objectives
         baseline = dict(self.manifest.baseline)
-        baseline["error"] = 1.0 - baseline["accuracy"]
+        quality = quality_name(baseline)
+        baseline["error"] = 1.0 - baseline[quality]
         return {
             "version": 1,
-            "objectives": [{"name": n, "unit": UNITS[n]} for n in names],
+            "objectives": [_objective(name, quality) for name in names],
             "baseline": {n: baseline[n] for n in names},
             "points": [point.to_dict() for point in self.front()],
         }
@@ -367,7 +380,9 @@ class StudyResult:
             for record in self.manifest.contestants
             for charge in self._charges[record.name]
         ]
-        unused = () if LATENCY in self.manifest.baseline else (LATENCY,)
+        others = [q for q in QUALITIES if q != quality_name(self.manifest.baseline)]
+        unused = {*others, *map(error_name, others)}
+        unused |= set() if LATENCY in self.manifest.baseline else {LATENCY}
         return pd.DataFrame(rows, columns=[name for name in _COLUMNS if name not in unused])
 
     def save(self, folder: str | Path) -> None:
@@ -396,9 +411,16 @@ class StudyResult:
         write_text(target / "front.json", json.dumps(self.front_document(), indent=1) + "\n")
 
 
+def _objective(name: str, quality: str) -> dict[str, str]:
+    """What `front.json` says of an objective; of the error, also what it is the error of."""
+    of = {"of": quality} if name == "error" and quality != "accuracy" else {}
+    return {"name": name, "unit": UNITS[name], **of}
+
+
+_JUDGED = tuple(name for quality in QUALITIES for name in (quality, error_name(quality)))
 _COLUMNS = (
     *("contestant", "strategy", "seed", "in_race", "position", "round", "policy_key", "policy"),
-    *("status", "reason", "accuracy", "accuracy_se", *COSTS, "images", "shared", *TIMING_COLUMNS),
+    *("status", "reason", *_JUDGED, *COSTS, "images", "shared", *TIMING_COLUMNS),
 )
 
 
@@ -415,8 +437,8 @@ def _row(record: ContestantRecord, charge: Charge, shared: bool) -> dict[str, An
         "policy": evaluation.policy.to_json(),
         "status": evaluation.status,
         "reason": evaluation.reason,
-        "accuracy": evaluation.metrics.get("accuracy", np.nan),
-        "accuracy_se": evaluation.accuracy_se,
+        **{name: evaluation.metrics.get(name, np.nan) for name in QUALITIES},
+        **{error_name(name): evaluation.quality_se for name in QUALITIES},
         **{name: evaluation.metrics.get(name, np.nan) for name in COSTS},
         "images": evaluation.images,
         "shared": shared,

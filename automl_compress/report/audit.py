@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.errors import StudyError
+from automl_compress.evaluate import error_name
 from automl_compress.ledger import AUDIT
 from automl_compress.report import formats
 
@@ -49,6 +50,7 @@ class Audit:
         rungs: images and mean seconds by rung.
         settings: of the audit.
         failed: policies that a rung could not measure.
+        quality: what networks are judged by, a metric's name.
     """
 
     policies: tuple[Mapping[str, Any], ...]
@@ -57,9 +59,10 @@ class Audit:
     rungs: Mapping[str, Mapping[str, Any]]
     settings: Mapping[str, Any]
     failed: int
+    quality: str
 
     def correlation(self, name: str, scope: str, measure: str) -> float:
-        """A correlation with the trained accuracy; NaN where nothing could be ranked."""
+        """A correlation with the trained quality; NaN where nothing could be ranked."""
         value = self.correlations[name][scope][measure]["value"]
         return math.nan if value is None else value
 
@@ -77,7 +80,7 @@ class Audit:
 
     @property
     def within_bands(self) -> tuple[float, float]:
-        """How far trained accuracies of one band scatter, and their standard error, as shares.
+        """How far trained qualities of one band scatter, and their standard error, as shares.
 
         Where the first is not well above the second, nothing could rank them.
         """
@@ -86,14 +89,19 @@ class Audit:
         groups = [trained[bands == band] for band in sorted(set(bands[bands > 0].tolist()))]
         free = sum(len(group) - 1 for group in groups)
         squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
-        errors = np.array([p["accuracy_se"][TRAINED] for p in self.policies])[bands > 0]
+        errors = self.standard_errors(TRAINED)[bands > 0]
         if not free:
             return math.nan, math.nan
         return math.sqrt(squares / free), float(np.sqrt((errors**2).mean()))
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """(n,) accuracies of a rung, or a cost."""
-        kind = "costs" if name in NULLS else "accuracy"
+        """(n,) qualities of a rung, or a cost."""
+        kind = "costs" if name in NULLS else self.quality
+        return np.array([policy[kind][name] for policy in self.policies], dtype=np.float64)
+
+    def standard_errors(self, name: str) -> NDArray[np.float64]:
+        """(n,) of the qualities of a rung, as shares."""
+        kind = error_name(self.quality)
         return np.array([policy[kind][name] for policy in self.policies], dtype=np.float64)
 
 
@@ -125,6 +133,7 @@ def read_audit(folder: Path, fingerprint: str) -> Audit | None:
             rungs=data["rungs"],
             settings=data["settings"],
             failed=int(data["failed"]),
+            quality=data.get("quality", "accuracy"),
         )
         found.column(TRAINED)
     except (OSError, ValueError, KeyError, TypeError) as reason:
@@ -177,7 +186,7 @@ def audit_note(audit: Audit) -> str:
         "no help. Intervals are 95 %, by bootstrap over policies. Another draw of search and "
         "calibration images moves a search estimate by "
         f"{formats.points(audit.noise['measured'])} points (standard deviation); it states "
-        f"{formats.points(audit.noise['stated'])}. Within bands, trained accuracies scatter by "
+        f"{formats.points(audit.noise['stated'])}. Within bands, trained networks scatter by "
         f"{formats.points(audit.within_bands[0])} points (standard deviation) with a standard "
         f"error of {formats.points(audit.within_bands[1])}: where these are close, there is "
         "nothing to rank."

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from automl_compress.evaluate import QUALITIES
 from automl_compress.report import formats
 from automl_compress.report.audit import NULLS, TITLES, TRAINED, Audit, Values, number_text
 from automl_compress.report.figures import Drawing, band_colours, cost_axis, styled, svg_text
@@ -21,7 +22,7 @@ _SPREAD: Final = "#8a8a8a"
 
 
 def audit_table(audit: Audit) -> Table:
-    """Rank correlations with the trained accuracy, a row for each rung and each cost."""
+    """Rank correlations with the trained quality, a row for each rung and each cost."""
     scopes = ("overall", "within bands")
     columns = (
         Column("ranked by", "label"),
@@ -37,7 +38,8 @@ def audit_table(audit: Audit) -> Table:
         )
         for name, by_scope in audit.correlations.items()
     )
-    return Table("Rank correlation with the accuracy after training (95 % interval)", columns, rows)
+    title = f"Rank correlation with the {QUALITIES[audit.quality]} after training (95 % interval)"
+    return Table(title, columns, rows)
 
 
 def _cells(measures: Mapping[str, Values]) -> list[str]:
@@ -56,21 +58,21 @@ def _seconds(audit: Audit, name: str) -> str:
 
 
 def draw_audit(audit: Audit) -> Drawing:
-    """Trained accuracy against two estimates and against the size, bands in colours."""
-    name = "audit"
+    """Trained quality against two estimates and against the size, bands in colours."""
+    name, title = "audit", QUALITIES[audit.quality]
     bands = np.array([policy["band"] for policy in audit.policies])
     with styled(name):
         figure = Figure(figsize=(9.6, 4.1), layout="constrained")
         panels = figure.subplots(1, len(_DRAWN), sharey=True)
         for axes, estimate in zip(panels, _DRAWN, strict=True):
             _scatter(axes, audit, estimate, bands)
-        figure.axes[0].set_ylabel("accuracy after training, %")
+        figure.axes[0].set_ylabel(f"{title} after training, %")
         figure.legend(handles=_handles(bands), loc="outside upper center", ncols=6)
         svg = svg_text(figure, name)
     return Drawing(
         name,
         svg,
-        "Accuracy after brief training against cheap estimates and against the size",
+        f"{formats.capital(title)} after brief training against cheap estimates and the size",
         "Each mark is a policy; bars are one standard error of the estimate. Coloured ones stand "
         "in budget bands, of which one has one colour: among them a good estimate still rises, "
         "and the size, on the right, does not.",
@@ -86,7 +88,7 @@ def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> N
         axes.set_xlabel("size, kB")
     else:
         x = 100 * x
-        errors = 100 * np.array([policy["accuracy_se"][name] for policy in audit.policies])
+        errors = 100 * audit.standard_errors(name)
         low, high = min(x.min(), y.min()), max(x.max(), y.max())
         axes.plot([low, high], [low, high], color="#bbbbbb", linewidth=0.9, linestyle=":")
         axes.set_xlabel(f"{TITLES[name]}, %")

@@ -66,7 +66,7 @@ def _headline(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
         return blocks
     blocks += [Paragraph(_headline_note(summary)), *_latency_note(summary)]
     blocks.append(tables.finalists_table(summary))
-    if summary.measured and summary.test_accuracy is not None:
+    if summary.measured and summary.test_quality is not None:
         blocks += [tables.picks_table(summary), Paragraph(_picks_note(summary))]
         blocks += [Paragraph(_optimism_note(summary))]
     blocks += [drawings[name] for name in ("finalists",) if name in drawings]
@@ -116,18 +116,20 @@ def _baseline(summary: Summary) -> str:
         if name in ("size_bytes", "macs")
     )
     takes = f" It takes {costs}." if costs else ""
-    if summary.test_accuracy is None:
+    if summary.test_quality is None:
         return f"The uncompressed network is not measured on the test images yet.{takes}"
     images = f" {summary.test_images:,}" if summary.test_images else ""
-    share = formats.percent(summary.test_accuracy)
+    share = formats.percent(summary.test_quality)
     bounds = (
         f" (95 % interval {formats.interval(summary.test_interval)})"
         if summary.test_interval
         else ""
     )
-    return (
-        f"The uncompressed network is right on {share} of the{images} test images{bounds}.{takes}"
-    )
+    if summary.quality == "accuracy":
+        told = f"is right on {share} of the{images} test images"
+    else:
+        told = f"has {share} {summary.quality} on the{images} test images"
+    return f"The uncompressed network {told}{bounds}.{takes}"
 
 
 def _headline_note(summary: Summary) -> str:
@@ -138,8 +140,18 @@ def _headline_note(summary: Summary) -> str:
         "The search never saw these images. Shares in brackets are of the uncompressed network "
         "in 32-bit floats. The search estimate comes from the search images; finalists were "
         "chosen by it, so it tends to be too high. What stands after ± is its standard error, for "
-        "the number of search images. Intervals are Wilson's and cover the finite number of test "
-        f"images only.{missing}"
+        f"the number of search images. {_interval_note(summary)}{missing}"
+    )
+
+
+def _interval_note(summary: Summary) -> str:
+    if summary.quality == "accuracy":
+        return "Intervals are Wilson's and cover the finite number of test images only."
+    return (
+        f"{summary.quality} is the mean over the classes of the average precision at an overlap "
+        "(IoU) of 0.5, by the definition of COCO. Its standard error is taken from the scatter "
+        "over eight disjoint folds of the images, which know it to within a quarter only; "
+        "intervals are 1.96 of it each way and cover the finite number of test images only."
     )
 
 
@@ -166,7 +178,7 @@ def _latency_note(summary: Summary) -> list[Block]:
 def _picks_note(summary: Summary) -> str:
     return (
         f"These picks are the best of {formats.count(len(summary.measured), 'finalist')} by test "
-        "accuracy, so their test accuracy tends to be slightly too high as well."
+        f"{summary.quality}, so their test {summary.quality} tends to be slightly too high as well."
     )
 
 
@@ -176,11 +188,12 @@ def _optimism_note(summary: Summary) -> str:
     assert found is not None
     error = f" ± {formats.points(found.error)}" if math.isfinite(found.error) else ""
     return (
-        f"The finalists' estimates exceed their test accuracy by {formats.points(found.finalists)}"
-        f"{error} points on average, and that of the uncompressed network, which nobody chose, by "
-        f"{formats.points(found.baseline)}. The difference, "
+        f"The finalists' estimates exceed their test {summary.quality} by "
+        f"{formats.points(found.finalists)}{error} points on average, and that of the "
+        f"uncompressed network, which nobody chose, by {formats.points(found.baseline)}. The "
+        f"difference, "
         f"{formats.points(found.curse)} points, is what choosing by noisy estimates made of them "
-        "(the winner's curse); only test accuracies are free of it."
+        "(the winner's curse); only the test is free of it."
     )
 
 
@@ -235,7 +248,7 @@ def _front_note(summary: Summary) -> str:
         return "No evaluation has succeeded and met every constraint, so there is no front."
     count = formats.count(len(summary.front), "network")
     return (
-        f"The merged front of all contestants holds {count}. All accuracies in this section are "
+        f"The merged front of all contestants holds {count}. All numbers in this section are "
         "estimates on the search images."
     )
 

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import USEFUL_LOSS
+from automl_compress.evaluate import USEFUL_LOSS, quality_of
 from automl_compress.report.formats import TITLES
 from automl_compress.report.statistics import Finalist, StrategyScores, Summary, cost_front
 
@@ -79,7 +79,7 @@ def draw_all(summary: Summary) -> dict[str, Drawing]:
     names = [name for name in summary.result.manifest.objectives if name != "error"]
     drawings = [draw_front(summary, name) for name in names]
     drawings += [draw_hypervolume(summary, kind) for kind in ("useful", "plain")]
-    if summary.measured and summary.test_accuracy is not None:
+    if summary.measured and summary.test_quality is not None:
         drawings.append(draw_finalists(summary, names[0]))
     return {drawing.name: drawing for drawing in drawings}
 
@@ -104,17 +104,18 @@ def looks(strategies: Sequence[StrategyScores]) -> dict[str, Look]:
 
 
 def draw_front(summary: Summary, cost: str) -> Drawing:
-    """Best accuracy at every cost by strategy: the useful region, and the whole range beside it."""
+    """Best quality at every cost by strategy: the useful region, and the whole range beside it."""
     name, title = f"front_{cost}", TITLES[cost]
     fronts = {group.label: _front(summary, group, cost) for group in summary.strategies}
-    accuracy = 100 * summary.result.manifest.baseline["accuracy"]
+    quality = summary.quality
+    baseline = 100 * quality_of(summary.result.manifest.baseline)
     with styled(name):
         figure, (zoom, whole) = _panels()
         for axes in (zoom, whole):
-            _draw_fronts(axes, fronts, looks(summary.strategies), accuracy)
-        limits = _zoom(zoom, fronts.values(), accuracy)
-        _whole(whole, fronts.values(), accuracy, limits)
-        zoom.set_ylabel("accuracy on the search images, %")
+            _draw_fronts(axes, fronts, looks(summary.strategies), baseline)
+        limits = _zoom(zoom, fronts.values(), baseline)
+        _whole(whole, fronts.values(), baseline, limits)
+        zoom.set_ylabel(f"{quality} on the search images, %")
         zoom.set_title(f"within {100 * USEFUL_LOSS:g} points of the baseline", fontsize=10)
         whole.set_title("whole range", fontsize=10)
         figure.supxlabel(f"{title}, % of the baseline", fontsize=10)
@@ -123,15 +124,15 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
     return Drawing(
         name,
         svg,
-        f"Fronts of {_listed(summary)}: accuracy on the search images against {title}",
-        f"Highest accuracy within each limit on {title}, all seeds of a strategy together; bars "
+        f"Fronts of {_listed(summary)}: {quality} on the search images against {title}",
+        f"Highest {quality} within each limit on {title}, all seeds of a strategy together; bars "
         "are one standard error each way. Search estimates, not test numbers. Only networks that "
         "meet the constraints count.",
     )
 
 
 def _front(summary: Summary, group: StrategyScores, cost: str) -> NDArray[np.float64]:
-    """(n, 3) cost as % of the baseline, accuracy and its standard error in %, cheapest first."""
+    """(n, 3) cost as % of the baseline, quality and its standard error in %, cheapest first."""
     names = summary.result.manifest.objectives
     error, place = names.index("error"), names.index(cost)
     rows = cost_front(group.values, error, place)
@@ -150,7 +151,7 @@ def _draw_fronts(
     axes: Axes,
     fronts: Mapping[str, NDArray[np.float64]],
     chosen: Mapping[str, Look],
-    accuracy: float,
+    baseline: float,
 ) -> None:
     for label, front in reversed(list(fronts.items())):
         points = _thinned(front)
@@ -158,20 +159,20 @@ def _draw_fronts(
         axes.plot(*points.T[:2], drawstyle="steps-post", markersize=4.5, linewidth=1.3, **look)
         x, y, error = points[np.isfinite(points[:, 2])].T
         axes.vlines(x, y - error, y + error, color=look["color"], linewidth=0.8, alpha=0.45)
-    axes.axhline(accuracy, color=_INK, linewidth=0.9, linestyle=":")
-    axes.plot([100], [accuracy], color=_INK, marker="*", markersize=11, linestyle="none")
+    axes.axhline(baseline, color=_INK, linewidth=0.9, linestyle=":")
+    axes.plot([100], [baseline], color=_INK, marker="*", markersize=11, linestyle="none")
 
 
 def _zoom(
-    axes: Axes, fronts: Iterable[NDArray[np.float64]], accuracy: float
+    axes: Axes, fronts: Iterable[NDArray[np.float64]], baseline: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Limit a panel to the useful region; returns its limits in x and y."""
-    floor = accuracy - 100 * USEFUL_LOSS
+    floor = baseline - 100 * USEFUL_LOSS
     useful = np.concatenate([front[front[:, 1] > floor, :2] for front in fronts])
     if not len(useful):
         axes.text(0.5, 0.5, "no network here yet", transform=axes.transAxes, ha="center")
-        useful = np.array([[100.0, accuracy]])
-    low, top = max(0.0, min(floor, accuracy)), max(accuracy, useful[:, 1].max())
+        useful = np.array([[100.0, baseline]])
+    low, top = max(0.0, min(floor, baseline)), max(baseline, useful[:, 1].max())
     limits = (
         cost_axis(axes, useful[:, 0].min(), useful[:, 0].max()),
         (low, top + 0.06 * (top - low)),
@@ -183,11 +184,11 @@ def _zoom(
 def _whole(
     axes: Axes,
     fronts: Iterable[NDArray[np.float64]],
-    accuracy: float,
+    baseline: float,
     limits: tuple[tuple[float, float], tuple[float, float]],
 ) -> None:
     """Limit a panel to everything there is, and frame the region of the other panel."""
-    everything = np.concatenate([*(front[:, :2] for front in fronts), [[100.0, accuracy]]])
+    everything = np.concatenate([*(front[:, :2] for front in fronts), [[100.0, baseline]]])
     cost_axis(axes, everything[:, 0].min(), everything[:, 0].max())
     axes.set_ylim(0, 103)
     (left, right), (low, top) = limits
@@ -319,7 +320,7 @@ def _curve_limits(curves: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
 
 
 def draw_finalists(summary: Summary, cost: str) -> Drawing:
-    """Test accuracy of the finalists with its interval, and the search estimate beside it."""
+    """Test quality of the finalists with its interval, and the search estimate beside it."""
     name, title = "finalists", TITLES[cost]
     chosen = looks(summary.strategies)
     with styled(name):
@@ -327,18 +328,18 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
         axes = figure.subplots()
         for finalist in summary.measured:
             _draw_finalist(axes, summary, finalist, cost, chosen)
-        baseline = 100 * (summary.test_accuracy or 0.0)
+        baseline = 100 * (summary.test_quality or 0.0)
         axes.axhline(baseline, color=_INK, linewidth=0.9, linestyle=":")
         shares = [_cost_share(summary, finalist, cost) for finalist in summary.measured]
         cost_axis(axes, min(shares), max(shares))
         axes.set_xlabel(f"{title}, % of the baseline")
-        axes.set_ylabel("accuracy, %")
+        axes.set_ylabel(f"{summary.quality}, %")
         _legend(figure, summary.strategies, baseline=False, extra=_finalist_handles())
         svg = svg_text(figure, name)
     return Drawing(
         name,
         svg,
-        f"Test accuracy of the finalists against {title}, beside the search estimates",
+        f"Test {summary.quality} of the finalists against {title}, beside the search estimates",
         f"Finalists on the untouched test images against {title}: filled marks with 95 % "
         "intervals. Hollow marks are the search estimates they were chosen by.",
     )
@@ -348,13 +349,13 @@ def _draw_finalist(
     axes: Axes, summary: Summary, finalist: Finalist, cost: str, chosen: Mapping[str, Look]
 ) -> None:
     x = _cost_share(summary, finalist, cost)
-    accuracy = 100 * (finalist.accuracy or 0.0)
-    estimate = 100 * finalist.estimate.metrics["accuracy"]
+    tested = 100 * (finalist.quality or 0.0)
+    estimate = 100 * finalist.estimate.quality
     look = chosen[_found_by(summary, finalist)]
     marks = {"color": look["color"], "marker": look["marker"], "linestyle": "none"}
     if finalist.interval is not None:
         axes.plot([x, x], [100 * b for b in finalist.interval], color=look["color"], linewidth=1.1)
-    axes.plot([x], [accuracy], markersize=6.5, **marks)
+    axes.plot([x], [tested], markersize=6.5, **marks)
     axes.plot([x], [estimate], markersize=6.5, markerfacecolor="white", **marks)
 
 

@@ -33,6 +33,11 @@ _PREFIXES: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _LEAST_DIGITS: Final = 100.0
 
 
+def capital(text: str) -> str:
+    """Text that begins a sentence; an abbreviation such as mAP50 stays as it is."""
+    return text if any(letter.isupper() for letter in text) else text[:1].upper() + text[1:]
+
+
 def percent(share: float | None) -> str:
     """A share in [0, 1] with two decimals: `93.40 %`."""
     return MISSING if share is None else f"{100 * share:.2f} %"

@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import (
     LATENCY,
+    QUALITIES,
     Constraint,
     Evaluation,
+    check_quality,
     objective_values,
+    quality_name,
+    quality_of,
     references,
     violations,
 )
@@ -36,10 +40,10 @@ class Pick:
     """A network picked from a study.
 
     Args:
-        evaluation: its costs, and its accuracy: on the final test images if `tested`, otherwise
+        evaluation: its costs, and its quality: on the final test images if `tested`, otherwise
             the search's estimate. Its latency is measured if `tested`, otherwise predicted.
         number: the finalist's number in the report; None when it is none.
-        tested: whether the accuracy is that of the final test.
+        tested: whether the quality is that of the final test.
     """
 
     evaluation: Evaluation
@@ -63,13 +67,13 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
     Rules, several limits joined by commas:
 
     - `size<=200kB`, `macs<=0.4x` (of the baseline), `accuracy>=0.92`, any metric of the study:
-      all must hold, and the most accurate wins; where only the accuracy is limited, the smallest.
+      all must hold, and the best quality wins; where only the quality is limited, the smallest.
     - `knee`: the largest box between the point and the useful reference (see
       `evaluate.references`), so that no objective alone decides; among those that meet the
       limits, if there are any.
     - `point:ID`: a finalist's number in the report, or a policy's key or the start of it.
 
-    Finalists come first, by their test accuracy. Only when none of them fits, the other points of
+    Finalists come first, by their test quality. Only when none of them fits, the other points of
     the front count, by the search's estimates.
 
     Raises:
@@ -87,6 +91,7 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
             f"a pick needs a network that was found, but '{result.folder}' has none; go on with "
             f"'resume {result.folder}'"
         )
+    check_quality(limits, quality_name(result.manifest.baseline))
     _check_metrics(limits, tiers[0][0].evaluation)
     for tier in tiers:
         good = [p for p in tier if not _exceeded(result, p, limits).any()]
@@ -104,7 +109,7 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
 
 def _limit(part: str, rule: str) -> Constraint:
     """A limit whose metric may have a short name."""
-    name = re.match(r"[a-z_]+", part)
+    name = re.match(r"[a-z][a-z_0-9]*", part)
     known = _ALIASES.get(name[0], name[0]) if name else ""
     try:
         return Constraint.parse(known + part[len(name[0]) :] if name else part)
@@ -167,7 +172,7 @@ def _baseline(result: StudyResult, picked: Pick) -> dict[str, float]:
     metrics = manifest.test_baseline if picked.tested else manifest.baseline
     whole = result.latency(Policy({})) if picked.tested else None
     measured = {} if whole is None else {LATENCY: whole.metrics[LATENCY]}
-    return {**metrics, **measured, "error": 1.0 - metrics["accuracy"]}
+    return {**metrics, **measured, "error": 1.0 - quality_of(metrics)}
 
 
 def _exceeded(
@@ -182,15 +187,15 @@ def _exceeded(
 
 
 def _box(result: StudyResult, picked: Pick) -> tuple[float, float]:
-    """Share of the useful box that a point dominates alone; then its accuracy."""
+    """Share of the useful box that a point dominates alone; then its quality."""
     names = result.manifest.objectives
     reference = references(names, _baseline(result, picked))[1]
     share = reference.share(objective_values([picked.evaluation], names))
-    return share, picked.evaluation.metrics["accuracy"]
+    return share, picked.evaluation.quality
 
 
 def _order(picked: Pick, limits: Sequence[Constraint]) -> tuple[float, float, str]:
-    """The most accurate first, or the smallest where only the accuracy is limited."""
+    """The best quality first, or the smallest where only the quality is limited."""
     error = picked.evaluation.minimised("error")
     size = picked.evaluation.metrics["size_bytes"]
     cheapest = all(limit.metric == "error" for limit in limits)
@@ -203,7 +208,8 @@ def _shown(picked: Pick, limits: Sequence[Constraint]) -> str:
     values = []
     for name in dict.fromkeys(limit.metric for limit in limits):
         if name == "error":
-            values.append(f"accuracy {formats.percent(metrics['accuracy'])}")
+            title = QUALITIES[quality_name(metrics)]
+            values.append(f"{title} {formats.percent(picked.evaluation.quality)}")
         else:
             values.append(f"{name} {formats.cost(name, metrics[name], metrics[name])}")
     return ", ".join(values)

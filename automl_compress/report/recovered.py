@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from automl_compress.errors import StudyError
+from automl_compress.evaluate import quality_name
 from automl_compress.ledger import RECOVERED
 from automl_compress.space import Policy
 
@@ -24,10 +25,12 @@ class RecoveredNetwork:
         policy: what it was built by.
         finalist: the finalist's number in the report; None for another point.
         costs: metrics by name, in their units.
-        original: accuracy of the uncompressed network by split, in [0, 1].
+        original: quality of the uncompressed network by split, in [0, 1].
         before: the compressed network's before training.
         after: and after it.
-        test_images: how many the accuracies on `test` were counted on.
+        tested: quality after training on the test images by name, with its standard error where
+            that was not counted.
+        test_images: how many the qualities on `test` were measured on.
         epochs: of all its trainings.
         seconds: the last of them took.
         device: it ran on.
@@ -39,6 +42,7 @@ class RecoveredNetwork:
     original: Mapping[str, float]
     before: Mapping[str, float]
     after: Mapping[str, float]
+    tested: Mapping[str, float]
     test_images: int
     epochs: int
     seconds: float
@@ -47,14 +51,16 @@ class RecoveredNetwork:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RecoveredNetwork:
         """What `recovered.json` says."""
-        accuracy = data["accuracy"]
+        name = quality_name(data)
+        quality = data[name]
         return cls(
             policy=Policy.from_dict(data["policy"]),
             finalist=data["finalist"],
             costs=data["costs"],
-            original=accuracy["original"],
-            before=accuracy["before"],
-            after=accuracy["after"],
+            original=quality["original"],
+            before=quality["before"],
+            after=quality["after"],
+            tested={name: quality["after"]["test"], **data.get("standard_error", {})},
             test_images=int(data["images"]["test"]),
             epochs=int(data["settings"]["training"]["epochs"]) + int(data["earlier_epochs"]),
             seconds=float(data["seconds"]),

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import Evaluation, objective_values, references, violations
+from automl_compress.evaluate import (
+    Evaluation,
+    objective_values,
+    quality_of,
+    references,
+    violations,
+)
 from automl_compress.ledger import ContestantRecord, Manifest, StudyResult
 from automl_compress.pareto import Values
 
@@ -23,7 +29,7 @@ class ContestantScores:
             break a constraint and of those charged for other rungs are inf.
         useful: (n_evaluations,) useful hypervolume in [0, 1], never falling.
         plain: (n_evaluations,) plain hypervolume in [0, 1], never falling.
-        standard_errors: (n_evaluations,) of the accuracies, as shares; NaN where not known.
+        standard_errors: (n_evaluations,) of the qualities, as shares; NaN where not known.
     """
 
     record: ContestantRecord
@@ -43,7 +49,7 @@ class ContestantScores:
 
 def minimised_baseline(manifest: Manifest) -> dict[str, float]:
     """The uncompressed network on the search's images, every objective minimised."""
-    return {**manifest.baseline, "error": 1.0 - manifest.baseline["accuracy"]}
+    return {**manifest.baseline, "error": 1.0 - quality_of(manifest.baseline)}
 
 
 def usable_values(evaluations: Iterable[Evaluation], manifest: Manifest) -> Values:
@@ -68,5 +74,5 @@ def _scores(result: StudyResult, record: ContestantRecord) -> ContestantScores:
     values = np.full((result.spent(record.name), len(manifest.objectives)), np.inf)
     values[places] = usable_values(told, manifest)
     errors = np.full(len(values), np.nan)
-    errors[places] = [evaluation.accuracy_se for evaluation in told]
+    errors[places] = [evaluation.quality_se for evaluation in told]
     return ContestantScores(record, values, useful.progress(values), plain.progress(values), errors)

@@ -13,7 +13,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import COSTS, LATENCY, Evaluation, violations
+from automl_compress.evaluate import (
+    COSTS,
+    LATENCY,
+    QUALITIES,
+    Evaluation,
+    error_name,
+    quality_name,
+    quality_of,
+    violations,
+)
 from automl_compress.ledger import FrontPoint, StudyResult
 from automl_compress.pareto import Values, front_mask
 from automl_compress.report.audit import Audit, read_audit
@@ -22,7 +31,7 @@ from automl_compress.report.scores import ContestantScores, contestant_scores
 from automl_compress.space import Policy
 
 LOSSES: Final = (0.005, 0.01, 0.02)
-"""Losses of test accuracy that the headline answers for."""
+"""Losses of test quality that the headline answers for."""
 
 _Z95: Final = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _ROUNDING: Final = 1e-9
@@ -43,6 +52,22 @@ def wilson_interval(share: float, images: int) -> tuple[float, float]:
     variance = share * (1 - share) / images + spread / (4 * images)
     half = _Z95 * math.sqrt(variance) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def quality_interval(metrics: Mapping[str, float], images: int) -> tuple[float, float] | None:
+    """95 % interval of the quality among metrics; None where its error is not known.
+
+    Of a counted accuracy Wilson's, of others the normal one by the standard error.
+
+    Args:
+        metrics: hold a quality, and its standard error where it is no accuracy.
+        images: it was measured on, at least 1.
+    """
+    name, share = quality_name(metrics), quality_of(metrics)
+    if error_name(name) not in metrics:
+        return wilson_interval(share, images) if name == "accuracy" else None
+    half = _Z95 * metrics[error_name(name)]
+    return max(0.0, share - half), min(1.0, share + half)
 
 
 def dominated(values: Values) -> NDArray[np.bool_]:
@@ -114,7 +139,7 @@ class StrategyScores:
 
     @property
     def standard_errors(self) -> NDArray[np.float64]:
-        """(n,) standard errors of the accuracies of all members; NaN where not known."""
+        """(n,) standard errors of the qualities of all members; NaN where not known."""
         return np.concatenate([member.standard_errors for member in self.members])
 
     def curves(self, kind: str) -> NDArray[np.float64]:
@@ -175,29 +200,28 @@ class Finalist:
     latency: Evaluation | None = None
 
     @property
-    def accuracy(self) -> float | None:
-        """Test accuracy in [0, 1]; None when not measured, or when that failed."""
-        if self.test is None or not self.test.ok:
-            return None
-        return self.test.metrics["accuracy"]
+    def quality(self) -> float | None:
+        """Test quality in [0, 1]; None when not measured, or when that failed."""
+        return self.test.quality if self.test is not None and self.test.ok else None
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The search's metrics, with the accuracy and the latency that were measured since."""
+        """The search's metrics, with the quality and the latency that were measured since."""
         measured = _measured_latency(self.estimate, self.latency).metrics
-        return {**measured, **({} if self.accuracy is None else {"accuracy": self.accuracy})}
+        name = quality_name(self.estimate.metrics)
+        return {**measured, **({} if self.quality is None else {name: self.quality})}
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the test accuracy; None when not measured."""
-        if self.accuracy is None or self.test is None or self.test.images < 1:
+        """95 % interval of the test quality; None when not measured or not known."""
+        if self.quality is None or self.test is None or self.test.images < 1:
             return None
-        return wilson_interval(self.accuracy, self.test.images)
+        return quality_interval(self.test.metrics, self.test.images)
 
 
 @dataclass(frozen=True)
 class Optimism:
-    """How far estimates lie above test accuracies, as shares.
+    """How far estimates lie above test qualities, as shares.
 
     Args:
         finalists: mean of the finalists, who were chosen by their estimates.
@@ -275,8 +299,8 @@ class Summary:
 
     @property
     def measured(self) -> tuple[Finalist, ...]:
-        """Finalists with a test accuracy."""
-        return tuple(f for f in self.finalists if f.accuracy is not None)
+        """Finalists with a test quality."""
+        return tuple(f for f in self.finalists if f.quality is not None)
 
     @cached_property
     def front(self) -> tuple[FrontPoint, ...]:
@@ -301,27 +325,31 @@ class Summary:
         return max(counted, default=0) or self.splits.get("test", 0)
 
     @property
-    def test_accuracy(self) -> float | None:
-        """Test accuracy of the uncompressed network; None when not measured yet."""
-        return self.result.manifest.test_baseline.get("accuracy")
+    def quality(self) -> str:
+        """What networks are judged by, as readers call it: `accuracy` or `mAP50`."""
+        return QUALITIES[quality_name(self.result.manifest.baseline)]
+
+    @property
+    def test_quality(self) -> float | None:
+        """Test quality of the uncompressed network; None when not measured yet."""
+        baseline = self.result.manifest.test_baseline
+        return quality_of(baseline) if baseline else None
 
     @property
     def test_interval(self) -> tuple[float, float] | None:
-        """95 % interval of `test_accuracy`."""
-        if self.test_accuracy is None or not self.test_images:
+        """95 % interval of `test_quality`."""
+        if self.test_quality is None or not self.test_images:
             return None
-        return wilson_interval(self.test_accuracy, self.test_images)
+        return quality_interval(self.result.manifest.test_baseline, self.test_images)
 
     @property
     def optimism(self) -> Optimism | None:
-        """How far the finalists' estimates lie above their test accuracies; None before a test."""
-        if not self.measured or self.test_accuracy is None:
+        """How far the finalists' estimates lie above their test qualities; None before a test."""
+        if not self.measured or self.test_quality is None:
             return None
-        above = np.array(
-            [f.estimate.metrics["accuracy"] - (f.accuracy or 0.0) for f in self.measured]
-        )
+        above = np.array([f.estimate.quality - (f.quality or 0.0) for f in self.measured])
         error = above.std(ddof=1) / math.sqrt(len(above)) if len(above) > 1 else math.nan
-        baseline = self.result.manifest.baseline["accuracy"] - self.test_accuracy
+        baseline = quality_of(self.result.manifest.baseline) - self.test_quality
         return Optimism(float(above.mean()), baseline, float(error))
 
     @cached_property
@@ -335,15 +363,15 @@ class Summary:
         names = (rung.name for rung in self.result.manifest.rungs)
         return tuple(name for name in names if self.result.rung(name))
 
-    def rung_accuracy(self, name: str, finalist: Finalist) -> float | None:
-        """A finalist's accuracy on a rung's search-validation images, in [0, 1]."""
+    def rung_quality(self, name: str, finalist: Finalist) -> float | None:
+        """A finalist's quality on a rung's search-validation images, in [0, 1]."""
         found = self.result.rung(name).get(finalist.estimate.policy.key)
-        return found.metrics["accuracy"] if found is not None and found.ok else None
+        return found.quality if found is not None and found.ok else None
 
     def rung_baseline(self, name: str) -> float | None:
-        """The uncompressed network's accuracy there; None where it has none."""
+        """The uncompressed network's quality there; None where it has none."""
         rung = next(rung for rung in self.result.manifest.rungs if rung.name == name)
-        return rung.baseline.get("accuracy")
+        return quality_of(rung.baseline) if rung.baseline else None
 
     @cached_property
     def audit(self) -> Audit | None:
@@ -351,15 +379,15 @@ class Summary:
         return read_audit(self.result.folder, self.result.manifest.fingerprint)
 
     def lost(self, finalist: Finalist) -> float | None:
-        """Test accuracy lost against the baseline, as a share; negative when gained."""
-        if self.test_accuracy is None or finalist.accuracy is None:
+        """Test quality lost against the baseline, as a share; negative when gained."""
+        if self.test_quality is None or finalist.quality is None:
             return None
-        return self.test_accuracy - finalist.accuracy
+        return self.test_quality - finalist.quality
 
     def cheapest(self, loss: float, cost: str) -> Finalist | None:
         """The finalist of least cost among those that lose at most `loss` on the test images.
 
-        Of equally cheap ones, the most accurate.
+        Of equally cheap ones, the best.
         """
         good = [f for f in self.measured if (lost := self.lost(f)) is not None
                 and lost <= loss + _ROUNDING]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
-from automl_compress.evaluate import LATENCY, Evaluation
+from automl_compress.evaluate import LATENCY, Evaluation, quality_of
 from automl_compress.evaluate.ranking import kendall
 from automl_compress.ledger import FrontPoint, RungRecord
 from automl_compress.report import formats, markdown_text
@@ -22,7 +22,7 @@ from automl_compress.report.statistics import (
     StrategyScores,
     Summary,
     common_reasons,
-    wilson_interval,
+    quality_interval,
 )
 from automl_compress.space import KINDS
 
@@ -115,7 +115,7 @@ def finalists_table(summary: Summary) -> Table:
     """Finalists on the final test images, the smallest first, below the baseline."""
     columns = _columns(
         "<finalist",
-        "test accuracy",
+        f"test {summary.quality}",
         "95 % interval",
         "points lost",
         *(formats.TITLES[name] for name in summary.costs),
@@ -133,12 +133,12 @@ def _baseline_row(summary: Summary) -> tuple[str, ...]:
     baseline = summary.result.manifest.baseline
     return (
         "baseline",
-        formats.percent(summary.test_accuracy),
+        formats.percent(summary.test_quality),
         formats.interval(summary.test_interval),
         formats.points(0.0),
         *(formats.cost_and_ratio(n, baseline[n], baseline[n]) for n in summary.costs),
         *_latency_cells(summary, summary.latency),
-        formats.percent(baseline["accuracy"]),
+        formats.percent(quality_of(baseline)),
         *(formats.percent(summary.rung_baseline(name)) for name in summary.rungs),
         MISSING,
         "",
@@ -148,13 +148,13 @@ def _baseline_row(summary: Summary) -> tuple[str, ...]:
 def _finalist_row(summary: Summary, finalist: Finalist) -> tuple[str, ...]:
     return (
         str(finalist.number),
-        formats.percent(finalist.accuracy),
+        formats.percent(finalist.quality),
         formats.interval(finalist.interval),
         formats.points(summary.lost(finalist)),
         *_cost_cells(summary, finalist.estimate.metrics),
         *_latency_cells(summary, finalist.latency),
-        formats.estimate(finalist.estimate.metrics["accuracy"], finalist.estimate.accuracy_se),
-        *(formats.percent(summary.rung_accuracy(name, finalist)) for name in summary.rungs),
+        formats.estimate(finalist.estimate.quality, finalist.estimate.quality_se),
+        *(formats.percent(summary.rung_quality(name, finalist)) for name in summary.rungs),
         f"{finalist.strategy}, seed {finalist.seed}",
         _remarks(finalist),
     )
@@ -201,7 +201,7 @@ def recovered_table(summary: Summary) -> Table:
     """Networks that were trained after the search, on the final test images."""
     columns = _columns(
         "<network",
-        "test accuracy before",
+        f"test {summary.quality} before",
         "after",
         "95 % interval",
         "points lost",
@@ -215,7 +215,7 @@ def recovered_table(summary: Summary) -> Table:
             f"finalist {n.finalist}" if n.finalist is not None else n.policy.key[:12],
             formats.percent(n.before["test"]),
             formats.percent(n.after["test"]),
-            formats.interval(wilson_interval(n.after["test"], n.test_images)),
+            formats.interval(quality_interval(n.tested, n.test_images)),
             formats.points(n.original["test"] - n.after["test"]),
             *_cost_cells(summary, n.costs),
             f"{n.epochs:,}",
@@ -237,8 +237,7 @@ def ladder_table(summary: Summary) -> Table:
         found = {key: e for key, e in summary.result.rung(rung.name).items() if e.ok}
         keys = [key for key in found if key in before]
         one, other = (
-            np.array([answers[key].metrics["accuracy"] for key in keys])
-            for answers in (before, found)
+            np.array([answers[key].quality for key in keys]) for answers in (before, found)
         )
         tau = kendall(one, other)
         rows.append(
@@ -290,7 +289,7 @@ def picks_table(summary: Summary) -> Table:
         for loss in LOSSES
     )
     return Table(
-        "Cheapest finalists by test accuracy lost",
+        f"Cheapest finalists by test {summary.quality} lost",
         _columns("<points lost", *(f"<{title}" for title in titles)),
         rows,
     )
@@ -405,7 +404,7 @@ def _estimates_table(summary: Summary, caption: str, front: Iterable[FrontPoint]
     baseline = summary.result.manifest.baseline
     rows = tuple(
         (
-            formats.estimate(1.0 - point.objectives["error"], point.accuracy_se),
+            formats.estimate(1.0 - point.objectives["error"], point.quality_se),
             *(formats.cost_and_ratio(n, point.objectives[n], baseline[n]) for n in names),
             f"{point.strategy}, seed {point.seed}",
         )
@@ -420,7 +419,7 @@ def terminal_table(summary: Summary) -> Table:
         return _estimates_table(summary, "Merged front, search estimates", summary.front)
     columns = _columns(
         "<finalist",
-        "test accuracy",
+        f"test {summary.quality}",
         "points lost",
         *(formats.TITLES[name] for name in summary.costs),
         *_latency_columns(summary),

@@ -289,7 +289,7 @@ def test_a_collapsed_network_is_left_after_the_first_images(
             assert short.metrics == whole.metrics
             continue
         assert short.images == COLLAPSE_IMAGES
-        assert short.metrics["accuracy"] + 3 * short.accuracy_se < base
+        assert short.metrics["accuracy"] + 3 * short.quality_se < base
         built = estimator.compressor.build(short.policy)
         with torch.no_grad():
             x = drawn.tensor(workload.normalization, 0, COLLAPSE_IMAGES)

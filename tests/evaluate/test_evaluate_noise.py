@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from automl_compress.evaluate import ACCURACY_SE, Evaluation, standard_error
+from automl_compress.evaluate import Evaluation, error_name, standard_error
 from automl_compress.space import Policy
 
 IMAGES = 512
@@ -43,7 +43,9 @@ def test_no_count_is_known_exactly(accuracy: float) -> None:
 
 def test_an_evaluation_says_it_where_it_can() -> None:
     policy = Policy({})
-    assert Evaluation(policy, "e", {"accuracy": 0.5}, images=97).accuracy_se == pytest.approx(0.05)
-    assert Evaluation(policy, "e", {"accuracy": 0.5, ACCURACY_SE: 0.02}).accuracy_se == 0.02
-    assert math.isnan(Evaluation(policy, "e", {"accuracy": 0.5}).accuracy_se)
-    assert math.isnan(Evaluation.failed(policy, "e", "no memory").accuracy_se)
+    assert Evaluation(policy, "e", {"accuracy": 0.5}, images=97).quality_se == pytest.approx(0.05)
+    assert (
+        Evaluation(policy, "e", {"accuracy": 0.5, error_name("accuracy"): 0.02}).quality_se == 0.02
+    )
+    assert math.isnan(Evaluation(policy, "e", {"accuracy": 0.5}).quality_se)
+    assert math.isnan(Evaluation.failed(policy, "e", "no memory").quality_se)

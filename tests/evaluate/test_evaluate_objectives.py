@@ -10,6 +10,7 @@ from automl_compress.evaluate import (
     Constraint,
     Evaluation,
     check_objectives,
+    check_quality,
     objective_values,
     references,
     violations,
@@ -125,3 +126,12 @@ def test_wrong_objectives(names: list[str], part: str) -> None:
 
 def test_objectives_keep_their_order() -> None:
     assert check_objectives(iter(["macs", "error"])) == ("macs", "error")
+
+
+def test_bounds_on_quality_speak_of_the_metric_networks_are_judged_by() -> None:
+    bounds = [Constraint.parse("map50 >= 0.8"), Constraint.parse("macs <= 0.5x")]
+    assert bounds[0].metric == "error"
+    assert bounds[0].limit == pytest.approx(0.2)
+    check_quality(bounds, "map50")
+    with pytest.raises(StudyError, match=r"judged by accuracy, but 'map50 >= 0\.8' bounds"):
+        check_quality(bounds, "accuracy")

@@ -55,7 +55,7 @@ def test_the_same_evaluations_predict_the_same_in_any_order() -> None:
     assert one.identity == two.identity
     found = [estimator.estimate(told[3].policy) for estimator in (one, two)]
     assert found[0].metrics == found[1].metrics
-    assert found[0].accuracy_se > 0
+    assert found[0].quality_se > 0
 
 
 def test_too_few_evaluations_are_refused() -> None:

@@ -172,7 +172,7 @@ def test_both_pages_carry_the_headline_numbers(study):
     numbers = ["93.37 %", "3,430.0 kB", "125.5 M", f"{TEST_IMAGES:,}"]
     for finalist in summary.finalists:
         numbers += [
-            percent(finalist.accuracy),
+            percent(finalist.quality),
             points(summary.lost(finalist)),
             f"{finalist.estimate.metrics['size_bytes'] / 1e3:,.1f} kB",
             percent(finalist.estimate.metrics["accuracy"]),

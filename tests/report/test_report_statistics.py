@@ -193,7 +193,7 @@ def test_the_cheapest_within_a_loss_includes_the_limit(tmp_path):
 
 def test_finalists_that_failed_or_wait_are_kept_apart(tmp_path):
     summary = finalists_of(tmp_path, [(1e5, None), (2e5, 0.93), (3e5, "killed")])
-    assert [finalist.accuracy for finalist in summary.finalists] == [None, 0.93, None]
+    assert [finalist.quality for finalist in summary.finalists] == [None, 0.93, None]
     assert len(summary.measured) == 1
     assert summary.finalists[2].test.reason == "killed"
     assert summary.finalists[0].interval is None

@@ -89,7 +89,7 @@ def test_the_terminal_sees_finalists_on_the_test_images(tmp_path):
     finalists = Summary(result).finalists
     assert len(text.splitlines()) == 4 + len(finalists)
     for finalist in finalists:
-        assert formats.percent(finalist.accuracy) in text
+        assert formats.percent(finalist.quality) in text
     assert "<" not in text
 
 
