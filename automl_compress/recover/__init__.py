@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from automl_compress.recover.settings import (
         BASELINE,
         SPARSITY,
+        DETECTOR_BASELINE,
+        DETECTOR_RECOVERY,
         Augmentation,
         RecoverySettings,
         TrainingSettings,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "BASELINE": "automl_compress.recover.settings",
+    "DETECTOR_BASELINE": "automl_compress.recover.settings",
+    "DETECTOR_RECOVERY": "automl_compress.recover.settings",
     "Augmentation": "automl_compress.recover.settings",
     "Listener": "automl_compress.recover.training",
     "Measurement": "automl_compress.recover.measurement",
@@ -62,6 +66,8 @@ _PLACES = {
 __all__ = [
     "BASELINE",
     "SPARSITY",
+    "DETECTOR_BASELINE",
+    "DETECTOR_RECOVERY",
     "Augmentation",
     "Listener",
     "Measurement",

@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from automl_compress.recover.settings import Augmentation
 
+LEAST_SEEN: Final = 0.25
+"""A box of which less stays inside its image is gone."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """How images of a batch were moved.
+
+    Args:
+        down: (n,) pixels; negative is up.
+        right: (n,) pixels, after mirroring; negative is left.
+        mirrored: (n,) whether left and right are exchanged.
+    """
+
+    down: Tensor
+    right: Tensor
+    mirrored: Tensor
+
+    def boxes(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        """Where boxes are after the move.
+
+        Args:
+            boxes: (n, m, 6) as `workload.boxes` has them; not changed.
+            height: of the images.
+            width: of the images.
+
+        Returns:
+            The same, cut off at the edges; what is nearly gone has class -1.
+        """
+        left, top, right, bottom, kind, crowd = boxes.unbind(-1)
+        flip = self.mirrored.to(boxes.device)[:, None]
+        left, right = torch.where(flip, width - right, left), torch.where(flip, width - left, right)
+        across, down = (x.to(boxes)[:, None] for x in (self.right, self.down))
+        edges = (left + across, top + down, right + across, bottom + down)
+        inside = [
+            edge.clamp(0, limit)
+            for edge, limit in zip(edges, (width, height, width, height), strict=True)
+        ]
+        seen = (inside[2] - inside[0]) * (inside[3] - inside[1])
+        gone = seen < LEAST_SEEN * (right - left) * (bottom - top)
+        return torch.stack([*inside, torch.where(gone, -1.0, kind), crowd], -1)
+
 
 def augment(
     images: Tensor, settings: Augmentation, fill: Tensor, generator: torch.Generator
-) -> Tensor:
+) -> tuple[Tensor, Move]:
     """Move, mirror and blot out, each image by chances of its own.
 
     Args:
@@ -21,16 +66,19 @@ def augment(
         generator: of the processor, so that chance is the same on every device.
 
     Returns:
-        (n, c, h, w), channels last in memory.
+        (n, c, h, w), channels last in memory; and how they were moved.
     """
     count, _, height, width = images.shape
     most = height // 8 if settings.crop is None else settings.crop
-    rows = torch.arange(height)[None] + _draw(2 * most + 1, count, generator)
+    up = _draw(2 * most + 1, count, generator)
+    rows = torch.arange(height)[None] + up
     columns = torch.arange(width)[None] + torch.zeros(count, 1, dtype=torch.long)
+    mirrored = torch.zeros(count, 1, dtype=torch.long)
     if settings.flip:
         mirrored = _draw(2, count, generator)
         columns = torch.where(mirrored == 1, width - 1 - columns, columns)
-    columns = columns + _draw(2 * most + 1, count, generator)
+    left = _draw(2 * most + 1, count, generator)
+    columns = columns + left
     padded = F.pad(images, (most, most, most, most)).permute(0, 2, 3, 1)
     every = torch.arange(count)[:, None, None]
     places = [index.to(images.device) for index in (every, rows[:, :, None], columns[:, None, :])]
@@ -38,7 +86,10 @@ def augment(
     if settings.cutout:
         blotted = _squares(count, height, width, settings.cutout, generator).to(images.device)
         changed = torch.where(blotted[..., None], fill, changed)
-    return changed.permute(0, 3, 1, 2)
+    # Columns of mirrored images are read from right to left, so that they move the other way.
+    right = torch.where(mirrored == 1, left - most, most - left)
+    move = Move((most - up)[:, 0], right[:, 0], mirrored[:, 0] == 1)
+    return changed.permute(0, 3, 1, 2), move
 
 
 def _draw(choices: int, count: int, generator: torch.Generator) -> Tensor:

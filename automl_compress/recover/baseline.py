@@ -18,7 +18,7 @@ from torch import nn
 
 from automl_compress.compress import trace
 from automl_compress.errors import InputError
-from automl_compress.recover.losses import CrossEntropy
+from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.recovery import state_hash
 from automl_compress.recover.settings import TrainingSettings, find_device
@@ -143,22 +143,28 @@ def train_network(
         workload.splits.train,
         workload.normalization,
         settings,
-        CrossEntropy(settings.label_smoothing),
+        LabelsLoss(workload.task, settings.label_smoothing),
         hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
         after_backward=penalty,
         judges=workload.splits.validation,
+        task=workload.task,
     )
     trainer.run(checkpoint, listener)
     trainer.use_average()
     splits = workload.splits
-    accuracy = {
-        name: measure(network, images, workload.normalization, device).accuracy
+    found = {
+        name: measure(network, images, workload.normalization, device, workload.task).score
         for name, images in (("held_out", splits.validation), ("test", splits.test))
+    }
+    qualities = {
+        name: {part: {**score.metrics, **score.further}[name] for part, score in found.items()}
+        for name in (workload.task.quality, *found["test"].further)
     }
     card = {
         "version": CARD_VERSION,
         "model": workload.name,
-        "accuracy": accuracy,
+        "quality": workload.task.quality,
+        **qualities,
         **described,
         "images": {
             name: {"images": len(part), "content_hash": part.content_hash}

@@ -55,6 +55,7 @@ class Batches:
         if images.images.nbytes <= RESIDENT_BYTES:
             self._resident = torch.from_numpy(np.array(images.images)).to(device)
         self._labels = torch.from_numpy(images.labels.copy()).to(device)
+        self._boxed = images.boxed
         self._raw = images.images.dtype == np.uint8
         mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
         self._mean = mean.view(1, -1, 1, 1).to(device)
@@ -64,15 +65,17 @@ class Batches:
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Input (size, c, h, w) float32 and labels (size,) of a step, counted from 0."""
+        """Input (size, c, h, w) float32 and labels (size, ...) of a step, counted from 0."""
         epoch, place = divmod(step, self.steps)
         if self._order[0] != epoch:
             generator = _generator(self._seed, _ORDER, epoch)
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
         rows = self._order[1][place * self.size : (place + 1) * self.size]
         generator = _generator(self._seed, _CHANGES, step)
-        changed = augment(self._pixels(rows), self._augmentation, self._fill, generator)
+        changed, move = augment(self._pixels(rows), self._augmentation, self._fill, generator)
         labels = self._labels[rows.to(self._device)]
+        if self._boxed:
+            labels = move.boxes(labels, *changed.shape[2:])
         if not self._raw:
             return changed, labels
         return changed.float().div_(255).sub_(self._mean).div_(self._std), labels

@@ -1,36 +1,77 @@
-"""What training minimises: the labels' cross-entropy, and the distance to a teacher."""
+"""What training minimises: the labels' loss, and the distance to a teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from automl_compress.errors import InputError
+from automl_compress.recover.detection import detector_distance, detector_loss
+from automl_compress.workload import CLASSIFICATION, Detection, Task
+
 Loss: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""Scalar loss of a network on inputs (n, c, h, w) and labels (n,)."""
+"""Scalar loss of a network on inputs (n, c, h, w) and labels (n, ...)."""
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Scalar loss of outputs (n, ...) against labels or a teacher's outputs."""
 
 
-class CrossEntropy:
-    """Cross-entropy of the labels.
+def labels_loss(task: Task, smoothing: float = 0.0) -> Criterion:
+    """The loss of outputs against labels, the mean over the images.
 
     Args:
+        task: says which; of classes it is the cross-entropy, of boxes see `detection`.
+        smoothing: share of the target spread over all classes.
+
+    Raises:
+        InputError: labels are smoothed that are no classes of images.
+    """
+    if not isinstance(task, Detection):
+        return partial(F.cross_entropy, label_smoothing=smoothing)
+    if smoothing:
+        raise InputError(
+            f"'label_smoothing' must be 0 for detectors, whose focal loss leaves doubt already, "
+            f"but is {smoothing:g}; remove it"
+        )
+    return partial(detector_loss, task)
+
+
+def teacher_loss(task: Task, temperature: float) -> Criterion:
+    """The distance of outputs to a teacher's, the mean over the images.
+
+    Args:
+        task: says which; see `divergence`, and of boxes `detection`.
+        temperature: softens the classes of images; boxes have none.
+    """
+    if isinstance(task, Detection):
+        return partial(detector_distance, task)
+    return partial(divergence, temperature=temperature)
+
+
+class LabelsLoss:
+    """The labels' loss alone.
+
+    Args:
+        task: what the network does.
         smoothing: share of the target spread over all classes.
     """
 
-    def __init__(self, smoothing: float = 0.0) -> None:
-        self._smoothing = smoothing
+    def __init__(self, task: Task = CLASSIFICATION, smoothing: float = 0.0) -> None:
+        self._criterion = labels_loss(task, smoothing)
 
     def __call__(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         """The mean over the images."""
-        return F.cross_entropy(network(inputs).float(), labels, label_smoothing=self._smoothing)
+        return self._criterion(network(inputs).float(), labels)
 
 
 class Distillation:
-    """Cross-entropy of the labels, mixed with the distance to a teacher (Hinton et al. 2015).
+    """The labels' loss, mixed with the distance to a teacher (Hinton et al. 2015).
 
     Args:
         teacher: in evaluation mode, on the device of the training.
@@ -39,6 +80,7 @@ class Distillation:
         smoothing: label smoothing of the labels' part.
         features: weight of the attention maps' distance.
         points: names of the modules whose attention maps are compared, see `attention_points`.
+        task: what the networks do.
     """
 
     def __init__(
@@ -49,11 +91,12 @@ class Distillation:
         smoothing: float = 0.0,
         features: float = 0.0,
         points: Sequence[str] = (),
+        task: Task = CLASSIFICATION,
     ) -> None:
         self._teacher = teacher
         self._share = share
-        self._temperature = temperature
-        self._smoothing = smoothing
+        self._of_labels = labels_loss(task, smoothing)
+        self._of_teacher = teacher_loss(task, temperature)
         self._features = features
         self._points = tuple(points) if features else ()
 
@@ -63,8 +106,8 @@ class Distillation:
             target = self._teacher(inputs).float()
         with _watched(network, self._points) as found:
             outputs = network(inputs).float()
-        of_labels = F.cross_entropy(outputs, labels, label_smoothing=self._smoothing)
-        loss = torch.lerp(of_labels, divergence(outputs, target, self._temperature), self._share)
+        of_labels = self._of_labels(outputs, labels)
+        loss = torch.lerp(of_labels, self._of_teacher(outputs, target), self._share)
         for name in self._points:
             loss = loss + self._features * attention_distance(found[name], wanted[name])
         return loss

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from automl_compress.workload import ImageSet, Normalization
+from automl_compress.recover.losses import labels_loss
+from automl_compress.workload import CLASSIFICATION, ImageSet, Normalization, Score, Task
 
 _BATCH: Final = 256
+_LEAST: Final = 8
+_VALUES: Final = 256 * 3 * 64 * 64
+"""Values of a batch, at most, where that leaves a few images."""
 
 
 @dataclass(frozen=True)
@@ -19,28 +23,40 @@ class Measurement:
     """A network on images.
 
     Args:
-        accuracy: share of right answers, in [0, 1].
-        loss: mean cross-entropy, in nats.
+        score: of its answers.
+        quality: of its answers, in [0, 1]: the accuracy, or what else its task is judged by.
+        loss: mean of the labels' loss over the images; of classes, their cross-entropy in nats.
     """
 
-    accuracy: float
+    score: Score
+    quality: float
     loss: float
 
 
 def measure(
-    network: nn.Module, images: ImageSet, normalization: Normalization, device: torch.device
+    network: nn.Module,
+    images: ImageSet,
+    normalization: Normalization,
+    device: torch.device,
+    task: Task = CLASSIFICATION,
 ) -> Measurement:
     """Measure a network in float32; it must be on `device`, and is left in evaluation mode."""
     network.eval()
-    right = torch.zeros((), dtype=torch.long, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    with torch.inference_mode():
-        for start in range(0, len(images), _BATCH):
-            inputs = images.tensor(normalization, start, start + _BATCH).to(
+    criterion = labels_loss(task)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    size = max(_LEAST, min(_BATCH, _VALUES // images.images[0].size))
+    labels = torch.from_numpy(images.labels)
+
+    def outputs() -> Iterator[Tensor]:
+        nonlocal total
+        for start in range(0, len(images), size):
+            inputs = images.tensor(normalization, start, start + size).to(
                 device, memory_format=torch.channels_last
             )
-            labels = torch.from_numpy(images.labels[start : start + _BATCH]).to(device)
-            outputs = network(inputs)
-            right += (outputs.argmax(1) == labels).sum()
-            loss += F.cross_entropy(outputs, labels, reduction="sum")
-    return Measurement(int(right) / len(images), float(loss) / len(images))
+            found = network(inputs)
+            total += criterion(found, labels[start : start + size].to(device)) * len(inputs)
+            yield found.cpu()
+
+    with torch.inference_mode():
+        score = task.score(outputs(), labels)
+    return Measurement(score, score.metrics[task.quality], float(total) / len(images))

@@ -21,13 +21,13 @@ from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.compress.quantize import QuantizedConv2d, QuantizedLinear
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
-from automl_compress.recover.losses import CrossEntropy, Distillation, Loss, attention_points
+from automl_compress.recover.losses import Distillation, LabelsLoss, Loss, attention_points
 from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.settings import RecoverySettings, find_device, section_of
 from automl_compress.recover.training import Listener, Standing, Trainer, hear_nothing
 from automl_compress.space import Policy
-from automl_compress.workload import ImageSet, Normalization
+from automl_compress.workload import ImageSet, Normalization, Task, task_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,13 +111,16 @@ def recover_policy(
     start = time.monotonic()
     original = compressor.model if teacher is None else teacher
     fitted, judges = _held_out(images, settings)
+    example = images.tensor(normalization, 0, 1)
+    task = task_of(original, images, example)
     training = _Training(
         fitted,
         judges,
         normalization,
         settings,
-        _loss(original, images.tensor(normalization, 0, 1), settings),
+        _loss(original, example, settings, task),
         _identity((original, compressor.model), policy, images, normalization, settings),
+        task,
     )
     compressor.cost.check(policy)
     channels = {group.name: group.channels for group in compressor.structure.groups}
@@ -143,6 +146,7 @@ class _Training:
         settings: how.
         loss: what is minimised.
         identity: names everything that decides the result.
+        task: what the networks do.
     """
 
     fitted: ImageSet
@@ -151,6 +155,7 @@ class _Training:
     settings: RecoverySettings
     loss: Loss
     identity: str
+    task: Task
 
     @property
     def device(self) -> torch.device:
@@ -185,6 +190,7 @@ class _Training:
             f"{self.identity}-{stage}",
             after_step=Limits(network),
             judges=self.judges,
+            task=self.task,
         )
         last = stage == self.settings.stages - 1
         if checkpoint is not None and not last:
@@ -207,7 +213,9 @@ class _Training:
                 candidates, self.fitted, self.normalization, self.settings, self.device
             )
             losses = {
-                name: measure(candidate, self.judges, self.normalization, self.device).loss
+                name: measure(
+                    candidate, self.judges, self.normalization, self.device, self.task
+                ).loss
                 for name, candidate in candidates.items()
             }
             chosen = min(losses, key=losses.__getitem__)
@@ -268,9 +276,9 @@ def _starting_network(compressor: Compressor, policy: Policy, learned_steps: boo
     return network
 
 
-def _loss(original: nn.Module, example: Tensor, settings: RecoverySettings) -> Loss:
+def _loss(original: nn.Module, example: Tensor, settings: RecoverySettings, task: Task) -> Loss:
     if not (settings.distill or settings.features):
-        return CrossEntropy(settings.training.label_smoothing)
+        return LabelsLoss(task, settings.training.label_smoothing)
     points = attention_points(original, example) if settings.features else ()
     teacher = copy.deepcopy(original)
     fold_norms(teacher, foldable_norms(original, example))
@@ -282,6 +290,7 @@ def _loss(original: nn.Module, example: Tensor, settings: RecoverySettings) -> L
         settings.training.label_smoothing,
         settings.features,
         points,
+        task,
     )
 
 

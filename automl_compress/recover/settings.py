@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -106,6 +106,11 @@ BASELINE: Final = TrainingSettings(epochs=200)
 """Training from scratch: the usual 200 epochs of the CIFAR literature."""
 SPARSITY: Final = TrainingSettings(epochs=30, rate=0.01)
 """Sparsity training goes on from trained weights."""
+DETECTOR_BASELINE: Final = TrainingSettings(
+    epochs=100, batch=16, rate=0.02, weight_decay=1e-4, average=0.99
+)
+"""Training a detector from scratch: small batches, for the images are large, and few of them, so
+that weights are averaged over a few epochs only."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,13 @@ class RecoverySettings:
         section.close()
         epochs_of_stages(found.training.epochs, found.stages)
         return found
+
+
+DETECTOR_RECOVERY: Final = RecoverySettings(
+    training=replace(DETECTOR_BASELINE, epochs=30, rate=0.01),
+    calibration_images=64,
+)
+"""Recovery of a detector."""
 
 
 def section_of(texts: Iterable[str] = (), **values: Any) -> Section:

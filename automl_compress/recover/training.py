@@ -27,7 +27,13 @@ from automl_compress.recover.measurement import measure
 from automl_compress.recover.schedule import learning_rate
 from automl_compress.recover.settings import TrainingSettings, find_device, uses_bfloat16
 from automl_compress.settings import one_line
-from automl_compress.workload import ImageSet, Normalization, replacing
+from automl_compress.workload import (
+    CLASSIFICATION,
+    ImageSet,
+    Normalization,
+    Task,
+    replacing,
+)
 
 REPORT_SECONDS: Final = 5.0
 """Seconds between two reports inside an epoch."""
@@ -49,7 +55,8 @@ class Standing:
         batch: images a step.
         images_per_second: since this process began.
         seconds_left: at that speed.
-        accuracy: on the judging images at the end of an epoch; None otherwise.
+        quality: on the judging images at the end of an epoch; None otherwise.
+        judged_by: the name of the quality.
     """
 
     step: int
@@ -61,7 +68,8 @@ class Standing:
     batch: int
     images_per_second: float
     seconds_left: float
-    accuracy: float | None
+    quality: float | None
+    judged_by: str = CLASSIFICATION.quality
 
 
 Listener = Callable[[Standing], None]
@@ -83,7 +91,8 @@ class Trainer:
         identity: names everything a checkpoint must agree on beside the settings.
         after_backward: changes gradients before each step, such as a penalty's.
         after_step: repairs parameters after each step.
-        judges: images whose accuracy is reported after every epoch.
+        judges: images on which the quality is reported after every epoch.
+        task: what the network does.
     """
 
     def __init__(
@@ -98,12 +107,14 @@ class Trainer:
         after_backward: Callable[[], None] | None = None,
         after_step: Callable[[], None] | None = None,
         judges: ImageSet | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
         self.device = find_device(settings.device)
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.settings = settings
         self._normalization = normalization
         self._judges = judges
+        self._task = task
         self._loss = loss
         self._identity = identity
         self._after_backward = after_backward
@@ -199,11 +210,11 @@ class Trainer:
             yield
 
     def _standing(self, loss: float, speed: float, *, judged: bool) -> Standing:
-        accuracy = None
+        quality = None
         if judged and self._judges is not None:
-            accuracy = measure(
-                self.network, self._judges, self._normalization, self.device
-            ).accuracy
+            quality = measure(
+                self.network, self._judges, self._normalization, self.device, self._task
+            ).quality
         return Standing(
             step=self._step,
             steps=self.steps,
@@ -214,7 +225,8 @@ class Trainer:
             batch=self._batches.size,
             images_per_second=speed,
             seconds_left=(self.steps - self._step) * self._batches.size / max(1e-9, speed),
-            accuracy=accuracy,
+            quality=quality,
+            judged_by=self._task.quality,
         )
 
     def _check(self, total: float, checkpoint: Path | None) -> None:

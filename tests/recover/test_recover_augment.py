@@ -21,7 +21,7 @@ def _pixels(count: int, shape: tuple[int, int, int] = (3, 8, 6)) -> torch.Tensor
 
 def _augment(images: torch.Tensor, settings: Augmentation, seed: int = 0) -> torch.Tensor:
     fill = torch.tensor([7, 8, 9][: images.shape[1]], dtype=images.dtype)
-    return augment(images, settings, fill, torch.Generator().manual_seed(seed))
+    return augment(images, settings, fill, torch.Generator().manual_seed(seed))[0]
 
 
 def test_nothing_asked_nothing_changed() -> None:

@@ -111,7 +111,7 @@ def test_stages_end_in_the_policy_s_network(digits: Workload) -> None:
     expected = compressor.build(POLICY).state_dict()
     found = got.network.state_dict()
     assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in expected.items()}
-    assert [s.epoch for s in heard if s.accuracy is not None] == [1, 2, 3, 4]
+    assert [s.epoch for s in heard if s.quality is not None] == [1, 2, 3, 4]
     assert (heard[-1].step, heard[-1].steps, heard[-1].seconds_left) == (got.steps, got.steps, 0)
     steps = [s.step for s in heard]
     assert steps == sorted(steps)
@@ -139,7 +139,7 @@ def test_stages_are_resumed_one_by_one(
     assert [path.name for path in tmp_path.iterdir()] == ["c.0"]
     heard: list[Standing] = []
     resumed = recover_policy(*arguments, tmp_path / "c", heard.append)
-    assert [s.epoch for s in heard if s.accuracy is not None] == [2, 3]
+    assert [s.epoch for s in heard if s.quality is not None] == [2, 3]
     other = resumed.network.state_dict()
     assert all(torch.equal(v, other[n]) for n, v in whole.network.state_dict().items())
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from automl_compress.recover.losses import (
-    CrossEntropy,
     Distillation,
+    LabelsLoss,
     attention_distance,
     attention_points,
     divergence,
@@ -36,7 +36,7 @@ def test_distillation_mixes_labels_and_teacher() -> None:
     torch.manual_seed(0)
     student, teacher = nn.Linear(4, 3), nn.Linear(4, 3)
     x, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
-    of_labels = CrossEntropy()(student, x, y).item()
+    of_labels = LabelsLoss()(student, x, y).item()
     of_teacher = divergence(student(x), teacher(x), 2.0).item()
     mixed = Distillation(teacher, 0.3, 2.0)(student, x, y)
     assert mixed.item() == pytest.approx(0.7 * of_labels + 0.3 * of_teacher, rel=1e-5)

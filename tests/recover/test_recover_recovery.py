@@ -41,7 +41,7 @@ def _policy(workload: Workload, share: float, bits: int, inputs: int | None = No
 
 def _accuracy(network: nn.Module, workload: Workload) -> float:
     device = torch.device("cpu")
-    return measure(network, workload.splits.test, workload.normalization, device).accuracy
+    return measure(network, workload.splits.test, workload.normalization, device).quality
 
 
 def test_a_harshly_compressed_network_gets_its_accuracy_back(digits: Workload) -> None:

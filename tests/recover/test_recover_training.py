@@ -16,7 +16,7 @@ from torch import nn
 from automl_compress.errors import EngineError, InputError, InterruptedStudy
 from automl_compress.recover import Augmentation, TrainingSettings, find_device, section_of
 from automl_compress.recover.averaging import WeightAverage
-from automl_compress.recover.losses import CrossEntropy
+from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.schedule import learning_rate
 from automl_compress.recover.settings import RecoverySettings, uses_bfloat16
 from automl_compress.recover.training import Standing, Trainer
@@ -51,9 +51,7 @@ def _images(count: int = 26) -> ImageSet:
 
 def _trainer(settings: TrainingSettings = SETTINGS, **changes: Any) -> Trainer:
     options = {"identity": "one", "judges": _images(9), **changes}
-    return Trainer(
-        _network(), _images(), Normalization.unit(1), settings, CrossEntropy(), **options
-    )
+    return Trainer(_network(), _images(), Normalization.unit(1), settings, LabelsLoss(), **options)
 
 
 def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -100,7 +98,7 @@ def test_training_learns_and_gives_the_averaged_weights() -> None:
     trainer.use_average()
     assert [s.epoch for s in heard] == list(range(1, 21))
     assert heard[-1].loss < heard[0].loss
-    assert heard[-1].accuracy == 1.0
+    assert heard[-1].quality == 1.0
     assert heard[-1].seconds_left == 0.0
     assert not trainer.network.training
     assert not _same(_weights(trainer), last)
