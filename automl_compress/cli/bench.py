@@ -155,13 +155,14 @@ def bench_repair(
     """Measure every repair on a sweep's network, print the table and write a page."""
     from automl_compress.bench.repair import measure_repairs, repair_page, repair_table
     from automl_compress.engine.config import read_config
-    from automl_compress.workload import Workload, load_workload
+    from automl_compress.workload import Workload, check_classifier, load_workload
 
     if images is not None and images < 1:
         raise InputError(f"--images must be at least 1, but is {images}; correct it")
     config = read_config(sweep, overrides)
     given = config.workload
     workload = given if isinstance(given, Workload) else load_workload(given)
+    check_classifier(workload, "bench repair")
     held = len(workload.splits.test)
     if images is not None and images > held:
         raise InputError(f"--images must be at most {held}, but is {images}; lower it")
@@ -184,14 +185,17 @@ def bench_repair(
 
 def _training_facts(weights: Path | None) -> list[str]:
     """What the card of a network's weights says of their training; nothing where there is none."""
+    from automl_compress.evaluate import QUALITIES, quality_name
     from automl_compress.recover import read_card
 
     card = None if weights is None else read_card(weights)
     if card is None:
         return []
+    quality = quality_name(card)
     return [
         f"The weights were trained for {card['training']['epochs']} epochs on "
-        f"{card['device']}; their held-out accuracy is {card['accuracy']['held_out']:.2%}."
+        f"{card['device']}; their held-out {QUALITIES[quality]} is "
+        f"{card[quality]['held_out']:.2%}."
     ]
 
 

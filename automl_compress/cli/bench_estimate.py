@@ -19,7 +19,7 @@ from automl_compress.cli.options import write_file
 from automl_compress.engine.config import read_config
 from automl_compress.errors import InputError
 from automl_compress.space import SpaceRules, load_rules
-from automl_compress.workload import Workload, load_workload
+from automl_compress.workload import Workload, check_classifier, load_workload
 
 
 def run_bench_estimate(
@@ -51,6 +51,7 @@ def run_bench_estimate(
 
     given = config.workload
     workload = given if isinstance(given, Workload) else load_workload(given)
+    check_classifier(workload, "bench estimate")
     rules = SpaceRules() if config.space is None else load_rules(config.space)
     task = EstimateTask(workload, config.estimate, rules)
     bench = measure_estimates(task, policies, processes, hear)

@@ -129,12 +129,19 @@ def space(model: str, output: Path, input_shape: str | None, *, force: bool) -> 
 
 
 def export(
-    folder: Path, rule: str, format_name: str, output: Path, *, recovered: bool, force: bool
+    folder: Path,
+    rule: str,
+    format_name: str,
+    output: Path,
+    *,
+    recovered: bool,
+    raw: bool,
+    force: bool,
 ) -> int:
     """Write a network of a study into a file."""
     from automl_compress.cli.export import export_network
 
-    export_network(folder, rule, format_name, output, recovered=recovered, force=force)
+    export_network(folder, rule, format_name, output, recovered=recovered, raw=raw, force=force)
     return 0
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from automl_compress.cli.recovering import load_trained, recovered_file
+from automl_compress.deploy.detector import DetectorFile
 from automl_compress.deploy.formats import Source, export_format
 from automl_compress.engine import restore_study
 from automl_compress.errors import StudyError
+from automl_compress.evaluate import QUALITIES, quality_name
 from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
 
@@ -17,7 +19,14 @@ COMPARED_IMAGES: Final = 1_000
 
 
 def export_network(
-    folder: Path, rule: str, format_name: str, output: Path, *, recovered: bool, force: bool
+    folder: Path,
+    rule: str,
+    format_name: str,
+    output: Path,
+    *,
+    recovered: bool,
+    raw: bool,
+    force: bool,
 ) -> None:
     """Build the network a rule picks, write it, read it and say what came of it.
 
@@ -27,6 +36,7 @@ def export_network(
         format_name: see `deploy.formats`.
         output: the file.
         recovered: whether its trained form is written, which `recover` left in the folder.
+        raw: whether an ONNX file of a detector leaves out its post-processing.
         force: whether an existing file is replaced.
 
     Raises:
@@ -34,7 +44,13 @@ def export_network(
     """
     chosen_format = export_format(format_name)
     _check_output(output, force)
-    picked = pick_network(StudyResult(folder), rule)
+    result = StudyResult(folder)
+    if raw and (format_name != "onnx" or result.manifest.workload.get("task") != "detection"):
+        raise StudyError(
+            "--raw must be given for detectors in the format onnx only, for nothing else has its "
+            "post-processing in the file; remove it"
+        )
+    picked = pick_network(result, rule)
     print(f"picked {picked.describe()}: {_said(picked)}", flush=True)
     trained = recovered_file(folder, picked.policy) if recovered else None
     study = restore_study(folder)
@@ -48,6 +64,9 @@ def export_network(
         arguments=workload.arguments,
         calibration=study.calibration_images(),
         images=study.some_test_images(COMPARED_IMAGES),
+        task=workload.task,
+        classes=workload.classes,
+        raw=raw,
     )
     written = chosen_format.save(network, output, source)
     size, promised = written.size_bytes, study.promised_bytes(picked.policy)
@@ -58,16 +77,18 @@ def export_network(
     if written.remark:
         print(written.remark)
     loaded = chosen_format.load(output, workload.model)
-    accuracy = study.test_accuracy(loaded)
-    images = len(workload.splits.test)
-    print(f"read back, it has {accuracy:.2%} accuracy on the {images:,} test images")
+    answering = isinstance(loaded, DetectorFile)
+    quality = (study.test_quality_of_answers if answering else study.test_quality)(loaded)
+    images, title = len(workload.splits.test), QUALITIES[workload.task.quality]
+    print(f"read back, it has {quality:.2%} {title} on the {images:,} test images")
 
 
 def _said(picked: Pick) -> str:
-    accuracy = f"{picked.evaluation.metrics['accuracy']:.2%}"
+    title = QUALITIES[quality_name(picked.evaluation.metrics)]
+    quality = f"{picked.evaluation.quality:.2%} {title}"
     if picked.tested:
-        return f"{accuracy} accuracy on the test images, says the study"
-    return f"{accuracy} accuracy on the search's images, never tested"
+        return f"{quality} on the test images, says the study"
+    return f"{quality} on the search's images, never tested"
 
 
 def _check_output(output: Path, force: bool) -> None:

@@ -138,10 +138,16 @@ def _add_export(subparsers: Any) -> None:
     parser.add_argument(
         "--recovered", action="store_true", help="the network as 'recover' trained it"
     )
+    parser.add_argument(
+        "--raw", action="store_true", help="a detector in ONNX without its post-processing"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.set_defaults(
         run=lambda a: commands.export(
-            a.folder, a.rule, a.format_name, a.output, recovered=a.recovered, force=a.force
+            *(a.folder, a.rule, a.format_name, a.output),
+            recovered=a.recovered,
+            raw=a.raw,
+            force=a.force,
         )
     )
 

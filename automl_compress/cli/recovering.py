@@ -15,8 +15,10 @@ from automl_compress.cli.training_progress import TrainingProgress
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.engine import Restored, restore_study
 from automl_compress.errors import StudyError
+from automl_compress.evaluate import QUALITIES, error_name, quality_name
 from automl_compress.ledger import RECOVERED, StudyResult, write_text
 from automl_compress.recover import (
+    DETECTOR_RECOVERY,
     Listener,
     Recovered,
     RecoverySettings,
@@ -27,6 +29,7 @@ from automl_compress.recover import (
 )
 from automl_compress.report import Pick, pick_network, write_report
 from automl_compress.space import Policy
+from automl_compress.workload import CLASSIFICATION, Score
 
 NETWORK: Final = "network.safetensors"
 DOCUMENT: Final = "recovered.json"
@@ -54,9 +57,12 @@ def recover_networks(
         EngineError: a loss is not finite.
         InterruptedStudy: the user stopped it; the same command goes on.
     """
-    settings = RecoverySettings.from_section(section_of(overrides))
-    find_device(settings.training.device)
     result = StudyResult(folder)
+    boxed = quality_name(result.manifest.baseline) != CLASSIFICATION.quality
+    settings = RecoverySettings.from_section(
+        section_of(overrides), DETECTOR_RECOVERY if boxed else None
+    )
+    find_device(settings.training.device)
     picked = {found.policy.key: found for found in (pick_network(result, rule) for rule in rules)}
     stated = json.loads(json.dumps(settings.to_dict()))
     if asha:
@@ -150,12 +156,12 @@ class RecoveryTask:
             earlier_epochs: of the training that made `start`.
 
         Returns:
-            Its accuracy by split.
+            Its quality by split.
         """
         study, workload = self.study, self.study.workload
         place = self.folder / RECOVERED / picked.policy.key
         place.mkdir(parents=True, exist_ok=True)
-        before = self._accuracies(study.build(picked.policy))
+        before = self._scores(study.build(picked.policy))
         recovered = recover_policy(
             study.compressor if start is None else study.compressor.of_network(start),
             picked.policy,
@@ -166,7 +172,8 @@ class RecoveryTask:
             listener,
             study.compressor.model,
         )
-        after = self._accuracies(recovered.network)
+        after = self._scores(recovered.network)
+        name = workload.task.quality
         save_state(
             recovered.network,
             place / NETWORK,
@@ -174,31 +181,29 @@ class RecoveryTask:
             architecture=workload.name,
             arguments=workload.arguments,
         )
+        scores = {"original": self._scores(workload.model), "before": before, "after": after}
         document = self._document(picked, recovered) | {
             "earlier_epochs": earlier_epochs,
-            "accuracy": {
-                "original": self._accuracies(workload.model),
-                "before": before,
-                "after": after,
-            },
+            **scores_document(scores),
         }
         write_text(place / DOCUMENT, json.dumps(document, indent=1) + "\n")
         for path in place.glob(f"{CHECKPOINT}*"):
             path.unlink()
         print(
-            f"  test accuracy {before['test']:.2%} before, {after['test']:.2%} after; "
+            f"  test {QUALITIES[name]} {before['test'].metrics[name]:.2%} before, "
+            f"{after['test'].metrics[name]:.2%} after; "
             f"{place / NETWORK}",
             flush=True,
         )
-        return after
+        return {split: score.metrics[name] for split, score in after.items()}
 
-    def _accuracies(self, network: nn.Module) -> dict[str, float]:
-        """Accuracy by split; no decision depends on the test images."""
+    def _scores(self, network: nn.Module) -> dict[str, Score]:
+        """Scores by split; no decision depends on the test images."""
         workload = self.study.workload
         images = {"validation": workload.splits.validation, "test": workload.splits.test}
         device = torch.device("cpu")
         return {
-            name: measure(network, part, workload.normalization, device).accuracy
+            name: measure(network, part, workload.normalization, device, workload.task).score
             for name, part in images.items()
         }
 
@@ -218,3 +223,31 @@ class RecoveryTask:
             "device": str(find_device(self.settings.training.device)),
             "torch": torch.__version__,
         }
+
+
+def scores_document(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+    """What `recovered.json` says of scores.
+
+    Args:
+        scores: by state (`original`, `before`, `after`) and split.
+
+    Returns:
+        Quality and further metrics by name, each by state and split; and the standard error of the
+        quality of the trained network on the test images, where it was not counted.
+    """
+    last = scores["after"]["test"]
+    quality = quality_name(last.metrics)
+    known = {
+        state: {split: {**s.metrics, **s.further} for split, s in parts.items()}
+        for state, parts in scores.items()
+    }
+    return {
+        **{
+            name: {
+                state: {split: values[name] for split, values in parts.items()}
+                for state, parts in known.items()
+            }
+            for name in (quality, *last.further)
+        },
+        "standard_error": {n: v for n, v in last.metrics.items() if n == error_name(quality)},
+    }

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from automl_compress.cli.training_progress import TrainingProgress
 from automl_compress.errors import InputError, WorkloadError
+from automl_compress.evaluate import QUALITIES
 from automl_compress.recover import (
     BASELINE,
+    DETECTOR_BASELINE,
     SPARSITY,
     SparsitySettings,
     TrainingSettings,
@@ -24,14 +26,19 @@ from automl_compress.recover import (
 )
 from automl_compress.settings import Section
 from automl_compress.workload import (
+    BOXED,
     MODELS,
     DataConfig,
     Workload,
     WorkloadConfig,
     check_model_name,
+    layout_of,
     load_splits,
     load_untrained,
 )
+
+DETECTOR_SPARSITY: Final = replace(DETECTOR_BASELINE, epochs=30, rate=0.005)
+"""Sparsity training of a detector."""
 
 
 def train_baseline(
@@ -44,7 +51,8 @@ def train_baseline(
     """
     section = section_of(overrides, data=_data(data, model))
     config, stated = _config(model, None, section)
-    settings = BASELINE.read(section)
+    boxed = isinstance(config.data.source, BOXED)
+    settings = (DETECTOR_BASELINE if boxed else BASELINE).read(section)
     section.close()
     _train(config, stated, settings, None, output, force)
 
@@ -70,7 +78,8 @@ def sparsify(
     section = section_of(overrides, data=named, model_args=known.get("model_args"))
     config, stated = _config(model, weights, section)
     sparsity = SparsitySettings.read(section)
-    settings = SPARSITY.read(section)
+    boxed = isinstance(config.data.source, BOXED)
+    settings = (DETECTOR_SPARSITY if boxed else SPARSITY).read(section)
     section.close()
     _train(config, stated, settings, sparsity, output, force)
 
@@ -87,7 +96,13 @@ def _data(name: str | None, model: str) -> dict[str, Any]:
         return {"torchvision": name}
     if name == "digits":
         return {"digits": True}
-    return {"root": name} if ":" not in name or Path(name).is_dir() else {"factory": name}
+    if ":" in name and not Path(name).is_dir():
+        return {"factory": name}
+    layout = layout_of(Path(name))
+    if layout == "root":
+        return {"root": name}
+    shape = MODELS[model].input_shape if model in MODELS else ()
+    return {layout: name, **({"image_size": list(shape[1:])} if shape else {})}
 
 
 def _config(
@@ -122,8 +137,9 @@ def _load(config: WorkloadConfig, stated: dict[str, Any]) -> tuple[Workload, dic
         stated.update(mean=list(mean), std=list(std))
         config = replace(config, data=replace(config.data, mean=mean, std=std))
     stated["search_validation"]["images"] = len(splits.validation)
-    if "root" in stated:
-        stated["root"] = str(Path(stated["root"]).absolute())
+    for key in ("root", "voc", "coco"):
+        if key in stated:
+            stated[key] = str(Path(stated[key]).absolute())
     described: dict[str, Any] = {"model": config.model, "data": stated}
     if config.model_args:
         described["model_args"] = dict(config.model_args)
@@ -153,10 +169,11 @@ def _train(
     trained = replace(trained, card={**trained.card, "workload": described})
     trained.write(output)
     checkpoint.unlink(missing_ok=True)
-    accuracy = trained.card["accuracy"]
+    name = workload.task.quality
+    found = trained.card[name]
     print(
-        f"{output}: {accuracy['held_out']:.2%} on the held-out images, "
-        f"{accuracy['test']:.2%} on the test images"
+        f"{output}: {QUALITIES[name]} {found['held_out']:.2%} on the held-out images, "
+        f"{found['test']:.2%} on the test images"
     )
 
 

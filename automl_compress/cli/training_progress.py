@@ -8,6 +8,7 @@ import time
 from typing import Final, TextIO
 
 from automl_compress.cli.progress import BLOCK_SECONDS, REDRAW_SECONDS, duration
+from automl_compress.evaluate import QUALITIES
 from automl_compress.recover import Standing
 
 _ERASE: Final = "\r\x1b[K"
@@ -40,8 +41,10 @@ class TrainingProgress:
 
 
 def _line(standing: Standing) -> str:
-    accuracy = "" if standing.accuracy is None else f"  held-out accuracy {standing.accuracy:.2%}"
+    quality = ""
+    if standing.quality is not None:
+        quality = f"  held-out {QUALITIES[standing.judged_by]} {standing.quality:.2%}"
     return (
-        f"  epoch {standing.epoch:.1f}/{standing.epochs}  loss {standing.loss:.4f}{accuracy}  "
+        f"  epoch {standing.epoch:.1f}/{standing.epochs}  loss {standing.loss:.4f}{quality}  "
         f"{standing.images_per_second:,.0f} images/s, about {duration(standing.seconds_left)} left"
     )

@@ -11,13 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from automl_compress.deploy.onnx import export_onnx
+from automl_compress.deploy.detector import (
+    SAME_OVERLAP,
+    SHOWN,
+    DetectorFile,
+    DetectorReport,
+    export_detector,
+    gives_detections,
+)
+from automl_compress.deploy.onnx import OnnxReport, export_onnx
 from automl_compress.deploy.packed import load_packed, save_packed
 from automl_compress.deploy.runtime import Runner
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.errors import DeployError
 from automl_compress.settings import suggestion
 from automl_compress.space import Policy
+from automl_compress.workload import CLASSIFICATION, Detection, Task
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,9 @@ class Source:
         arguments: keyword arguments of the architecture.
         calibration: (n, ...) training inputs that choose ranges of activations.
         images: (n, ...) inputs that a file is compared with the network on.
+        task: what the network does.
+        classes: names of the classes, in the order of the outputs.
+        raw: whether an ONNX file of a detector leaves out its post-processing.
     """
 
     policy: Policy
@@ -41,6 +53,9 @@ class Source:
     arguments: Mapping[str, Any]
     calibration: Tensor
     images: Tensor
+    task: Task = CLASSIFICATION
+    classes: tuple[str, ...] = ()
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,8 @@ class Format:
 
     Args:
         save: writes a network whole or not at all.
-        load: reads a file into something that maps inputs to outputs, given the original network.
+        load: reads a file into something that maps inputs to outputs, given the original network;
+            a `DetectorFile` maps them to detections.
     """
 
     save: Callable[[nn.Module, Path, Source], Written]
@@ -94,20 +110,42 @@ def _save_state(network: nn.Module, path: Path, source: Source) -> Written:
 
 def _save_onnx(network: nn.Module, path: Path, source: Source) -> Written:
     path.parent.mkdir(parents=True, exist_ok=True)
-    report = export_onnx(
-        network, path, source.example_input, source.calibration, images=source.images
-    )
-    bits = sorted(set(report.weight_bits.values()))
-    stored = f", {', '.join(map(str, bits))} bits on the INT8 grid" if bits else ""
+    inputs = (source.example_input, source.calibration)
+    if isinstance(source.task, Detection) and not source.raw:
+        found = export_detector(network, source.task, path, *inputs, source.images, source.classes)
+        return Written(found.onnx.size_bytes, f"{_integers(found.onnx)}: {_agreement(found)}")
+    report = export_onnx(network, path, *inputs, images=source.images)
+    agreement = f"top-1 agreement {report.top1_agreement:.2%}, "
+    if isinstance(source.task, Detection):
+        agreement = ""  # positions of largest values mean nothing in raw outputs of boxes
     return Written(
         report.size_bytes,
+        f"{_integers(report)}: {agreement}largest difference {report.largest_difference:.3g} of "
+        f"outputs up to {report.largest_output:.3g}",
+    )
+
+
+def _integers(report: OnnxReport) -> str:
+    bits = sorted(set(report.weight_bits.values()))
+    stored = f", {', '.join(map(str, bits))} bits on the INT8 grid" if bits else ""
+    return (
         f"{len(report.weight_bits)} layers hold integers{stored}; against PyTorch on "
-        f"{report.images:,} test images: top-1 agreement {report.top1_agreement:.2%}, largest "
-        f"difference {report.largest_difference:.3g} of outputs up to {report.largest_output:.3g}",
+        f"{report.images:,} test images"
+    )
+
+
+def _agreement(report: DetectorReport) -> str:
+    off = report.onnx.differences
+    return (
+        f"{report.agreement:.2%} of {report.detections:,} detections of score {SHOWN:g} or more "
+        f"are the same (class, and an overlap of {SAME_OVERLAP:g}); largest difference of scores "
+        f"{off['scores']:.3g} of the largest"
     )
 
 
 def _load_onnx(path: Path, _: nn.Module) -> Callable[[Tensor], Tensor]:
+    if gives_detections(path):
+        return DetectorFile(path)
     runner = Runner(path)
 
     def call(inputs: Tensor) -> Tensor:

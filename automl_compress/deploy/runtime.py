@@ -112,6 +112,11 @@ class Runner:
         shape: list[int | str | None] = self._input.shape
         return shape
 
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return [output.name for output in self._session.get_outputs()]
+
     def __call__(self, inputs: Array, names: Sequence[str] | None = None) -> list[Array]:
         """Outputs of one run, those of the given names or all."""
         found: list[Array] = self._session.run(names, {self._input.name: inputs})

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from automl_compress.recover.recovery import Recovered, recover, recover_policy
     from automl_compress.recover.settings import (
         BASELINE,
-        SPARSITY,
         DETECTOR_BASELINE,
         DETECTOR_RECOVERY,
+        SPARSITY,
         Augmentation,
         RecoverySettings,
         TrainingSettings,
@@ -65,9 +65,9 @@ _PLACES = {
 
 __all__ = [
     "BASELINE",
-    "SPARSITY",
     "DETECTOR_BASELINE",
     "DETECTOR_RECOVERY",
+    "SPARSITY",
     "Augmentation",
     "Listener",
     "Measurement",

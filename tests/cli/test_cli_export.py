@@ -62,7 +62,7 @@ def test_a_packed_finalist_is_the_one_that_was_measured(
     with torch.no_grad():
         x = restored.example_input()
         assert torch.equal(loaded(x), restored.build(picked.policy)(x))
-    assert restored.test_accuracy(loaded) == measured.metrics["accuracy"]
+    assert restored.test_quality(loaded) == measured.metrics["accuracy"]
 
 
 def test_a_torch_file_needs_no_study(study: Path, folder: Path) -> None:

@@ -61,7 +61,7 @@ def test_picks_are_trained_and_stand_in_folder_and_report(
     said = json.loads((place / "recovered.json").read_text())
     restored = restore_study(study)
     network = load_state(place / "network.safetensors", build_model("digits_cnn", {}))
-    assert restored.test_accuracy(network) == said["accuracy"]["after"]["test"]
+    assert restored.test_quality(network) == said["accuracy"]["after"]["test"]
     measured = ac.StudyResult(study).test_evaluation(picked.policy)
     assert measured is not None
     assert said["accuracy"]["before"]["test"] == measured.metrics["accuracy"]

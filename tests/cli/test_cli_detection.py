@@ -1,0 +1,220 @@
+"""A detector from its training to its files, by the commands a user gives."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from boxed_folders import HEIGHT, WIDTH, annotation, drawn_parts, write_coco, write_voc
+
+import automl_compress as ac
+from automl_compress.cli import main
+from automl_compress.deploy.detector import CLASSES, DETECTIONS, DetectorFile, matched
+from automl_compress.deploy.runtime import Runner
+from automl_compress.engine import restore_study
+from automl_compress.report import pick_network
+
+SMALL = "{widths: [8, 8, 16, 16, 16], blocks: [1, 1, 1, 1], neck: 16}"
+SWEEP = f"""
+study: boxes
+workload:
+  model: fcos_resnet
+  weights: detector.safetensors
+  model_args: {SMALL}
+  data: {{voc: voc, image_size: [{HEIGHT}, {WIDTH}]}}
+estimate: {{images: 8, calibration_images: 8, repair: recalibrate}}
+final_repair: recalibrate
+strategies: [scaled-random]
+seeds: 1
+budget: {{evaluations: 8}}
+finalists: 2
+engine: {{kind: serial}}
+"""
+TRAINING = (
+    *("--epochs", "24", "--device", "cpu", "--set", "batch=8", "--set", "rate=0.05"),
+    *("--set", "augment.crop=4", "--set", "augment.flip=false"),
+)
+
+
+def _train(folder: Path) -> int:
+    data = f"data.image_size=[{HEIGHT},{WIDTH}]"
+    args = "model_args=" + json.dumps(
+        {"widths": [8, 8, 16, 16, 16], "blocks": [1, 1, 1, 1], "neck": 16}
+    )
+    return main([
+        "train", "fcos_resnet", "--data", str(folder / "voc"), "--set", data, "--set", args,
+        *TRAINING, "-o", str(folder / "detector.safetensors"),
+    ])  # fmt: skip
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((folder / "detector.json").read_text())
+    return card
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("detection")
+    write_voc(folder / "voc", {"train": 16, "val": 8, "test": 8})
+    assert _train(folder) == 0
+    data = _card(folder)["workload"]["data"]
+    scaling = f"mean: {data['mean']}, std: {data['std']}, image_size"
+    (folder / "sweep.yaml").write_text(SWEEP.replace("image_size", scaling))
+    assert main(["search", str(folder / "sweep.yaml"), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+def _recovered(folder: Path) -> Path:
+    """The folder of a study with a recovered network."""
+    options = [x.replace("24", "2").replace("rate=0.05", "rate=0.003") for x in TRAINING]
+    arguments = ["recover", str(folder / "out"), "--pick", "point:1", *options]
+    assert main([*arguments, "--set", "calibration_images=8"]) == 0
+    return folder / "out"
+
+
+def test_the_card_of_a_detector_names_its_metric(folder: Path) -> None:
+    card = _card(folder)
+    assert card["quality"] == "map50"
+    assert card["map50"]["test"] > 0.5
+    assert card["map"]["test"] < card["map50"]["test"]
+    assert "accuracy" not in card
+    assert card["images"]["train"]["images"] == 16
+    assert card["workload"]["data"]["search_validation"] == {"from": "train", "images": 8}
+
+
+def test_ledger_front_and_report_never_say_accuracy(folder: Path) -> None:
+    out = folder / "out"
+    result = ac.StudyResult(out)
+    baseline = result.manifest.test_baseline
+    assert 0.5 < baseline["map50"] <= 1.0
+    assert baseline["map50"] == pytest.approx(_card(folder)["map50"]["test"], abs=1e-6)
+    assert result.manifest.workload["task"] == "detection"
+    front = json.loads((out / "front.json").read_text())
+    assert front["objectives"][0] == {"name": "error", "unit": "1", "of": "map50"}
+    assert {"map50_se", "test_map50"} <= front["points"][0].keys()
+    columns = pd.read_parquet(out / "evaluations.parquet").columns
+    assert {"map50", "map50_se"} <= set(columns)
+    texts = [(out / "report.md").read_text(), json.dumps(front), (out / "run.json").read_text()]
+    texts += [" ".join(columns), *(path.read_text() for path in out.glob("figures/*.svg"))]
+    texts += [(out / "report.html").read_text()]
+    for text in texts:
+        assert "accurac" not in text.lower()
+        assert "top-1" not in text.lower()
+    assert "mAP50" in texts[0]
+    assert "IoU" in texts[0]
+    assert result.front()[0].test_accuracy is None
+
+
+def test_picks_speak_of_the_metric(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = ac.StudyResult(folder / "out")
+    assert pick_network(result, "map50>=0").tested
+    arguments = ["export", str(folder / "out"), "-o", str(folder / "never")]
+    assert main([*arguments, "--pick", "map50>=1,size<=1B"]) == 2
+    said = capsys.readouterr().err
+    assert "mAP50" in said
+    assert main([*arguments, "--pick", "accuracy>=0.5"]) == 2
+    assert "judged by map50" in capsys.readouterr().err
+    assert main([*arguments, "--pick", "point:1", "--raw"]) == 2
+    assert "onnx only" in capsys.readouterr().err
+
+
+def test_constraints_name_the_metric(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = str(folder / "sweep.yaml")
+    out = ["--out", str(folder / "no")]
+    assert main(["search", sweep, *out, "--set", "constraints=[accuracy >= 0.5]"]) == 2
+    assert "judged by map50" in capsys.readouterr().err
+    assert not (folder / "no").exists()
+
+
+def test_a_packed_detector_is_the_one_that_was_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "net.packed"
+    assert main(["export", str(folder / "out"), "--pick", "point:1", "-o", str(path)]) == 0
+    result = ac.StudyResult(folder / "out")
+    picked = pick_network(result, "point:1")
+    measured = result.test_evaluation(picked.policy)
+    assert measured is not None
+    printed = capsys.readouterr().out
+    assert f"read back, it has {measured.quality:.2%} mAP50 on the 8 test images" in printed
+    restored = restore_study(folder / "out")
+    x = restored.some_test_images(3)
+    with torch.no_grad():
+        assert torch.equal(ac.load_packed(path)(x), restored.build(picked.policy)(x))
+
+
+def test_a_detector_is_recovered_and_exported_with_its_post_processing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = _recovered(folder)
+    (document,) = [json.loads(p.read_text()) for p in out.glob("recovered/*/recovered.json")]
+    after, before = (document["map50"][state]["test"] for state in ("after", "before"))
+    assert after > before - 0.1
+    assert set(document["standard_error"]) == {"map50_se"}
+    assert "test mAP50" in capsys.readouterr().out
+    path = folder / "net.onnx"
+    export = ["export", str(out), "--pick", "point:1", "--recovered", "--format", "onnx"]
+    assert main([*export, "-o", str(path)]) == 0
+    printed = capsys.readouterr().out
+    share, count = re.search(r"([\d.]+)% of (\d+) detections", printed).groups()  # type: ignore[union-attr]
+    assert float(share) > 90
+    assert int(count) > 5
+    assert float(re.search(r"read back, it has ([\d.]+)% mAP50", printed)[1]) > 50  # type: ignore[index]
+    _check_file(path, restore_study(out), after)
+    assert main([*export, "--raw", "-o", str(folder / "raw.onnx")]) == 0
+    assert "top-1" not in capsys.readouterr().out
+    raw = Runner(folder / "raw.onnx")(restore_study(out).some_test_images(3).numpy())[0]
+    assert raw.shape == (3, 2 + 5, 8 * 12 + 4 * 6 + 2 * 3)
+
+
+def _check_file(path: Path, restored: object, expected: float) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    assert [output.name for output in model.graph.output] == [DETECTIONS]
+    assert json.loads({p.key: p.value for p in model.metadata_props}[CLASSES]) == ["bar", "cell"]
+    assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    found = restored.test_quality_of_answers(DetectorFile(path))  # type: ignore[attr-defined]
+    assert found == pytest.approx(expected, abs=0.1)
+
+
+def test_matched_detections_by_hand() -> None:
+    expected = torch.tensor(
+        [[[0, 0, 10, 10, 0.9, 0], [20, 0, 30, 10, 0.8, 1], [0, 0, 9, 9, 0.1, 0]]]
+    )
+    found = torch.tensor([[[0, 0, 10, 9.5, 0.7, 0], [20, 0, 30, 10, 0.8, 0], [0, 0, 0, 0, 0, -1]]])
+    assert matched(found, expected) == (1, 2)
+    assert matched(expected, expected) == (2, 2)
+
+
+@pytest.mark.parametrize("kind", ["image", "outside", "class", "weights"])
+def test_bad_data_is_one_line(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    voc = write_voc(tmp_path / "voc")
+    boxes = {"outside": ("cell", 0, 0, 200, 20), "class": ("dust", 0, 0, 20, 20)}
+    if kind == "image":
+        (voc / "JPEGImages" / "val0.png").unlink()
+    elif kind == "weights":
+        write_coco(tmp_path / "coco")
+        for path in (tmp_path / "coco" / "annotations").iterdir():
+            document = json.loads(path.read_text())
+            document["categories"].append({"id": 99, "name": "dust"})
+            path.write_text(json.dumps(document))
+    else:
+        image = drawn_parts()["val"][0]
+        (voc / "Annotations" / "val0.xml").write_text(annotation(image, [boxes[kind]]))
+    data = f"coco: {tmp_path / 'coco'}" if kind == "weights" else f"voc: {voc}"
+    sweep = SWEEP.replace("voc: voc", data).replace("images: 8,", "images: 4,", 1)
+    (folder / "bad.yaml").write_text(sweep)
+    assert main(["search", str(folder / "bad.yaml"), "--out", str(tmp_path / "no")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    words = {"image": "val0", "outside": "outside", "class": "'dust'", "weights": "shape"}
+    assert words[kind] in said
