@@ -46,7 +46,8 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="a folder {train,test}/<class>/*, CIFAR10, CIFAR100 or package.module:function",
+        help="a folder {train,test}/<class>/*, or with boxes in Pascal VOC's or COCO's layout; "
+        "CIFAR10, CIFAR100 or package.module:function",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     _add_options(parser)

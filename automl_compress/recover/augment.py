@@ -55,7 +55,11 @@ class Move:
 
 
 def augment(
-    images: Tensor, settings: Augmentation, fill: Tensor, generator: torch.Generator
+    images: Tensor,
+    settings: Augmentation,
+    fill: Tensor,
+    generator: torch.Generator,
+    filled_edges: bool = False,
 ) -> tuple[Tensor, Move]:
     """Move, mirror and blot out, each image by chances of its own.
 
@@ -64,6 +68,9 @@ def augment(
         settings: what is done.
         fill: (c,) pixel of a blotted square, of the same type and on the same device.
         generator: of the processor, so that chance is the same on every device.
+        filled_edges: whether `fill` comes in where images are moved, in place of black. Black
+            edges of large images reach BatchNorm's statistics: measured on BCCD, whose images are
+            bright, new statistics of clean images took a detector from 78 to 53 % mAP50.
 
     Returns:
         (n, c, h, w), channels last in memory; and how they were moved.
@@ -83,6 +90,10 @@ def augment(
     every = torch.arange(count)[:, None, None]
     places = [index.to(images.device) for index in (every, rows[:, :, None], columns[:, None, :])]
     changed = padded[places[0], places[1], places[2]]
+    if filled_edges:
+        outside = [(i < most) | (i >= most + n) for i, n in ((rows, height), (columns, width))]
+        edges = (outside[0][:, :, None] | outside[1][:, None, :]).to(images.device)
+        changed = torch.where(edges[..., None], fill, changed)
     if settings.cutout:
         blotted = _squares(count, height, width, settings.cutout, generator).to(images.device)
         changed = torch.where(blotted[..., None], fill, changed)

@@ -72,7 +72,9 @@ class Batches:
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
         rows = self._order[1][place * self.size : (place + 1) * self.size]
         generator = _generator(self._seed, _CHANGES, step)
-        changed, move = augment(self._pixels(rows), self._augmentation, self._fill, generator)
+        changed, move = augment(
+            self._pixels(rows), self._augmentation, self._fill, generator, self._boxed
+        )
         labels = self._labels[rows.to(self._device)]
         if self._boxed:
             labels = move.boxes(labels, *changed.shape[2:])

@@ -24,7 +24,12 @@ from automl_compress.recover.gradual import epochs_of_stages, policies_towards, 
 from automl_compress.recover.losses import Distillation, LabelsLoss, Loss, attention_points
 from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
 from automl_compress.recover.measurement import measure
-from automl_compress.recover.settings import RecoverySettings, find_device, section_of
+from automl_compress.recover.settings import (
+    DETECTOR_RECOVERY,
+    RecoverySettings,
+    find_device,
+    section_of,
+)
 from automl_compress.recover.training import Listener, Standing, Trainer, hear_nothing
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Normalization, Task, task_of
@@ -61,7 +66,8 @@ def recover(
     Args:
         model: the trained network; not changed.
         policy: kept channels and bits.
-        images: training images; `ImageSet.of(pixels, labels)` makes them from arrays.
+        images: training images; `ImageSet.of(pixels, labels)` makes them from arrays, of class
+            indices or of boxes, see `workload.boxes`.
         normalization: what turns their pixels into the network's input; None scales to 0..1.
         **settings: those of `RecoverySettings` and its training, such as `epochs=10`.
 
@@ -72,7 +78,8 @@ def recover(
         InputError: a setting is wrong, or the policy does not fit the network.
         EngineError: the loss is not finite.
     """
-    chosen = RecoverySettings.from_section(section_of(**settings))
+    default = DETECTOR_RECOVERY if images.boxed else None
+    chosen = RecoverySettings.from_section(section_of(**settings), default)
     scaling = normalization or Normalization.unit(images.shape[0])
     count = min(chosen.calibration_images, len(images))
     calibration = images.draw(count, chosen.training.seed).tensor(scaling)

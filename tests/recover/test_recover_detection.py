@@ -154,15 +154,28 @@ def test_boxes_move_with_their_images(flip: bool) -> None:
     images[:, :, 6:13, 8:20] = 255
     boxes = torch.tensor([[8.0, 6.0, 20.0, 13.0, 1.0, 0.0]]).expand(count, 1, 6)
     settings = Augmentation(crop=5, flip=flip)
-    fill = torch.zeros(1, dtype=torch.uint8)
-    changed, move = augment(images, settings, fill, torch.Generator().manual_seed(0))
+    fill = torch.full((1,), 9, dtype=torch.uint8)
+    changed, move = augment(images, settings, fill, torch.Generator().manual_seed(0), True)
+    assert {0, 9, 255} == set(changed.unique().tolist())
     moved = move.boxes(boxes, 20, 30)
     assert len({tuple(row) for row in moved[:, 0].tolist()}) > 20
     for image, (left, top, right, bottom, kind, _) in zip(changed, moved[:, 0], strict=True):
         expected = torch.zeros(20, 30, dtype=torch.bool)
         expected[int(top) : int(bottom), int(left) : int(right)] = True
-        assert torch.equal(image[0] > 0, expected)
+        assert torch.equal(image[0] > 9, expected)
         assert kind == 1
+
+
+def test_only_what_comes_in_is_filled() -> None:
+    images = torch.zeros(30, 2, 8, 16, dtype=torch.uint8)
+    fill = torch.tensor([7, 8], dtype=torch.uint8)
+    settings, seeds = Augmentation(crop=3, flip=True), (torch.Generator() for _ in range(2))
+    filled, move = augment(images, settings, fill, next(seeds).manual_seed(1), True)
+    plain, _ = augment(images + 1, settings, fill, next(seeds).manual_seed(1))
+    assert torch.equal(filled[:, 0] == 7, plain[:, 0] == 0)
+    assert torch.equal(filled[:, 1] == 8, plain[:, 1] == 0)
+    lost = move.down.abs() * 16 + move.right.abs() * 8 - move.down.abs() * move.right.abs()
+    assert torch.equal((filled[:, 0] == 7).flatten(1).sum(1), lost)
 
 
 def test_boxes_that_are_nearly_gone_have_no_class() -> None:
