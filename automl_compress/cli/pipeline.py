@@ -198,7 +198,7 @@ def _train_sparse(workload: Workload, stage: SparsifyStage, path: Path) -> None:
         workload, stage.training, stage.sparsity, checkpoint_of(path), TrainingProgress()
     )
     trained.write(path)
-    accuracy = trained.card["accuracy"]
+    accuracy = trained.card[workload.task.quality]
     print(
         f"  {accuracy['held_out']:.2%} held out, {accuracy['test']:.2%} on the test images; {path}"
     )
@@ -325,4 +325,4 @@ class _Networks:
 
     def _export(self, picked: Pick, *, name: str, path: Path) -> None:
         rule = f"point:{picked.policy.key}"
-        export_network(self.stages.folder, rule, name, path, recovered=True, force=True)
+        export_network(self.stages.folder, rule, name, path, recovered=True, raw=False, force=True)

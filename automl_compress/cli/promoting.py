@@ -18,6 +18,7 @@ from typing import Any, Final
 from automl_compress.cli.recovering import RecoveryTask, is_recovered
 from automl_compress.engine import restore_study
 from automl_compress.errors import InputError
+from automl_compress.evaluate import QUALITIES
 from automl_compress.ledger import RECOVERED, StudyResult, write_text
 from automl_compress.recover import RecoverySettings, Standing, find_device
 from automl_compress.report import Pick
@@ -134,6 +135,11 @@ class _Field:
     stated: Mapping[str, Any]
     finished: frozenset[str]
 
+    @property
+    def title(self) -> str:
+        """What networks are judged by, as readers call it."""
+        return QUALITIES[self.task.study.workload.task.quality]
+
     def place(self, key: str) -> Path:
         """A network's folder."""
         return self.task.folder / RECOVERED / key
@@ -153,11 +159,11 @@ class _Field:
 
         def listen(standing: Standing) -> None:
             epoch, last = round(standing.epoch), standing.step == standing.steps
-            if standing.accuracy is None or epoch <= len(told) or last:
+            if standing.quality is None or epoch <= len(told) or last:
                 return
-            told.append(standing.accuracy)
+            told.append(standing.quality)
             History(self.stated, tuple(told)).write(self.place(key))
-            report(epoch, standing.accuracy)
+            report(epoch, standing.quality)
 
         found = self.task.recover(self.picked[key], listen)
         report(self.task.settings.training.epochs, found["validation"])
@@ -171,7 +177,7 @@ class _Field:
             replace(self.history(key), stopped=True).write(self.place(key))
         if epoch <= known[key]:
             return
-        said = f"epoch {epoch} of {epochs}, held-out accuracy {accuracy:.2%}"
+        said = f"epoch {epoch} of {epochs}, held-out {self.title} {accuracy:.2%}"
         if epoch == epochs:
             said = f"finished; {accuracy:.2%} on the search's images"
         if stopped:

@@ -1,4 +1,4 @@
-"""The figure of networks that were trained after the search: test accuracy before and after."""
+"""The figure of networks that were trained after the search: test quality before and after."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from automl_compress.pareto import front_mask
 from automl_compress.report.figures import Drawing, band_colours, cost_axis, styled, svg_text
 from automl_compress.report.formats import TITLES
-from automl_compress.report.statistics import Summary, wilson_interval
+from automl_compress.report.statistics import Summary, quality_interval
 
 _INK: Final = "#222222"
 _BEFORE: Final = "#777777"
 
 
 def draw_recovered(summary: Summary) -> Drawing:
-    """Fronts of test accuracy before and after recovery, a panel for every cost.
+    """Fronts of test quality before and after recovery, a panel for every cost.
 
     Args:
         summary: of a study with recovered networks.
@@ -33,17 +33,18 @@ def draw_recovered(summary: Summary) -> Drawing:
         panels: Sequence[Axes] = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
         for axes, cost in zip(panels, costs, strict=True):
             _draw_panel(axes, summary, cost)
-        panels[0].set_ylabel("accuracy on the test images, %")
+        panels[0].set_ylabel(f"{summary.quality} on the test images, %")
         figure.legend(handles=_handles(), loc="outside upper center", ncols=4)
         svg = svg_text(figure, name)
     titles = " and ".join(TITLES[cost] for cost in costs)
     return Drawing(
         name,
         svg,
-        f"Test accuracy against {titles} before and after recovery",
-        "Test accuracy of the finalists and of the recovered networks. The grey line is the best "
+        f"Test {summary.quality} against {titles} before and after recovery",
+        f"Test {summary.quality} of the finalists and of the recovered networks. The grey line is "
+        "the best "
         "at every cost without training, the coloured one with it; arrows lead from a network's "
-        "accuracy before its training to that after it, with its 95 % interval.",
+        f"{summary.quality} before its training to that after it, with its 95 % interval.",
     )
 
 
@@ -59,7 +60,7 @@ def _draw_panel(axes: Axes, summary: Summary, cost: str) -> None:
     untrained = [f for f in summary.measured if f.estimate.policy.key not in trained]
     others = _points(
         [f.estimate.metrics[cost] / whole for f in untrained],
-        [f.accuracy or 0.0 for f in untrained],
+        [f.quality or 0.0 for f in untrained],
     )
     shares = [network.costs[cost] / whole for network in recovered]
     before = _points(shares, [network.before["test"] for network in recovered])
@@ -73,21 +74,22 @@ def _draw_panel(axes: Axes, summary: Summary, cost: str) -> None:
     for network, (x, low), (_, high) in zip(recovered, before, after, strict=True):
         arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.1, "shrinkA": 4, "shrinkB": 4}
         axes.annotate("", (x, high), (x, low), arrowprops=arrow)
-        interval = wilson_interval(network.after["test"], network.test_images)
-        axes.plot([x, x], [100 * bound for bound in interval], color=colour, linewidth=1.1)
+        interval = quality_interval(network.tested, network.test_images)
+        if interval is not None:
+            axes.plot([x, x], [100 * bound for bound in interval], color=colour, linewidth=1.1)
     axes.axhline(100 * recovered[0].original["test"], color=_INK, linewidth=0.9, linestyle=":")
     everything = np.concatenate([others, before])[:, 0]
     cost_axis(axes, everything.min(), everything.max())
     axes.set_xlabel(f"{TITLES[cost]}, % of the baseline")
 
 
-def _points(shares: Sequence[float], accuracies: Sequence[float]) -> NDArray[np.float64]:
-    """(n, 2) cost as % of the baseline and accuracy in %."""
-    return 100 * np.column_stack([np.asarray(shares, float), np.asarray(accuracies, float)])
+def _points(shares: Sequence[float], qualities: Sequence[float]) -> NDArray[np.float64]:
+    """(n, 2) cost as % of the baseline and quality in %."""
+    return 100 * np.column_stack([np.asarray(shares, float), np.asarray(qualities, float)])
 
 
 def _draw_front(axes: Axes, points: NDArray[np.float64], colour: str, style: str) -> None:
-    """The best accuracy at every cost, as steps."""
+    """The best quality at every cost, as steps."""
     best = points[front_mask(np.column_stack([points[:, 0], -points[:, 1]]))]
     best = best[np.argsort(best[:, 0])]
     axes.plot(*best.T, drawstyle="steps-post", color=colour, linestyle=style, linewidth=1.2)
