@@ -25,7 +25,7 @@ from automl_compress.evaluate.fast_form import FastForm, Precision
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Score, Workload
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Raised whenever the same policy would get another answer than before."""
 COLLAPSE_IMAGES: Final = 128
 """Images after which a network may be left as collapsed."""
