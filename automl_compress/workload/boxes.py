@@ -83,6 +83,19 @@ class BoxedFiles:
     channels: int = 3
     bad_boxes: BadBoxes = "refuse"
 
+    def existing_root(self) -> Path:
+        """The folder.
+
+        Raises:
+            WorkloadError: it does not exist.
+        """
+        if not self.root.is_dir():
+            raise WorkloadError(
+                f"the data folder must exist, but '{self.root}' does not; correct data.voc or "
+                "data.coco (it may be relative to the sweep file's folder or the current one)"
+            )
+        return self.root
+
     def load(self, images: Sequence[BoxedImage], classes: Sequence[str], what: str) -> ImageSet:
         """Images, decoded once and then read from the cache, with their boxes.
 

@@ -62,7 +62,7 @@ class CocoSource:
 
     def _paths(self) -> dict[str, Path]:
         """Annotations by part."""
-        folder = self.files.root / FOLDER
+        folder = self.files.existing_root() / FOLDER
         found = {}
         for part in ("train", "val", "test"):
             paths = sorted(folder.glob(f"{_PREFIX}{part}*.json"))

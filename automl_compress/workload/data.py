@@ -137,11 +137,6 @@ def _folder(section: Section, base: Path) -> Source:
 def _boxed(section: Section, base: Path, key: str) -> tuple[BoxedFiles, tuple[str, ...]]:
     """How images with boxes are read, and the classes if they are named."""
     root = existing(section.get(key, str), base)
-    if not root.is_dir():
-        raise section.fail(
-            f"the folder of '{section.name(key)}' must exist, but '{root}' does not; correct it",
-            key,
-        )
     size = _image_size(section)
     if size is None:
         raise section.fail(

@@ -62,7 +62,7 @@ class VocSource:
 
     def _lists(self) -> dict[str, list[str]]:
         """Ids by part."""
-        folder = self.files.root / LISTS
+        folder = self.files.existing_root() / LISTS
         found = {}
         for part in ("train", "val", "test"):
             path = folder / f"{part}.txt"
