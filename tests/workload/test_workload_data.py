@@ -154,7 +154,7 @@ def test_relative_paths_start_at_the_base_then_at_the_current_folder(
 @pytest.mark.parametrize(
     ("values", "texts"),
     [
-        ({}, ("one of torchvision, factory, digits, root", "nothing")),
+        ({}, ("one of torchvision, voc, coco, factory, digits, root", "nothing")),
         ({"rot": "x"}, ("holds rot",)),
         ({"root": "x", "maen": [0]}, ("unknown key 'data.maen'", "did you mean 'mean'?")),
         ({"root": "x", "factory": "a:b"}, ("unknown key 'data.root'",)),

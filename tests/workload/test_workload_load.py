@@ -58,7 +58,7 @@ def test_digits_need_nothing_but_their_name(read_config: ReadConfig) -> None:
     assert config.data.source == DigitsSource()
     workload = _digits(read_config)
     assert workload.name == "digits_cnn"
-    assert workload.task == "classification"
+    assert workload.task.name == "classification"
     assert workload.classes == tuple("0123456789")
     assert workload.example_input().shape == (1, 1, 8, 8)
     assert not workload.model.training
