@@ -24,12 +24,6 @@ engine: {kind: serial}
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     before = set(Path().rglob("*"))
     code = main(list(arguments))

@@ -12,42 +12,17 @@ import automl_compress as ac
 from automl_compress.cli import main
 from automl_compress.deploy.runtime import Runner
 from automl_compress.deploy.state import load_state
-from automl_compress.engine import Study, restore_study
+from automl_compress.engine import restore_study
 from automl_compress.report import pick_network
 from automl_compress.workload import build_model
 
-SWEEP = """
-study: tiny
-workload: {model: digits_cnn, train: {epochs: 2}}
-estimate: {images: 100, calibration_images: 24}
-strategies: [scaled-random]
-seeds: 1
-budget: {evaluations: 10}
-finalists: 2
-engine: {kind: serial}
-"""
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    (folder / "sweep.yaml").write_text(SWEEP)
-    Study.from_file(folder / "sweep.yaml").run(folder / "out")
-    return folder / "out"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
 
 def test_a_packed_finalist_is_the_one_that_was_measured(
-    study: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(study), "--pick", "point:1", "-o", "deep/net.packed"]) == 0
+    assert main(["export", str(finished), "--pick", "point:1", "-o", "deep/net.packed"]) == 0
     printed = capsys.readouterr().out
-    result = ac.StudyResult(study)
+    result = ac.StudyResult(finished)
     picked = pick_network(result, "point:1")
     measured = result.test_evaluation(picked.policy)
     assert measured is not None
@@ -58,32 +33,32 @@ def test_a_packed_finalist_is_the_one_that_was_measured(
     assert f"deep/net.packed: {size:,} bytes on disk, {promised:,} promised" in printed
     assert f"read back, it has {accuracy} accuracy on the" in printed
     loaded = ac.load_packed("deep/net.packed")
-    restored = restore_study(study)
+    restored = restore_study(finished)
     with torch.no_grad():
         x = restored.example_input()
         assert torch.equal(loaded(x), restored.build(picked.policy)(x))
     assert restored.test_quality(loaded) == measured.metrics["accuracy"]
 
 
-def test_a_torch_file_needs_no_study(study: Path, folder: Path) -> None:
-    arguments = ["export", str(study), "--pick", "accuracy>=0.1", "--format", "torch"]
+def test_a_torch_file_needs_no_study(finished: Path, folder: Path) -> None:
+    arguments = ["export", str(finished), "--pick", "accuracy>=0.1", "--format", "torch"]
     assert main([*arguments, "-o", "net.safetensors"]) == 0
     loaded = load_state("net.safetensors", build_model("digits_cnn", {}))
     assert loaded(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_an_onnx_file_is_compared_and_measured_as_it_runs(
-    study: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
-    arguments = ["export", str(study), "--pick", "point:1", "--format", "onnx"]
+    arguments = ["export", str(finished), "--pick", "point:1", "--format", "onnx"]
     assert main([*arguments, "-o", "deep/net.onnx"]) == 0
     printed = capsys.readouterr().out
     said = r"(\d+) layers hold integers, .* bits on the INT8 grid; .* on (\d+) test images: "
     agreement = re.search(said + r"top-1 agreement ([\d.]+)%, largest difference", printed)
     assert agreement is not None
     assert int(agreement[1]) > 0
-    restored = restore_study(study)
+    restored = restore_study(finished)
     assert int(agreement[2]) == len(restored.workload.splits.test)
     assert float(agreement[3]) > 90
     runner = Runner(Path("deep/net.onnx"))
@@ -105,12 +80,12 @@ def test_an_onnx_file_is_compared_and_measured_as_it_runs(
 def test_wrong_input_is_refused_in_one_line_and_nothing_is_written(
     arguments: list[str],
     said: str,
-    study: Path,
+    finished: Path,
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("kept").write_text("mine")
-    assert main(["export", str(study), "-o", "net", *arguments]) == 2
+    assert main(["export", str(finished), "-o", "net", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -123,17 +98,17 @@ def test_a_folder_that_is_no_study(folder: Path, capsys: pytest.CaptureFixture[s
     assert "must hold run.json" in capsys.readouterr().err
 
 
-def test_force_replaces_a_file(study: Path, folder: Path) -> None:
+def test_force_replaces_a_file(finished: Path, folder: Path) -> None:
     Path("net").write_text("old")
-    assert main(["export", str(study), "--pick", "knee", "-o", "net", "--force"]) == 0
+    assert main(["export", str(finished), "--pick", "knee", "-o", "net", "--force"]) == 0
     assert ac.load_packed("net").training is False
 
 
 def test_a_study_whose_network_has_changed_is_refused(
-    study: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = folder / "changed"
-    ac.StudyResult(study).save(changed)
+    ac.StudyResult(finished).save(changed)
     manifest = changed / "run.json"
     manifest.write_text(re.sub(r'"epochs": 2', '"epochs": 1', manifest.read_text()))
     assert main(["export", str(changed), "--pick", "knee", "-o", "net"]) == 2

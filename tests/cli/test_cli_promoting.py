@@ -16,36 +16,11 @@ import pytest
 
 import automl_compress as ac
 from automl_compress.cli import main, promoting
-from automl_compress.engine import Study
 from automl_compress.engine import asha as asha_module
 from automl_compress.report import pick_network
 
-SWEEP = """
-study: tiny
-workload: {model: digits_cnn, train: {epochs: 2}}
-estimate: {images: 100, calibration_images: 24}
-strategies: [scaled-random]
-seeds: 1
-budget: {evaluations: 10}
-finalists: 3
-engine: {kind: serial}
-"""
 QUICK = ["--device", "cpu", "--set", "augment.flip=false", "--set", "batch=64", "--asha"]
 PICKS = ["--pick", "point:1", "--pick", "point:2"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    (folder / "sweep.yaml").write_text(SWEEP)
-    Study.from_file(folder / "sweep.yaml").run(folder / "out")
-    return folder / "out"
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 def _keys(study: Path) -> list[str]:

@@ -13,37 +13,13 @@ import torch
 import automl_compress as ac
 from automl_compress.cli import main
 from automl_compress.deploy.state import load_state
-from automl_compress.engine import Study, restore_study
+from automl_compress.engine import restore_study
 from automl_compress.errors import InterruptedStudy
 from automl_compress.recover import training
 from automl_compress.report import pick_network
 from automl_compress.workload import build_model
 
-SWEEP = """
-study: tiny
-workload: {model: digits_cnn, train: {epochs: 2}}
-estimate: {images: 100, calibration_images: 24}
-strategies: [scaled-random]
-seeds: 1
-budget: {evaluations: 10}
-finalists: 2
-engine: {kind: serial}
-"""
 QUICK = ["--device", "cpu", "--set", "augment.flip=false", "--set", "batch=64"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    (folder / "sweep.yaml").write_text(SWEEP)
-    Study.from_file(folder / "sweep.yaml").run(folder / "out")
-    return folder / "out"
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
 def _recover(study: Path, *arguments: str) -> int:

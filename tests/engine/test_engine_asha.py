@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from automl_compress.engine.engine import EngineSettings
 from automl_compress.errors import EngineError
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.usefixtures("ray_here"),
     pytest.mark.xdist_group("ray"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -24,24 +23,6 @@ pytestmark = [
 ]
 EPOCHS = 9
 PATIENCE = 60.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    import ray
-
-    from automl_compress.engine.cluster import start_ray
-
-    here = str(Path(__file__).parent)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, before)))
-    start_ray(EngineSettings(workers=2))
-    yield
-    ray.shutdown()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 def _train(name: str, report: Callable[[int, float], None], *, folder: Path) -> None:

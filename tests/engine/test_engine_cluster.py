@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -25,25 +23,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def _ray() -> Iterator[None]:
-    """One Ray for all tests here; engines use it and leave it running."""
-    import ray
-
-    from automl_compress.engine.cluster import start_ray
-
-    here = str(Path(__file__).parent)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, before)))
-    start_ray(EngineSettings(workers=2))
-    yield
-    ray.shutdown()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
-
-
 def _run(folder: Path, workers: int, **estimator: object) -> list[Standing]:
     from automl_compress.engine.cluster import ClusterEngine
 
@@ -65,7 +44,7 @@ def _serial(folder: Path) -> pd.DataFrame:
     return frame(folder)
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_one_and_two_workers_and_serial_give_the_same_table(tmp_path: Path) -> None:
     expected = _serial(tmp_path / "serial")
     for workers in (1, 2):
@@ -81,7 +60,7 @@ def test_one_and_two_workers_and_serial_give_the_same_table(tmp_path: Path) -> N
             assert ledger.find([NETWORK.space.largest.key], race(folder).test.identity)
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_a_dying_evaluator_is_replaced_and_its_policy_tried_again(tmp_path: Path) -> None:
     expected = _serial(tmp_path / "serial")
     folder = tmp_path / "cluster"
@@ -92,7 +71,7 @@ def test_a_dying_evaluator_is_replaced_and_its_policy_tried_again(tmp_path: Path
     assert ledger_size(folder) == expected["policy_key"].nunique() + 1
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_a_failing_contestant_restarts_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +124,7 @@ class FailingOnce:
             Contestant.finish_round = finish  # type: ignore[method-assign]
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_a_ladder_is_climbed_as_serially(tmp_path: Path) -> None:
     from automl_compress.engine.cluster import ClusterEngine
 
