@@ -81,8 +81,9 @@ def mean_precision(detections: Tensor, boxes: Tensor) -> MeanPrecision:
         for fold in range(min(FOLDS, len(found)))
         if (part := _measured(found[fold::FOLDS], expected[fold::FOLDS])[0]) >= 0
     ]
-    scatter = float(np.std(parts, ddof=1)) if len(parts) > 1 else math.nan
-    return MeanPrecision(max(0.0, whole[0]), max(0.0, whole[1]), scatter / math.sqrt(len(parts)))
+    known = len(parts) > 1
+    error = float(np.std(parts, ddof=1)) / math.sqrt(len(parts)) if known else math.nan
+    return MeanPrecision(max(0.0, whole[0]), max(0.0, whole[1]), error)
 
 
 def _found(detections: Tensor) -> list[dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,13 @@ def test_empty_rows_and_crowds_are_nobodys_mistake() -> None:
     found = _boxes(in_crowd, (0, 0, 10, 10, 0.9, 0), empty)
     assert mean_precision(found, boxes).map50 == pytest.approx(1.0)
     assert mean_precision(_boxes(empty), boxes).map50 == 0.0
+
+
+def test_images_without_boxes_say_nothing() -> None:
+    nothing = _boxes((0, 0, 0, 0, -1, 0))
+    precision = mean_precision(_boxes((0, 0, 10, 10, 0.9, 0)), nothing)
+    assert (precision.map50, precision.map) == (0.0, 0.0)
+    assert math.isnan(precision.error)
 
 
 def test_the_standard_error_is_that_of_other_images() -> None:
