@@ -220,4 +220,4 @@ class _Race:
             for kind in CURVES
         }
         document = {**self._head, "seeds": self._request.seeds, "comparison": rows, **curves}
-        return json.dumps(document, allow_nan=False) + "\n"
+        return json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n"
