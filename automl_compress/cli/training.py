@@ -90,7 +90,8 @@ def _data(name: str | None, model: str) -> dict[str, Any]:
         name = MODELS[model].data if model in MODELS else ""
         if not name:
             raise WorkloadError(
-                f"--data must be given for '{model}'; add --data FOLDER, CIFAR10 or CIFAR100"
+                f"--data must be given for '{model}'; add --data FOLDER (of classes, or in VOC or "
+                "COCO layout), CIFAR10 or CIFAR100"
             )
     if name in ("CIFAR10", "CIFAR100"):
         return {"torchvision": name}

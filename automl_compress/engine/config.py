@@ -138,12 +138,15 @@ def _is_auto(section: Section, key: str) -> bool:
 
 
 def _number_or_auto(section: Section, key: str, default: int) -> int:
-    """A number from 1, or the default, which `engine.tuning` improves on, where `auto` is given."""
-    if _is_auto(section, key):
-        section.get(key, str)
+    """A number from 1, or the default, which somebody knows better, where `auto` is given."""
+    given = section.get(key, (int, str), default)
+    if given == "auto":
         return default
-    number: int = section.number(key, int, default, low=1)
-    return number
+    if isinstance(given, str) or given < 1:
+        raise section.fail(
+            f"'{section.name(key)}' must be 'auto' or at least 1, but is {given}; correct it", key
+        )
+    return int(given)
 
 
 def _name(section: Section) -> str:
@@ -282,14 +285,11 @@ def _budget(section: Section, outer: Section) -> int:
 
 
 def _engine(section: Section) -> EngineSettings:
-    given = section.get("workers", (int, str), "auto")
-    if given != "auto" and (isinstance(given, str) or given < 1):
-        raise section.fail(
-            f"'engine.workers' must be 'auto' or at least 1, but is {given}; correct it", "workers"
-        )
+    named = "workers" in section and not _is_auto(section, "workers")
+    workers = _number_or_auto(section, "workers", 1)
     settings = EngineSettings(
         kind=section.choice("kind", ENGINES, "cluster"),  # type: ignore[arg-type]
-        workers=None if given == "auto" else int(given),
+        workers=workers if named else None,
         threads=_number_or_auto(section, "threads", 1),
         address=section.get("address", str, None),
     )

@@ -77,5 +77,5 @@ def test_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("section", "key"), [("estimate", "batch"), ("engine", "threads")])
 @pytest.mark.parametrize("value", ["all", 0])
 def test_other_words_are_refused(section: str, key: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"'{section}.{key}' must be"):
+    with pytest.raises(InputError, match=f"'{section}.{key}' must be 'auto' or at least 1"):
         config_of_mapping({**SETTINGS, section: {key: value}})
