@@ -26,6 +26,7 @@ class Coverage:
             [0, 1].
         macs_share: share of all multiply-accumulates likewise.
         skipped: name and reason of every group, layer and other weight tensor without a gene.
+        idle: kinds of genes kept at their least compressed value, for a study rewards no other.
     """
 
     groups: int
@@ -33,6 +34,7 @@ class Coverage:
     parameters_share: float
     macs_share: float
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    idle: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -42,6 +44,7 @@ class Coverage:
             "parameters_share": self.parameters_share,
             "macs_share": self.macs_share,
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "idle": list(self.idle),
         }
 
 

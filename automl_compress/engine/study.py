@@ -26,6 +26,7 @@ from automl_compress.compress.feature_ranks import IMAGES as RANKED_IMAGES
 from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
 from automl_compress.engine.engine import Engine, Listener, Race
+from automl_compress.engine.idle import without_idle_choices
 from automl_compress.engine.latency import (
     check_machine,
     latency_record,
@@ -244,6 +245,7 @@ class Study:
                 cost = CostsWithLatency(cost, model)
                 latency = latency_record(config.latency, model, search.identity)
             baseline, test_baseline = (_baseline(e) for e in (search, test))
+        derived = _without_idle_choices(derived, cost, config)
         minimised = {name: baseline.minimised(name) for name in ("error", *_costs(baseline))}
         constraints = tuple(c.absolute(minimised) for c in config.constraints)
         rungs = {
@@ -290,6 +292,14 @@ class Study:
             check_machine(model, settings)
             return model
         return predicting(settings, compressor, derived.space, workload.example_input())
+
+
+def _without_idle_choices(
+    derived: DerivedSpace, cost: Callable[[Policy], Mapping[str, float]], config: StudyConfig
+) -> DerivedSpace:
+    stated = dict.fromkeys((*config.objectives, *(c.metric for c in config.constraints)))
+    space, idle = without_idle_choices(derived.space, cost, [n for n in stated if n != "error"])
+    return replace(derived, space=space, coverage=replace(derived.coverage, idle=idle))
 
 
 def _sensitivity(

@@ -25,7 +25,7 @@ from automl_compress.report.figures import Drawing
 from automl_compress.report.statistics import Summary, wall_clock
 
 _FEW_SEEDS: Final = 5
-_KNOWN_COVERAGE: Final = ("groups", "parameters_share", "macs_share", "skipped")
+_KNOWN_COVERAGE: Final = ("groups", "parameters_share", "macs_share", "skipped", "idle")
 
 
 def build_document(summary: Summary, drawings: Mapping[str, Drawing]) -> Document:
@@ -420,6 +420,13 @@ def _space_text(genes: Mapping[str, Any]) -> str:
 def _coverage(summary: Summary) -> list[Block]:
     coverage = summary.result.manifest.coverage
     blocks: list[Block] = []
+    if idle := coverage.get("idle"):
+        blocks.append(
+            Paragraph(
+                f"No objective and no constraint rewards fewer {' or '.join(idle)}: every policy "
+                "keeps the least compressed value of these genes."
+            )
+        )
     facts = _coverage_facts(coverage)
     if facts:
         blocks.append(tables.facts_table("What of the network the space covers", facts))

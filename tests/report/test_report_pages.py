@@ -205,7 +205,7 @@ def test_user_text_is_escaped_everywhere(tmp_path):
         contestants=(ContestantRecord(EVIL, "$evil<_>_", 0),),
         config={"estimate": {EVIL: EVIL}},
         workload={"name": EVIL, "data": {EVIL: EVIL}, "splits": {EVIL: 3}},
-        coverage={"groups": EVIL, "skipped": [{"name": EVIL, "reason": EVIL}]},
+        coverage={"groups": EVIL, "idle": [EVIL], "skipped": [{"name": EVIL, "reason": EVIL}]},
         environment={"versions": {EVIL: [EVIL]}},
     )
     page, raw, text = pages(folder)
