@@ -7,7 +7,7 @@ that was broken. In a test suite::
     def test_my_strategy(check):
         check(MyStrategy)
 
-`check_second_process` takes an importable name in place of a builder, and `check_seeds_differ`
+`check_second_process` takes importable names in place of a builder, and `check_seeds_differ`
 holds for strategies that draw at random; neither is part of `STRATEGY_CHECKS`.
 """
 
@@ -130,19 +130,20 @@ def check_same_seed_same_asks(build: Builder) -> None:
         _check_same(first, trace(build, 11), "another run in this process")
 
 
-def check_second_process(name: str, seed: int = 11) -> None:
+def check_second_process(*names: str, seed: int = 11) -> None:
     """Equal seeds and equal tells give equal asks in another process.
 
     Args:
-        name: a registered strategy, or `package.module:callable`.
-        seed: the strategy's seed.
+        names: registered strategies, or `package.module:callable`; one process asks them all.
+        seed: the strategies' seed.
     """
-    code = "import sys; from automl_compress.testing.strategies import print_trace; print_trace()"
+    code = "import sys; from automl_compress.testing.strategies import print_traces; print_traces()"
     done = subprocess.run(  # noqa: S603 - our own interpreter and code
-        [sys.executable, "-c", code, name, str(seed)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(seed), *names], capture_output=True, text=True, check=False
     )
     _expect(done.returncode == 0, f"the second process failed: {done.stderr[-2000:]}")
-    _check_same(trace(strategy_builder(name), seed), json.loads(done.stdout), "a second process")
+    for name, elsewhere in zip(names, json.loads(done.stdout), strict=True):
+        _check_same(trace(strategy_builder(name), seed), elsewhere, f"{name} in a second process")
 
 
 def check_seeds_differ(build: Builder) -> None:
@@ -325,10 +326,10 @@ def trace(build: Builder, seed: int, rounds: int = _ROUNDS) -> list[list[str]]:
     return [[policy.key for policy in asked] for asked in _rounds(strategy, estimator, rounds)]
 
 
-def print_trace() -> None:
-    """Print the trace of the strategy and seed that the process was given, as JSON."""
-    name, seed = sys.argv[1:]
-    print(json.dumps(trace(strategy_builder(name), int(seed))))
+def print_traces() -> None:
+    """Print the traces of the seed and the strategies that the process was given, as JSON."""
+    seed, *names = sys.argv[1:]
+    print(json.dumps([trace(strategy_builder(name), int(seed)) for name in names]))
 
 
 def stored_and_read(state: State) -> State:

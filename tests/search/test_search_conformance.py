@@ -35,9 +35,13 @@ def test_strategies_conform(check: Check, name: str) -> None:
     check(_late_gaussian_process if name == "optuna-gp" else strategy_builder(name))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_strategies_ask_the_same_in_a_second_process(name: str) -> None:
-    check_second_process(name)
+def test_strategies_ask_the_same_in_a_second_process() -> None:
+    check_second_process(*(n for n in strategy_names() if n not in SLOW | VARIANTS))
+
+
+@pytest.mark.slow
+def test_variants_ask_the_same_in_a_second_process() -> None:
+    check_second_process(*(n for n in strategy_names() if n in SLOW | VARIANTS))
 
 
 # The line has no chance in it; what starts with it, or with probes, has none at first.
