@@ -23,7 +23,7 @@ DEFAULT_POLICIES: Final = 40
 def add_audit(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "audit", help="compare a study's cheap estimates with accuracies after brief training"
+        "audit", help="compare a study's cheap estimates with the quality after brief training"
     )
     parser.add_argument("folder", type=Path, metavar="STUDY", help="a folder a search wrote")
     parser.add_argument(

@@ -125,7 +125,8 @@ def _add_export(subparsers: Any) -> None:
         required=True,
         metavar="RULE",
         dest="rule",
-        help="knee, point:ID, or limits such as 'size<=200kB,macs<=0.5x' or 'accuracy>=0.92'",
+        help="knee, point:ID, or limits such as 'size<=200kB,macs<=0.5x' or 'accuracy>=0.92', of "
+        "detectors 'map50>=0.7'",
     )
     parser.add_argument(
         "--format",

@@ -198,10 +198,8 @@ def _train_sparse(workload: Workload, stage: SparsifyStage, path: Path) -> None:
         workload, stage.training, stage.sparsity, checkpoint_of(path), TrainingProgress()
     )
     trained.write(path)
-    accuracy = trained.card[workload.task.quality]
-    print(
-        f"  {accuracy['held_out']:.2%} held out, {accuracy['test']:.2%} on the test images; {path}"
-    )
+    quality = trained.card[workload.task.quality]
+    print(f"  {quality['held_out']:.2%} held out, {quality['test']:.2%} on the test images; {path}")
 
 
 def _search(stages: _Stages, study: Study, weights: Path | None) -> None:

@@ -1,6 +1,6 @@
 """Several networks of a study, trained side by side; those that lag behind are stopped early.
 
-Ray Tune's ASHA decides by the accuracy on held-out training images. What it heard is kept beside
+Ray Tune's ASHA decides by the quality on held-out training images. What it heard is kept beside
 each checkpoint, so that a training that was interrupted is told again where it had come, and one
 that was stopped stays so.
 """
@@ -31,8 +31,8 @@ def recover_promoted(
 ) -> None:
     """Recover networks side by side on Ray, promoted by ASHA.
 
-    The most accurate are promoted, so the networks should cost alike. One that is stopped keeps
-    its checkpoint; recovered alone, it goes on.
+    The best are promoted, so the networks should cost alike. One that is stopped keeps its
+    checkpoint; recovered alone, it goes on.
 
     Args:
         result: the study.
@@ -66,7 +66,7 @@ def recover_promoted(
         tuple(field.picked),
         field.train,
         settings.training.epochs,
-        partial(field.hear, {key: len(field.history(key).accuracies) for key in field.picked}),
+        partial(field.hear, {key: len(field.history(key).qualities) for key in field.picked}),
         gpus=_gpus() if device.type == "cuda" else 0,
     )
 
@@ -95,12 +95,12 @@ class History:
 
     Args:
         settings: of the training.
-        accuracies: on the held-out images, of every epoch but the last.
+        qualities: on the held-out images, of every epoch but the last.
         stopped: whether it was stopped after them.
     """
 
     settings: Mapping[str, Any]
-    accuracies: tuple[float, ...] = ()
+    qualities: tuple[float, ...] = ()
     stopped: bool = False
 
     @classmethod
@@ -108,7 +108,7 @@ class History:
         """What stands in a network's folder; nothing where it is another training's."""
         try:
             data = json.loads((place / HISTORY).read_text(encoding="utf-8"))
-            found = cls(data["settings"], tuple(data["accuracies"]), bool(data["stopped"]))
+            found = cls(data["settings"], tuple(data["qualities"]), bool(data["stopped"]))
         except (OSError, ValueError, KeyError, TypeError):
             return cls(settings)
         return found if found.settings == settings else cls(settings)
@@ -151,11 +151,11 @@ class _Field:
     def train(self, key: str, report: Callable[[int, float], None]) -> None:
         """In a process of Ray: tell what is known, then train on from there."""
         history = self.history(key)
-        for epoch, accuracy in enumerate(history.accuracies, 1):
-            report(epoch, accuracy)
+        for epoch, quality in enumerate(history.qualities, 1):
+            report(epoch, quality)
         if history.stopped or key in self.finished:
             return
-        told = list(history.accuracies)
+        told = list(history.qualities)
 
         def listen(standing: Standing) -> None:
             epoch, last = round(standing.epoch), standing.step == standing.steps
@@ -169,7 +169,7 @@ class _Field:
         report(self.task.settings.training.epochs, found["validation"])
 
     def hear(
-        self, known: Mapping[str, int], key: str, epoch: int, accuracy: float, stopped: bool
+        self, known: Mapping[str, int], key: str, epoch: int, quality: float, stopped: bool
     ) -> None:
         """In the first process: say what is new, and keep that a training was stopped."""
         name, epochs = self.picked[key].describe(), self.task.settings.training.epochs
@@ -177,9 +177,9 @@ class _Field:
             replace(self.history(key), stopped=True).write(self.place(key))
         if epoch <= known[key]:
             return
-        said = f"epoch {epoch} of {epochs}, held-out {self.title} {accuracy:.2%}"
+        said = f"epoch {epoch} of {epochs}, held-out {self.title} {quality:.2%}"
         if epoch == epochs:
-            said = f"finished; {accuracy:.2%} on the search's images"
+            said = f"finished; {quality:.2%} on the search's images"
         if stopped:
             said += "; stopped, for others do better"
         print(f"  {name}: {said}", flush=True)

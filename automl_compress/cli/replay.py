@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 LINE: Final = "scaled-random"
 """What strategies are tested against, when it takes part."""
-CURVES: Final = ("hypervolume", "accuracy")
-"""Curves of a contestant that the file holds."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,15 @@ def run_replay(request: ReplayRequest) -> int:
     )
     if table.note:
         print(table.note, flush=True)
-    race = _Race(request, table.identity, problem.objectives)
+    race = _Race(request, table.identity, problem.objectives, table.judged_by)
     done = replay(table, problem, names, range(request.seeds), request.budget, race, race.done)
-    curves, accuracy = (
+    curves, quality = (
         {name: np.stack([getattr(c, kind) for c in done if c.strategy == name]) for name in names}
-        for kind in ("hypervolume", "accuracy")
+        for kind in ("hypervolume", "quality")
     )
     line = LINE if LINE in names else names[0]
     points = sorted({max(1, request.budget // 4), max(1, request.budget // 2), request.budget})
-    rows = compare_curves(curves, accuracy, points, line)
+    rows = compare_curves(curves, quality, points, line, table.judged_by)
     caption = (
         f"{table.scored_by}, mean ± standard deviation of "
         f"{request.seeds} seeds; p: Mann-Whitney, Holm-corrected; {', '.join(problem.objectives)}"
@@ -146,13 +144,17 @@ class _Race:
         request: the words of the command.
         identity: of the table.
         objectives: names.
+        judged_by: the quality of the second curve, by which the file names it.
 
     Raises:
         InputError: the file to go on from is of another race.
     """
 
-    def __init__(self, request: ReplayRequest, identity: str, objectives: Sequence[str]) -> None:
+    def __init__(
+        self, request: ReplayRequest, identity: str, objectives: Sequence[str], judged_by: str
+    ) -> None:
         self._request = request
+        self._curves = {"hypervolume": "hypervolume", judged_by: "quality"}
         self._head = {
             "version": 1,
             "table": request.table.name,
@@ -182,9 +184,9 @@ class _Race:
             same = all(document[name] == value for name, value in self._head.items())
             done = [
                 ReplayedContestant(
-                    strategy, int(seed), *(np.array(document[kind][name]) for kind in CURVES)
+                    strategy, int(seed), *(np.array(document[kind][name]) for kind in self._curves)
                 )
-                for name in document[CURVES[0]]
+                for name in document["hypervolume"]
                 for strategy, _, seed in [name.rpartition("-")]
             ]
         except (OSError, ValueError, KeyError, TypeError) as reason:
@@ -214,10 +216,10 @@ class _Race:
         """
         curves = {
             kind: {
-                f"{c.strategy}-{c.seed}": [round(float(x), 6) for x in getattr(c, kind)]
+                f"{c.strategy}-{c.seed}": [round(float(x), 6) for x in getattr(c, curve)]
                 for c in self.done
             }
-            for kind in CURVES
+            for kind, curve in self._curves.items()
         }
         document = {**self._head, "seeds": self._request.seeds, "comparison": rows, **curves}
         return json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n"

@@ -21,7 +21,7 @@ PROMOTED: Final = 3
 _STOPPED: Final = "stopped; every finished epoch is saved, run the same command to go on"
 
 Report = Callable[[int, float], None]
-"""Told by a training after each of its epochs: how many are done, and the accuracy."""
+"""Told by a training after each of its epochs: how many are done, and the quality."""
 Train = Callable[[str, Report], None]
 """Runs the training of a name to its end, or reports what it did before and returns."""
 
@@ -44,7 +44,7 @@ def promote_trainings(
         train: runs one, in a process of its own; what it writes must be safe when it is stopped
             in a report.
         epochs: of each.
-        listener: hears name, epochs done, accuracy, and whether this training was stopped.
+        listener: hears name, epochs done, quality, and whether this training was stopped.
         gpus: CUDA devices they share; 0 for none.
 
     Raises:
@@ -60,14 +60,14 @@ def promote_trainings(
 
     def hear(result: dict[str, Any]) -> None:
         stopped = result.get("done", False) and result["epoch"] < epochs
-        listener(result["config"]["training"], result["epoch"], result["accuracy"], stopped)
+        listener(result["config"]["training"], result["epoch"], result["quality"], stopped)
 
     with tempfile.TemporaryDirectory() as folder:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_run_training, train=train), share),
             param_space={"training": tune.grid_search(list(names))},
             tune_config=tune.TuneConfig(
-                metric="accuracy",
+                metric="quality",
                 mode="max",
                 scheduler=ASHAScheduler(
                     time_attr="epoch",
@@ -97,5 +97,5 @@ def _run_training(config: dict[str, Any], train: Train) -> None:
     """A Tune trial: one training."""
     train(
         config["training"],
-        lambda epoch, accuracy: tune.report({"epoch": epoch, "accuracy": accuracy}),
+        lambda epoch, quality: tune.report({"epoch": epoch, "quality": quality}),
     )

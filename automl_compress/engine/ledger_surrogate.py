@@ -98,7 +98,7 @@ class LedgerSurrogate(Simulation):
             name for name in COSTS if all(name in evaluation.metrics for evaluation in evaluations)
         ]
         self._baseline = np.array([manifest.baseline[name] for name in self._names])
-        self._quality = quality_name(manifest.baseline)
+        self._judged_by = quality_name(manifest.baseline)
         self._error = 1.0 - quality_of(manifest.baseline)
         indices = np.stack([self.space.encode(evaluation.policy) for evaluation in evaluations])
         shares = np.array([[e.metrics[name] for name in self._names] for e in evaluations])
@@ -120,6 +120,11 @@ class LedgerSurrogate(Simulation):
         keys = "".join(evaluation.policy.key for evaluation in evaluations)
         digest = hashlib.sha256(keys.encode() + errors.tobytes() + shares.tobytes())
         self._identity = "surrogate-" + digest.hexdigest()[:16]
+
+    @property
+    def judged_by(self) -> str:
+        """That of the study's task."""
+        return self._judged_by
 
     @property
     def identity(self) -> str:
@@ -157,7 +162,7 @@ class LedgerSurrogate(Simulation):
         shares = np.array([[costs[name] for name in self._names]]) / self._baseline
         error, _ = self._model.predict(self.space.encode(policy)[None], shares, np.zeros(1))
         quality = 1.0 - float(np.clip(error[0], 0.0, 1.0))
-        return Evaluation(policy, self._identity, {self._quality: quality, **costs})
+        return Evaluation(policy, self._identity, {self._judged_by: quality, **costs})
 
     def scale(
         self, objectives: Sequence[str], constraints: Sequence[Constraint]

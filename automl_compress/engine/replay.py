@@ -26,13 +26,13 @@ class ReplayedContestant:
         seed: its seed.
         hypervolume: (budget,) after each evaluation, in [0, 1], by the table's `scale`. Who
             exhausts the space earlier keeps the last value.
-        accuracy: (budget,) best accuracy so far, in [0, 1]; 0 before the first that counts.
+        quality: (budget,) best quality so far, in [0, 1]; 0 before the first that counts.
     """
 
     strategy: str
     seed: int
     hypervolume: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
+    quality: NDArray[np.float64]
 
 
 def table_problem(

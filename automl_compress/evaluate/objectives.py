@@ -59,7 +59,7 @@ class Constraint:
         if not found:
             raise StudyError(
                 f"a constraint must be like 'size_bytes <= 200 kB', 'macs <= 0.5x' or "
-                f"'accuracy >= 0.9', but is '{text}'; correct it"
+                f"'error <= 0.1', but is '{text}'; correct it"
             )
         metric, sign, unit = found["metric"], found["sign"], found["unit"]
         if metric not in UNITS:

@@ -40,6 +40,11 @@ class Simulation(Estimator):
 
     @property
     @abstractmethod
+    def judged_by(self) -> str:
+        """The quality that answers hold, see `QUALITIES`."""
+
+    @property
+    @abstractmethod
     def baseline(self) -> dict[str, float]:
         """Minimised metrics of the uncompressed network."""
 
@@ -81,6 +86,11 @@ class RecordedEstimator(Simulation):
         for name in sorted(self._metrics):
             digest.update(name.encode() + np.ascontiguousarray(self._metrics[name]).tobytes())
         self._identity = "table-" + digest.hexdigest()[:16]
+
+    @property
+    def judged_by(self) -> str:
+        """Tables record accuracies."""
+        return "accuracy"
 
     @property
     def identity(self) -> str:

@@ -44,7 +44,7 @@ class Audit:
     """An audit, as `audit.json` says.
 
     Args:
-        policies: costs, accuracies and bands of the audited policies.
+        policies: costs, qualities and bands of the audited policies.
         correlations: by rung or cost, scope (`overall`, `within_bands`) and measure.
         noise: of the search's estimate, measured and stated, as shares.
         rungs: images and mean seconds by rung.

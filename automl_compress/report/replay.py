@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu, rankdata
 
+from automl_compress.evaluate import QUALITIES, quality_name
 from automl_compress.report.tables import Column, Table
 
 Curves = Mapping[str, NDArray[np.float64]]
@@ -16,15 +17,20 @@ Curves = Mapping[str, NDArray[np.float64]]
 
 
 def compare_curves(
-    hypervolume: Curves, accuracy: Curves, points: Sequence[int], line: str
+    hypervolume: Curves,
+    quality: Curves,
+    points: Sequence[int],
+    line: str,
+    judged_by: str = "accuracy",
 ) -> list[dict[str, Any]]:
     """One row per strategy and number of evaluations.
 
     Args:
         hypervolume: by strategy.
-        accuracy: by strategy, best so far.
+        quality: by strategy, best so far.
         points: numbers of evaluations, each within the budget.
         line: the strategy that all others are tested against.
+        judged_by: which quality it is, see `QUALITIES`; rows are named by it.
 
     Returns:
         Rows with `strategy`, `evaluations`, mean and standard deviation of both, `rank` (mean
@@ -37,7 +43,7 @@ def compare_curves(
         ends = {name: curves[:, point - 1] for name, curves in hypervolume.items()}
         ranks = rankdata(-np.stack(list(ends.values())), axis=0).mean(axis=1)
         for (name, end), rank in zip(ends.items(), ranks, strict=True):
-            best = accuracy[name][:, point - 1]
+            best = quality[name][:, point - 1]
             rows.append(
                 {
                     "strategy": name,
@@ -45,8 +51,8 @@ def compare_curves(
                     "seeds": len(end),
                     "hypervolume": float(end.mean()),
                     "hypervolume_sd": _deviation(end),
-                    "accuracy": float(best.mean()),
-                    "accuracy_sd": _deviation(best),
+                    judged_by: float(best.mean()),
+                    f"{judged_by}_sd": _deviation(best),
                     "rank": float(rank),
                     "p": None if name == line else _difference(end, ends[line]),
                 }
@@ -81,16 +87,17 @@ def curves_table(rows: Sequence[Mapping[str, Any]], line: str, caption: str) -> 
     points = sorted({row["evaluations"] for row in rows})
     by_place = {(row["strategy"], row["evaluations"]): row for row in rows}
     names = dict.fromkeys(row["strategy"] for row in rows)
+    quality = quality_name(rows[0])
     order = sorted(names, key=lambda name: -by_place[name, points[-1]]["hypervolume"])
     titles = [f"at {point}" for point in points]
-    titles += ["mean rank", f"p against {line}", "best accuracy, %"]
+    titles += ["mean rank", f"p against {line}", f"best {QUALITIES[quality]}, %"]
     body = []
     for name in order:
         last = by_place[name, points[-1]]
         shares = [by_place[name, point] for point in points]
         cells = [f"{row['hypervolume']:.4f} ± {row['hypervolume_sd']:.4f}" for row in shares]
         cells += [f"{last['rank']:.1f}", "" if last["p"] is None else f"{last['p']:.2g}"]
-        cells.append(f"{100 * last['accuracy']:.2f} ± {100 * last['accuracy_sd']:.2f}")
+        cells.append(f"{100 * last[quality]:.2f} ± {100 * last[f'{quality}_sd']:.2f}")
         body.append((name, *cells))
     columns = (Column("strategy", "label"), *(Column(title) for title in titles))
     return Table(caption, columns, tuple(body))

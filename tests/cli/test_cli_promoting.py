@@ -50,9 +50,9 @@ def _in_turn(
     ) -> None:
         for place, name in enumerate(names):
 
-            def report(epoch: int, accuracy: float, place: int = place, name: str = name) -> None:
+            def report(epoch: int, quality: float, place: int = place, name: str = name) -> None:
                 stops = place == 1 and epoch == stop_second_after
-                listener(name, epoch, accuracy, stops)
+                listener(name, epoch, quality, stops)
                 if stops:
                     raise _Stop
 
@@ -93,13 +93,13 @@ def test_a_stopped_training_stays_so_until_it_is_recovered_alone(
 
 @pytest.mark.parametrize(
     ("text", "kept"),
-    [("broken", 0), (json.dumps({"settings": {}, "accuracies": [1], "stopped": True}), 0)],
+    [("broken", 0), (json.dumps({"settings": {}, "qualities": [1], "stopped": True}), 0)],
 )
 def test_what_another_training_told_is_not_told_again(tmp_path: Path, text: str, kept: int) -> None:
     (tmp_path / promoting.HISTORY).write_text(text)
     stated: Mapping[str, Any] = {"training": {"epochs": 3}}
     found = promoting.History.read(tmp_path, stated)
-    assert len(found.accuracies) == kept
+    assert len(found.qualities) == kept
     assert not found.stopped
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,18 +27,20 @@ MANIFEST = Manifest(
 )  # fmt: skip
 
 
-def _write(folder: Path, count: int, failing: float = 0.1) -> Path:
+def _write(folder: Path, count: int, failing: float = 0.1, judged_by: str = "accuracy") -> Path:
     """A study of the toy's network: scaled random policies, some of them failed."""
+    baseline = {judged_by if n == "accuracy" else n: v for n, v in BASELINE.items()}
     rng, estimator = np.random.default_rng(0), ToyEstimator(NETWORK, failing=failing)
     drawn = dict.fromkeys(
         SPACE.decode(scaled_indices(SPACE, rng, float(rng.random()))) for _ in range(count)
     )
     folder.mkdir()
-    MANIFEST.write(folder)
+    replace(MANIFEST, baseline=baseline, test_baseline=baseline).write(folder)
     with Ledger(folder / LEDGER) as ledger:
         for position, policy in enumerate(drawn):
             place, told = Place(ONE.name, position, position), estimator.estimate(policy)
-            told = replace(told, estimator="e")
+            metrics = {judged_by if n == "accuracy" else n: v for n, v in told.metrics.items()}
+            told = replace(told, estimator="e", metrics=metrics)
             ledger.add(told, place)
             ledger.charge([place], [told])
     return folder
@@ -131,7 +134,26 @@ def test_the_command_replays_a_study_and_labels_it(
     for text in (printed, table.read_text()):
         assert "Simulated on a surrogate of the ledger" in text
         assert "Kendall's tau" in text
+    assert "best accuracy, %" in printed
     assert main([*words, "--columns", "accuracy=top1"]) == 2
     assert "--columns must go with a table" in capsys.readouterr().err
     assert main(["replay", str(tmp_path)]) == 2
     assert "run.json" in capsys.readouterr().err
+
+
+def test_the_replay_of_a_detectors_study_names_its_metric(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, out = _write(tmp_path / "boxes", 120, judged_by="map50"), tmp_path / "out.json"
+    words = ["replay", str(study), "--strategies", "random", "--seeds", "2", "--budget", "8"]
+    words += ["--json", str(out), "--resume"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "best mAP50, %" in printed
+    first = json.loads(out.read_text())
+    assert set(first["map50"]) == {"random-0", "random-1"}
+    assert {"map50", "map50_sd"} <= set(first["comparison"][0])
+    assert main([*words[:3], "random", "uniform", *words[4:]]) == 0
+    assert json.loads(out.read_text())["map50"]["random-1"] == first["map50"]["random-1"]
+    for text in (printed, out.read_text()):
+        assert "accurac" not in text

@@ -42,8 +42,8 @@ def test_who_tries_everything_reaches_the_exact_front() -> None:
         assert (np.diff(curve) >= 0).all()
         assert curve[70] < 1 - 1e-9 or curve[100] < 1 - 1e-9
         assert curve[-1] == pytest.approx(1.0)
-        assert contestant.accuracy[-1] == pytest.approx(best)
-        assert contestant.accuracy[0] < best
+        assert contestant.quality[-1] == pytest.approx(best)
+        assert contestant.quality[0] < best
 
 
 def test_curves_are_hypervolume_over_the_fronts() -> None:
@@ -63,7 +63,7 @@ def test_what_breaks_a_constraint_counts_nothing() -> None:
     problem = table_problem(table, ("error", "macs"), [f"accuracy >= {accurate}", "macs <= 0.9x"])
     (done,) = replay(table, problem, ["random"], [0], 200, lambda _: None)
     assert done.hypervolume[-1] == pytest.approx(1.0)
-    counted = done.accuracy[done.accuracy > 0]
+    counted = done.quality[done.quality > 0]
     assert counted.min() >= accurate
     assert len(counted) < 200
 
@@ -90,6 +90,6 @@ def test_random_search_on_nats_reaches_what_others_measured() -> None:
     problem = table_problem(table, ("error", "macs"))
     done = replay(table, problem, ["random"], range(30), 200, lambda _: None)
     assert np.mean([c.hypervolume[-1] for c in done]) == pytest.approx(0.952, abs=0.003)
-    accuracy = [c.accuracy[-1] for c in done]
+    accuracy = [c.quality[-1] for c in done]
     assert np.mean(accuracy) == pytest.approx(0.9322, abs=0.0008)
     assert np.std(accuracy) == pytest.approx(0.0015, abs=0.0005)

@@ -28,3 +28,15 @@ def test_rows_hold_means_ranks_and_tests() -> None:
     table = curves_table(rows, "line", "a caption")
     assert [row[0] for row in table.rows] == ["good", "line"]
     assert table.rows[0][1:3] == ("0.5035 ± 0.0024", "0.6035 ± 0.0024")
+    assert table.columns[-1].title == "best accuracy, %"
+
+
+def test_rows_and_columns_name_what_networks_are_judged_by() -> None:
+    curves = {"line": np.array([[0.5], [0.7]])}
+    rows = compare_curves(curves, curves, (1,), "line", "map50")
+    assert rows[0]["map50"] == pytest.approx(0.6)
+    assert rows[0]["map50_sd"] == pytest.approx(np.sqrt(0.02))
+    table = curves_table(rows, "line", "a caption")
+    assert table.columns[-1].title == "best mAP50, %"
+    assert table.rows[0][-1] == "60.00 ± 14.14"
+    assert "accuracy" not in rows[0]
