@@ -2,7 +2,7 @@
 
 - Means over height and width become global average poolings, which have an integer kernel.
 - Channels are filled up with zeros where the fast integer convolution would not take them, see
-  `runtime.block_channels`.
+  `runtime.block_channels`; those of the network's input by a padding in front.
 
 A channel of zeros changes no value: its weights and bias are zero, ReLU and sums keep zero, and
 whoever reads it has zero weights for it.
@@ -10,7 +10,7 @@ whoever reads it has zero weights for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -75,13 +75,14 @@ def fill_blocks(graph: ir.Graph, layers: Mapping[str, LowBitLayer]) -> dict[str,
     """
     values = _Components()
     convolutions = [node for node in graph if _fillable(node, layers)]
+    paddings = _padded_inputs(graph, convolutions)
     owners: dict[str, ir.Node] = {}
     for node in graph:
         if node in convolutions:
             first = owners.setdefault(str(node.inputs[1].name), node)  # type: ignore[union-attr]
             values.tie(first.inputs[0], node.inputs[0])
             values.tie(first.outputs[0], node.outputs[0])
-        else:
+        elif node not in paddings:
             _tie_node(node, values)
     for end in (*graph.inputs, *graph.outputs):
         values.block(end)
@@ -93,8 +94,42 @@ def fill_blocks(graph: ir.Graph, layers: Mapping[str, LowBitLayer]) -> dict[str,
         _fill_weight(node, values, filled)
     for node in convolutions:
         _fill_bias(graph, node, values)
+    for node in paddings:
+        if not values.added(node.outputs[0]):
+            _remove_padding(graph, node)
     values.reshape()
     return filled
+
+
+def _padded_inputs(graph: ir.Graph, convolutions: Sequence[ir.Node]) -> list[ir.Node]:
+    """Put nodes that add channels of zeros between inputs and the convolutions that read them.
+
+    Their outputs have the inputs' shapes until channels are filled up.
+    """
+    found = []
+    for value in graph.inputs:
+        readers = list(value.consumers())
+        if not readers or any(reader not in convolutions for reader in readers):
+            continue
+        channels = value.shape[1] if value.shape is not None else None
+        if not isinstance(channels, int) or block_channels(channels) == channels:
+            continue
+        ends = np.array([0, 0, 0, 0, 0, block_channels(channels) - channels, 0, 0], np.int64)
+        pads = add_initializer(graph, f"{value.name}.pads", ends)
+        output = ir.Value(name=f"{value.name}.padded", shape=value.shape, type=value.type)
+        node = ir.node("Pad", [value, pads], outputs=[output], name=output.name)
+        graph.insert_before(graph[0], node)
+        for reader in readers:
+            reader.replace_input_with(0, output)
+        found.append(node)
+    return found
+
+
+def _remove_padding(graph: ir.Graph, node: ir.Node) -> None:
+    source = node.inputs[0]
+    assert source is not None
+    ir.convenience.replace_all_uses_with(node.outputs[0], source)
+    graph.remove(node, safe=True)
 
 
 def _fillable(node: ir.Node, layers: Mapping[str, LowBitLayer]) -> bool:

@@ -14,7 +14,9 @@ expect:
   Any other is stored on a calibrated grid of 256 levels, and a layer with a grid of its own
   rounds once more.
 - Sums, concatenations and poolings of integers stay integers; so does what only moves values,
-  channel shortcuts as 1x1 convolutions of zeros and ones among it.
+  channel shortcuts as 1x1 convolutions of zeros and ones among it. ONNX Runtime takes the nodes
+  away that round around most of these, but not around padding and enlarging, which work on the
+  integers themselves here.
 """
 
 from __future__ import annotations
@@ -36,10 +38,14 @@ LAYERS: Final = ("Conv", "Gemm", "MatMul")
 MERGES: Final = ("Add", "Concat", "AveragePool", "GlobalAveragePool")
 """Operators with integer kernels that need a grid for their output."""
 MOVES: Final = (
-    "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose",
-    "Unsqueeze",
+    "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Squeeze",
+    "Transpose", "Unsqueeze",
 )  # fmt: skip
 """Operators that move or choose values, so that their output lies on their input's grid."""
+ON_INTEGERS: Final = ("Pad", "Resize")
+"""Those of them that read and write integers in the file."""
+_RESIZES: Final = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}
+"""Attributes of a Resize that repeats values."""
 ABSORBED: Final = ("Relu", "Clip")
 """Activations that an integer kernel applies by saturating."""
 LARGEST_BIAS: Final = 2**30
@@ -162,10 +168,17 @@ class QdqPass:
             if value is root
         }
         stored: dict[ir.Value, Grid] = {}
+        integers: dict[ir.Value | None, ir.Value] = {}
         for value, root in self._roots.items():
-            grid = chosen[root]
-            uses = list(value.uses())
-            rounded = self._round(value, grid, str(value.name))
+            grid, name = chosen[root], str(value.name)
+            uses, producer = list(value.uses()), value.producer()
+            if root is not value and producer is not None and producer.op_type in ON_INTEGERS:
+                self._move_integers(producer, integers[producer.inputs[0]], grid)
+                levels = value
+            else:
+                levels = self._quantized(value, grid, name)
+            rounded = self._rounded(levels, grid, name)
+            integers[rounded] = levels
             for node, place in uses:
                 node.replace_input_with(place, rounded)
             stored[rounded] = grid
@@ -192,7 +205,12 @@ class QdqPass:
             for node, held in self._held.items()
             if held.layer.input_grid is None and not held.layer.moves and node.inputs[0] is not None
         }
-        roots = {value: value for value in self._graph.inputs if value in wanted}
+        roots = {
+            value: value
+            for value in self._graph.inputs
+            if value in wanted
+            or any(self._moves(n) and n.outputs[0] in wanted for n in value.consumers())
+        }
         for node in self._graph:
             source = node.inputs[0] if node.inputs else None
             if source in roots and self._moves(node):
@@ -234,21 +252,45 @@ class QdqPass:
 
     def _round(self, value: ir.Value, grid: Grid, name: str) -> ir.Value:
         """Insert the nodes that round a value to a grid; returns the rounded value."""
-        scale = self._constant(f"{name}.scale", np.float32(grid.scale))
-        zero_point = self._constant(f"{name}.zero_point", np.uint8(grid.zero_point))
-        nodes = [_node("QuantizeLinear", [value, scale, zero_point], f"{name}.quantized")]
+        return self._rounded(self._quantized(value, grid, name), grid, name)
+
+    def _quantized(self, value: ir.Value, grid: Grid, name: str) -> ir.Value:
+        """Insert the nodes that give a value's integers on a grid."""
+        nodes = [_node("QuantizeLinear", [value, *self._steps(grid, name)], f"{name}.quantized")]
         if (grid.low, grid.high) != (0, 255):
             low = self._constant(f"{name}.low", np.uint8(grid.low))
             high = self._constant(f"{name}.high", np.uint8(grid.high))
             nodes.append(_node("Clip", [nodes[-1].outputs[0], low, high], f"{name}.clipped"))
-        inputs = [nodes[-1].outputs[0], scale, zero_point]
-        nodes.append(_node("DequantizeLinear", inputs, f"{name}.rounded"))
         producer = value.producer()
         if producer is None:
             self._graph.insert_before(self._graph[0], nodes)
         else:
             self._graph.insert_after(producer, nodes)
         return nodes[-1].outputs[0]
+
+    def _rounded(self, integers: ir.Value, grid: Grid, name: str) -> ir.Value:
+        """Insert the node that gives the values that integers on a grid stand for."""
+        node = _node("DequantizeLinear", [integers, *self._steps(grid, name)], f"{name}.rounded")
+        producer = integers.producer()
+        assert producer is not None
+        self._graph.insert_after(producer, node)
+        return node.outputs[0]
+
+    def _steps(self, grid: Grid, name: str) -> list[ir.Value]:
+        """Scale and zero point of a grid as constants."""
+        return [
+            self._constant(f"{name}.scale", np.float32(grid.scale)),
+            self._constant(f"{name}.zero_point", np.uint8(grid.zero_point)),
+        ]
+
+    def _move_integers(self, node: ir.Node, integers: ir.Value, grid: Grid) -> None:
+        """Let a node that only moves values read and write integers on a grid."""
+        node.replace_input_with(0, integers)
+        node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+        if node.op_type == "Pad":
+            filler = self._constant(f"{node.outputs[0].name}.filler", np.uint8(grid.zero_point))
+            node.resize_inputs(max(3, len(node.inputs)))
+            node.replace_input_with(2, filler)
 
     def _quantize_layer(self, node: ir.Node, held: _Held, grid: Grid) -> None:
         name = f"{held.layer.name}.weight"
@@ -316,6 +358,9 @@ def _only_moves(node: ir.Node) -> bool:
     if node.op_type == "Pad" and len(node.inputs) > 2 and node.inputs[2] is not None:
         filler = node.inputs[2].const_value
         return filler is not None and not filler.numpy().any()
+    if node.op_type == "Resize":
+        given = {name: node.attributes[name].value for name in _RESIZES if name in node.attributes}
+        return given == _RESIZES
     return node.op_type in MOVES and len(node.outputs) == 1
 
 
