@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "pareto": set(),
     "space": set(),
     "workload": set(),
-    "compress": {"space"},
+    "compress": {"space", "workload"},
     "deploy": {"space", "workload", "compress"},
     "evaluate": {"space", "workload", "compress", "pareto"},
     "recover": {"space", "workload", "compress"},

@@ -66,7 +66,8 @@ class Breakdown:
         build_ms: milliseconds of cutting and rounding the network.
         build_share: the same, as a share of the whole.
         statistics_share: of new BatchNorm statistics.
-        forward_share: of the bare forward passes of the compressed network.
+        forward_share: of the bare forward passes of the compressed network, judging its answers
+            included.
         over_forward: the whole over the bare forward passes.
         over_plain_forward: the whole over forward passes as PyTorch makes them, in float32.
     """
@@ -86,23 +87,25 @@ class EstimateBench:
     Args:
         rates: of the loops, alone and on all processors.
         breakdown: of the default.
-        largest_difference: images, of all, that ours in float32 counts otherwise than the naive
-            loop with the same steps of rounding.
+        largest_difference: of the quality, as a share, of ours in float32 and the naive loop with
+            the same steps of rounding.
         rank_correlation: Spearman's, of the default with the same networks run plainly in float32.
         policies: every number is of so many.
-        images: accuracy is counted on.
+        images: networks are judged by.
         groups: channel groups that policies cut: those that Torch-Pruning follows rightly.
         all_groups: that could be cut.
+        judged_by: the quality, see `QUALITIES`.
     """
 
     rates: tuple[RateRow, ...]
     breakdown: Breakdown
-    largest_difference: int
+    largest_difference: float
     rank_correlation: float
     policies: int
     images: int
     groups: int
     all_groups: int
+    judged_by: str
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ def measure_estimates(
             len(bench.estimator(SAME_WORK).images_and_labels()[1]),
             len(bench.groups),
             sum(not group.protected for group in structure.groups),
+            task.workload.task.quality,
         )
     finally:
         torch.set_num_threads(threads)
@@ -180,6 +184,7 @@ class LoopBench:
             self.workload.example_input(),
             drawn.tensor(self.workload.normalization),
             *same.images_and_labels(),
+            self.workload.task,
         )
         self.groups = self.naive.understood_groups()
 
@@ -194,7 +199,7 @@ class LoopBench:
         """Estimate a policy; the images it was measured on."""
         if loop != NAIVE:
             return self.estimator(loop).estimate(policy).images
-        self.naive.accuracy(policy)
+        self.naive.quality(policy)
         return len(self.estimator(SAME_WORK).images_and_labels()[1])
 
     def policies(self, count: int, seed: int) -> list[Policy]:
@@ -236,24 +241,23 @@ class LoopBench:
             whole / plain,
         )
 
-    def largest_difference(self, policies: Sequence[Policy]) -> int:
-        """Images, of all, that ours in float32 counts otherwise than the naive loop."""
+    def largest_difference(self, policies: Sequence[Policy]) -> float:
+        """How far ours in float32 and the naive loop are apart, as a share."""
         estimator = self.estimator(SAME_WORK)
-        count = len(estimator.images_and_labels()[1])
         worst = 0.0
         for policy in policies:
             built = estimator.compressor.build(policy)
             scales = {
                 n: built.get_buffer(f"{n}.weight_scale") for n in policy.of_kind("weight_bits")
             }
-            ours = estimator.estimate(policy).metrics["accuracy"]
-            worst = max(worst, abs(ours - self.naive.accuracy(policy, scales)) * count)
-        return round(worst)
+            ours = estimator.estimate(policy).quality
+            worst = max(worst, abs(ours - self.naive.quality(policy, scales)))
+        return worst
 
     def rank_correlation(self, policies: Sequence[Policy]) -> float:
         """Spearman's, of the default with the same networks run plainly in float32."""
         estimator = self.estimator(DEFAULT)
-        fast = [estimator.estimate(policy).metrics["accuracy"] for policy in policies]
+        fast = [estimator.estimate(policy).quality for policy in policies]
         exact = replace(estimator.settings, precision="float32")
         plain = NetworkEstimator(self.workload, exact)
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The loop everybody writes first: copy the network, prune the copy, round, recalibrate, count.
+"""The loop everybody writes first: copy the network, prune the copy, round, recalibrate, judge.
 
 What estimates are measured against. Torch-Pruning cuts the channels, everything else is plain
 PyTorch in float32. It is slow for what it repeats, not for how it is written.
@@ -16,20 +16,22 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor
 from automl_compress.errors import InputError
 from automl_compress.space import Policy
+from automl_compress.workload import CLASSIFICATION, Task
 
 _BATCH: Final = 64
 _CALIBRATION_BATCH: Final = 256
 
 
 class NaiveLoop:
-    """Estimates the accuracy of policies.
+    """Estimates the quality of policies.
 
     Args:
         compressor: tells which channels are the important ones; its network is copied.
         example_input: (1, channels, height, width).
         calibration: (n, channels, height, width) for BatchNorm.
-        images: (n, channels, height, width) that accuracy is counted on.
-        labels: (n,).
+        images: (n, channels, height, width) that networks are judged by.
+        labels: (n, ...).
+        task: judges.
 
     Raises:
         InputError: Torch-Pruning is not installed.
@@ -42,6 +44,7 @@ class NaiveLoop:
         calibration: Tensor,
         images: Tensor,
         labels: Tensor,
+        task: Task = CLASSIFICATION,
     ) -> None:
         try:
             import torch_pruning
@@ -55,6 +58,7 @@ class NaiveLoop:
         self._model = compressor.model
         self._example = example_input
         self._calibration, self._images, self._labels = calibration, images, labels
+        self._task = task
 
     def understood_groups(self) -> list[str]:
         """Channel groups that Torch-Pruning follows as the compressor does."""
@@ -71,8 +75,8 @@ class NaiveLoop:
                 found.append(group.name)
         return found
 
-    def accuracy(self, policy: Policy, scales: Mapping[str, Tensor] | None = None) -> float:
-        """Share of right answers of a policy's network, in [0, 1].
+    def quality(self, policy: Policy, scales: Mapping[str, Tensor] | None = None) -> float:
+        """Quality of a policy's network, in [0, 1].
 
         Args:
             policy: channels of understood groups, and weight bits.
@@ -82,12 +86,9 @@ class NaiveLoop:
         for name, bits in policy.of_kind("weight_bits").items():
             _round(network.get_submodule(name), int(bits), scales[name] if scales else None)
         self._recalibrate(network)
-        right = 0
         with torch.no_grad():
-            for start in range(0, len(self._images), _BATCH):
-                outputs = network(self._images[start : start + _BATCH])
-                right += int((outputs.argmax(1) == self._labels[start : start + _BATCH]).sum())
-        return right / len(self._labels)
+            outputs = (network(part) for part in torch.split(self._images, _BATCH))
+            return self._task.score(outputs, self._labels).metrics[self._task.quality]
 
     def prune(self, policy: Policy) -> nn.Module:
         """A copy of the network without the channels a policy removes."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from automl_compress.compress import REPAIRS, Compressor, Repair
 from automl_compress.compress.fold import fold_norms, foldable_norms
+from automl_compress.evaluate import QUALITIES
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.space import Policy
-from automl_compress.workload import Workload
+from automl_compress.workload import Task, Workload
 
 LEVELS: Final = {"mild": (0.875, 6), "medium": (0.75, 4), "harsh": (0.5, 3)}
 """Share of every group's channels that stays, and bits of every weight."""
@@ -30,7 +32,7 @@ class RepairRow:
         network: `as trained`, or `folded`: BatchNorm folded into the layers.
         level: a key of `LEVELS`.
         repair: what was done.
-        accuracy: share of test images answered rightly, in [0, 1].
+        quality: of the answers to test images, in [0, 1].
         baseline: the same of the uncompressed network.
         seconds: of the processor, all threads together, to build and repair the network; other
             work on the machine disturbs them less than the clock's.
@@ -41,7 +43,7 @@ class RepairRow:
     network: str
     level: str
     repair: str
-    accuracy: float
+    quality: float
     baseline: float
     seconds: float
     size_share: float
@@ -56,7 +58,7 @@ def measure_repairs(
     Args:
         workload: the network and its data.
         settings: calibration images, criterion and seed.
-        test_images: how many of the untouched test images are counted; all when not given.
+        test_images: how many of the untouched test images are judged by; all when not given.
 
     Raises:
         TraceError: the network cannot be followed.
@@ -68,13 +70,19 @@ def measure_repairs(
     tests = _channels_last(chosen.tensor(workload.normalization))
     labels = torch.from_numpy(chosen.labels.copy())
     for name, network in _forms(workload):
-        baseline = _accuracy(network, tests, labels)
+        judge = partial(_quality, workload.task, images=tests, labels=labels)
+        baseline = judge(network)
         for repair in REPAIRS:
             compressor = Compressor(
-                network, workload.example_input(), images, settings.criterion, repair
+                network,
+                workload.example_input(),
+                images,
+                settings.criterion,
+                repair,
+                task=workload.task,
             )
             for level in LEVELS:
-                yield _row(compressor, (name, level, repair), baseline, tests, labels)
+                yield _row(compressor, (name, level, repair), baseline, judge)
 
 
 def _forms(workload: Workload) -> Iterable[tuple[str, nn.Module]]:
@@ -91,8 +99,7 @@ def _row(
     compressor: Compressor,
     names: tuple[str, str, Repair],
     baseline: float,
-    tests: Tensor,
-    labels: Tensor,
+    judge: Callable[[nn.Module], float],
 ) -> RepairRow:
     name, level, repair = names
     policy = uniform_policy(compressor, *LEVELS[level])
@@ -105,7 +112,7 @@ def _row(
         name,
         level,
         repair,
-        _accuracy(network, tests, labels),
+        judge(network),
         baseline,
         seconds,
         cost["size_bytes"] / whole["size_bytes"],
@@ -131,14 +138,10 @@ def uniform_policy(compressor: Compressor, share: float, bits: int) -> Policy:
     return Policy({**channels, **{f"weight_bits:{name}": bits for name in layers}})
 
 
-def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    right = 0
+def _quality(task: Task, network: nn.Module, images: Tensor, labels: Tensor) -> float:
     with torch.inference_mode():
-        for batch, answers in zip(
-            torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True
-        ):
-            right += int((network(batch).argmax(dim=1) == answers).sum())
-    return right / len(labels)
+        outputs = (network(batch) for batch in torch.split(images, _BATCH))
+        return task.score(outputs, labels).metrics[task.quality]
 
 
 def _channels_last(images: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 def repair_table(rows: Iterable[RepairRow]) -> str:
-    """Markdown: a line per network form and repair, accuracy and seconds per level."""
+    """Markdown: a line per network form and repair, quality and seconds per level."""
     table = {(row.network, row.repair, row.level): row for row in rows}
     forms = list(dict.fromkeys(network for network, _, _ in table))
     heads = [
@@ -161,7 +164,7 @@ def repair_table(rows: Iterable[RepairRow]) -> str:
     for form in forms:
         for repair in REPAIRS:
             cells = [
-                f"{row.accuracy:.2%} ({row.seconds:.1f} s)"
+                f"{row.quality:.2%} ({row.seconds:.1f} s)"
                 for level in LEVELS
                 for row in [table[form, repair, level]]
             ]
@@ -169,14 +172,18 @@ def repair_table(rows: Iterable[RepairRow]) -> str:
     return "\n".join(lines)
 
 
-def repair_page(network: str, rows: Sequence[RepairRow], facts: Sequence[str]) -> str:
+def repair_page(
+    network: str, rows: Sequence[RepairRow], facts: Sequence[str], judged_by: str = "accuracy"
+) -> str:
     """A page of Markdown around the table.
 
     Args:
         network: its name.
         rows: of all levels, repairs and forms.
         facts: sentences about weights and data.
+        judged_by: the quality that rows hold, see `QUALITIES`.
     """
+    title = QUALITIES[judged_by]
     levels = (
         f"{level}: {share:.1%} of every group's channels stay, weights have {bits} bits"
         for level, (share, bits) in LEVELS.items()
@@ -185,7 +192,8 @@ def repair_page(network: str, rows: Sequence[RepairRow], facts: Sequence[str]) -
         [
             f"# What repairs without training buy: {network}",
             "",
-            f"Accuracy of the uncompressed network: {rows[0].baseline:.2%}. {' '.join(facts)}",
+            f"{title[0].upper()}{title[1:]} of the uncompressed network: {rows[0].baseline:.2%}. "
+            f"{' '.join(facts)}",
             "",
             *(f"- {level}" for level in levels),
             "",

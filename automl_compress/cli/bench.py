@@ -155,28 +155,27 @@ def bench_repair(
     """Measure every repair on a sweep's network, print the table and write a page."""
     from automl_compress.bench.repair import measure_repairs, repair_page, repair_table
     from automl_compress.engine.config import read_config
-    from automl_compress.workload import Workload, check_classifier, load_workload
+    from automl_compress.workload import Workload, load_workload
 
     if images is not None and images < 1:
         raise InputError(f"--images must be at least 1, but is {images}; correct it")
     config = read_config(sweep, overrides)
     given = config.workload
     workload = given if isinstance(given, Workload) else load_workload(given)
-    check_classifier(workload, "bench repair")
     held = len(workload.splits.test)
     if images is not None and images > held:
         raise InputError(f"--images must be at most {held}, but is {images}; lower it")
     rows = []
     for row in measure_repairs(workload, config.estimate, images):
         rows.append(row)
-        print(f"{row.network}, {row.level}, {row.repair}: {row.accuracy:.2%}", flush=True)
+        print(f"{row.network}, {row.level}, {row.repair}: {row.quality:.2%}", flush=True)
     facts = [
-        f"Counted on {images or held:,} test images; {config.estimate.calibration_images} training "
+        f"Judged on {images or held:,} test images; {config.estimate.calibration_images} training "
         f"images for calibration, criterion {config.estimate.criterion}.",
         *_training_facts(None if isinstance(given, Workload) else given.weights),
     ]
     page = folder / f"{config.name}.md"
-    write_file(page, repair_page(workload.name, rows, facts))
+    write_file(page, repair_page(workload.name, rows, facts, workload.task.quality))
     print(f"\n{repair_table(rows)}\n\npage: {page}")
     if output is not None:
         write_file(output, json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -18,8 +18,9 @@ from automl_compress.bench.estimate import (
 from automl_compress.cli.options import write_file
 from automl_compress.engine.config import read_config
 from automl_compress.errors import InputError
+from automl_compress.evaluate import QUALITIES
 from automl_compress.space import SpaceRules, load_rules
-from automl_compress.workload import Workload, check_classifier, load_workload
+from automl_compress.workload import CLASSIFICATION, Workload, load_workload
 
 
 def run_bench_estimate(
@@ -51,7 +52,6 @@ def run_bench_estimate(
 
     given = config.workload
     workload = given if isinstance(given, Workload) else load_workload(given)
-    check_classifier(workload, "bench estimate")
     rules = SpaceRules() if config.space is None else load_rules(config.space)
     task = EstimateTask(workload, config.estimate, rules)
     bench = measure_estimates(task, policies, processes, hear)
@@ -80,7 +80,7 @@ def estimate_page(bench: EstimateBench, name: str) -> str:
         f"{bench.policies} random policies for every number, {bench.images} images; policies "
         f"choose weight bits and cut the {bench.groups} of {bench.all_groups} channel groups that "
         "Torch-Pruning follows rightly. The naive loop copies the network, cuts it by "
-        "Torch-Pruning, rounds, recalibrates BatchNorm and counts in float32. Ratios are to it in "
+        "Torch-Pruning, rounds, recalibrates BatchNorm and judges in float32. Ratios are to it in "
         "the same processes and threads, and to its fastest row.",
         "",
         "| loop | processes x threads | networks/s | ratio | to the fastest | the very first/s "
@@ -106,14 +106,22 @@ def _findings(bench: EstimateBench) -> list[str]:
     part = bench.breakdown
     return [
         f"- cutting and rounding {part.build_share:.0%} ({part.build_ms:.1f} ms), BatchNorm "
-        f"statistics {part.statistics_share:.0%}, forward passes {part.forward_share:.0%};",
+        f"statistics {part.statistics_share:.0%}, forward passes and judging "
+        f"{part.forward_share:.0%};",
         f"- {part.over_forward:.2f} times the bare forward passes of the same compressed network, "
         f"{part.over_plain_forward:.2f} times those of plain PyTorch in float32;",
         f"- ours in float32 and the naive loop, rounding by the same steps, differ by at most "
-        f"{bench.largest_difference} of {bench.images} images;",
+        f"{_difference(bench)};",
         f"- Spearman's correlation of the default with the same networks run plainly in float32: "
         f"{bench.rank_correlation:.4f}.",
     ]
+
+
+def _difference(bench: EstimateBench) -> str:
+    """Images where answers are counted, points of the quality elsewhere."""
+    if bench.judged_by == CLASSIFICATION.quality:
+        return f"{round(bench.largest_difference * bench.images)} of {bench.images} images"
+    return f"{100 * bench.largest_difference:.2f} points of {QUALITIES[bench.judged_by]}"
 
 
 def _where(row: RateRow) -> str:

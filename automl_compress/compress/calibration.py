@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from automl_compress.errors import InputError
-
 MOMENT_FAN_IN: Final = 2304
 """Layers that read more values have no second moment: it takes square memory, cubic time."""
 OUTPUTS: Final = 4096
@@ -203,26 +201,3 @@ def read_outputs(layer: nn.Module, y: Tensor, spots: Spots) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return y[spots.first, :, spots.row, spots.column]
     return y.flatten(0, -2)[spots.first]
-
-
-def class_outputs(outputs: Any, asked_by: str) -> Tensor:
-    """A network's outputs, as one that holds the logits of classes.
-
-    Args:
-        outputs: what the network gave.
-        asked_by: what needs classes, for the message.
-
-    Returns:
-        (n, classes, ...) the outputs.
-
-    Raises:
-        InputError: they are something else.
-    """
-    if isinstance(outputs, Tensor) and outputs.dim() >= 2 and outputs.shape[1] >= 2:
-        return outputs
-    tensor = isinstance(outputs, Tensor)
-    what = f"of shape {tuple(outputs.shape)}" if tensor else f"a {type(outputs).__name__}"
-    raise InputError(
-        f"the {asked_by} needs a network whose output holds classes along axis 1, but it is "
-        f"{what}; choose another"
-    )

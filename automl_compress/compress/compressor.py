@@ -38,6 +38,7 @@ from automl_compress.compress.structure import Structure
 from automl_compress.compress.tracing import TIME_LIMIT, trace
 from automl_compress.errors import SpaceError
 from automl_compress.space import Policy
+from automl_compress.workload import CLASSIFICATION, Task
 
 _CACHED_SCALES: Final = 20_000
 _STATISTICS_IMAGES: Final = 64
@@ -59,6 +60,7 @@ class Compressor:
         seed: for criteria that draw.
         time_limit: seconds that following the network may take.
         low_precision: whether layerwise repair runs networks in bfloat16.
+        task: what the network does; criteria that learn from its answers ask for it.
 
     Raises:
         TraceError: the network cannot be followed, or not in time.
@@ -76,8 +78,9 @@ class Compressor:
         seed: int = 0,
         time_limit: float = TIME_LIMIT,
         low_precision: bool = False,
+        task: Task = CLASSIFICATION,
     ) -> None:
-        score = find_criterion(criterion)
+        score = find_criterion(criterion, task)
         self._again = partial(
             Compressor,
             example_input=example_input,
@@ -88,6 +91,7 @@ class Compressor:
             seed=seed,
             time_limit=time_limit,
             low_precision=low_precision,
+            task=task,
         )
         self.model, self.structure = trace(model, example_input, time_limit)
         self.cost = CostModel(self.structure)
@@ -95,7 +99,7 @@ class Compressor:
         self._kernel_scores: dict[str, Tensor] = {}
         if kernel_criterion == "variational":
             convolutions = [layer.name for layer in self.structure.layers if layer.convolution]
-            self._kernel_scores = signal_to_noise(self.model, convolutions, calibration, seed)
+            self._kernel_scores = signal_to_noise(self.model, convolutions, calibration, seed, task)
         self._example_input = example_input
         self._calibration = calibration
         self._scales: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()

@@ -8,6 +8,7 @@ layers are scored together; what stands for a channel in them is said at each cr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from automl_compress.compress.slicing import BATCH_NORMS, CONVOLUTIONS
 from automl_compress.compress.structure import ChannelGroup, GroupMember
 from automl_compress.compress.taylor import taylor_importance
 from automl_compress.errors import InputError
+from automl_compress.workload import CLASSIFICATION, Task
 
 Scores = dict[str, NDArray[np.float64]]
 """By group name, (channels,) scores; higher matters more."""
@@ -151,8 +153,12 @@ CRITERIA: Final[dict[str, Criterion]] = {
 }
 
 
-def find_criterion(criterion: str | Criterion) -> Criterion:
+def find_criterion(criterion: str | Criterion, task: Task = CLASSIFICATION) -> Criterion:
     """The criterion of a name; a criterion itself is given back.
+
+    Args:
+        criterion: a name in `CRITERIA`, or a criterion.
+        task: what the network does, for criteria that ask for its loss.
 
     Raises:
         InputError: there is none of that name.
@@ -163,7 +169,8 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
         raise InputError(
             f"criterion must be one of {', '.join(CRITERIA)}, but is '{criterion}'; correct it"
         )
-    return CRITERIA[criterion]
+    found = CRITERIA[criterion]
+    return partial(taylor_importance, task=task) if found is taylor_importance else found
 
 
 def channel_order(

@@ -13,9 +13,9 @@ which share of a layer's kernels goes; a criterion says which:
 The paper trains weights and noise together on labelled data and removes what passes a threshold
 of alpha; it published no code. Deviations: the weights stay as they are, so that one set of noises
 serves every policy; the target is the network's own output on calibration images
-(Kullback-Leibler divergence, no label); the bound weighs data and prior as if `SEEN` images had
-been seen; noise is learnt for a few steps only, because nothing but the order of the ratios
-within a layer counts; the share comes from the gene.
+(`Task.distance`, of classes the Kullback-Leibler divergence; no label); the bound weighs data and
+prior as if `SEEN` images had been seen; noise is learnt for a few steps only, because nothing but
+the order of the ratios within a layer counts; the share comes from the gene.
 
 Measured on ResNet-20 (CIFAR-10, 512 images, 89.8 % whole, BatchNorm re-estimated, no layer
 reconstructed), the same share everywhere: at 25 % the learnt noise keeps 84.4 % against 82.4 % by
@@ -33,10 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from automl_compress.compress.calibration import class_outputs
 from automl_compress.compress.cost_model import kept_kernels
 from automl_compress.errors import InputError
 from automl_compress.space import Value
+from automl_compress.workload import CLASSIFICATION, Task
 
 KernelCriterion = Literal["magnitude", "variational"]
 KERNEL_CRITERIA: Final[tuple[KernelCriterion, ...]] = get_args(KernelCriterion)
@@ -75,21 +75,26 @@ def without_kernels(weight: Tensor, removed: Tensor) -> Tensor:
 
 
 def signal_to_noise(
-    model: nn.Module, layers: Sequence[str], images: Tensor | None, seed: int
+    model: nn.Module,
+    layers: Sequence[str],
+    images: Tensor | None,
+    seed: int,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, Tensor]:
     """Learn how much noise every kernel takes.
 
     Args:
-        model: the network, in evaluation mode; its output holds classes along axis 1.
+        model: the network, in evaluation mode.
         layers: names of convolutions.
         images: (n, ...) calibration images.
         seed: decides noise and batches.
+        task: says how far outputs are from others.
 
     Returns:
         By layer name, (out, in / groups) logarithm of the signal-to-noise ratio, -log alpha.
 
     Raises:
-        InputError: there are no images, or the network's output holds no classes.
+        InputError: there are no images, or the network's output is none of the task.
     """
     if images is None or not len(images):
         raise InputError(
@@ -104,7 +109,8 @@ def signal_to_noise(
             for name, w in weights.items()
         }
         with torch.no_grad():
-            targets = class_outputs(model(images), "kernel criterion 'variational'").log_softmax(1)
+            targets = model(images)
+            task.distance(targets, targets)  # refuses outputs that are none of the task
         optimizer = torch.optim.Adam(logs.values(), LEARNING_RATE)
         for _ in range(STEPS):
             chosen = torch.randint(len(images), (BATCH,), generator=generator)
@@ -112,8 +118,8 @@ def signal_to_noise(
                 f"{name}.weight": _noisy(weights[name], log_alpha, generator)
                 for name, log_alpha in logs.items()
             }
-            outputs = torch.func.functional_call(model, noisy, (images[chosen],)).log_softmax(1)
-            loss = F.kl_div(outputs, targets[chosen], log_target=True, reduction="batchmean")
+            outputs = torch.func.functional_call(model, noisy, (images[chosen],))
+            loss = task.distance(outputs, targets[chosen])
             loss = loss + sum(_divergence(log_alpha).sum() for log_alpha in logs.values()) / SEEN
             for log_alpha, slope in zip(
                 logs.values(), torch.autograd.grad(loss, list(logs.values())), strict=True

@@ -10,9 +10,10 @@ channel's slopes are summed over all readers before they are squared: members of
 are not scored one by one.
 
 Deviations: the gates stand before every reader, not behind every BatchNorm, because sums and
-concatenations lie between the two; and calibration images carry no label. The loss is the
-cross-entropy to the network's own decisions. Any distance to the network's own outputs, a
-Kullback-Leibler divergence for example, is at its minimum there, and all its slopes are zero.
+concatenations lie between the two; and calibration images carry no label. The loss is that of the
+network's own decisions: the cross-entropy to its classes, or a detector's loss of the boxes that it
+finds. Any distance to the network's own outputs, a Kullback-Leibler divergence for example, is at
+its minimum there, and all its slopes are zero.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl_compress.compress.calibration import class_outputs, layer_input
+from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.slicing import axis_size
 from automl_compress.compress.structure import ChannelGroup
 from automl_compress.errors import InputError
+from automl_compress.workload import CLASSIFICATION, Task
 
 BATCH: Final = 8
 """Images whose slopes are averaged before squaring. Measured on ResNet-20 (CIFAR-10, 512 images,
@@ -39,21 +40,26 @@ BATCH: Final = 8
 
 
 def taylor_importance(
-    model: nn.Module, groups: Sequence[ChannelGroup], images: Tensor | None, seed: int
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    images: Tensor | None,
+    seed: int,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, NDArray[np.float64]]:
     """Mean squared slope of the loss in every channel's gate.
 
     Args:
-        model: the network, in evaluation mode; its output holds classes along axis 1.
+        model: the network, in evaluation mode.
         groups: channel groups.
         images: (n, ...) calibration images.
         seed: not used.
+        task: says what the network decides.
 
     Returns:
         By group name, (channels,) scores.
 
     Raises:
-        InputError: there are no images, or the network's output holds no classes.
+        InputError: there are no images, or the network's output is none of the task.
     """
     del seed
     if images is None or not len(images):
@@ -64,7 +70,7 @@ def taylor_importance(
     batches = torch.split(images, BATCH)
     scores = {group.name: np.zeros(group.channels) for group in groups}
     for batch in batches:
-        slopes = gate_slopes(model, _readers(groups), batch)
+        slopes = gate_slopes(model, _readers(groups), batch, task)
         for group in groups:
             total = np.zeros(group.channels)
             for member in group.members:
@@ -75,7 +81,7 @@ def taylor_importance(
 
 
 def gate_slopes(
-    model: nn.Module, readers: Sequence[str], images: Tensor
+    model: nn.Module, readers: Sequence[str], images: Tensor, task: Task = CLASSIFICATION
 ) -> dict[str, NDArray[np.float64]]:
     """Slopes of the loss in gates before modules.
 
@@ -83,20 +89,20 @@ def gate_slopes(
         model: the network.
         readers: names of modules; each input channel of each gets a gate.
         images: (n, ...).
+        task: says what the network decides.
 
     Returns:
         By module name, (in_channels,) derivative of the mean loss at gates of 1.
 
     Raises:
-        InputError: the network's output holds no classes.
+        InputError: the network's output is none of the task.
     """
     with torch.inference_mode(False), torch.enable_grad():
         gates = {name: torch.ones(axis_size(model, name, "in")) for name in readers}
         for gate in gates.values():
             gate.requires_grad_(True)
         with _gated(model, gates):
-            outputs = class_outputs(model(images), "criterion 'taylor'")
-        loss = F.cross_entropy(outputs, outputs.detach().argmax(dim=1))
+            loss = task.own_loss(model(images))
         found = torch.autograd.grad(loss, list(gates.values()), materialize_grads=True)
     return {name: slope.double().numpy() for name, slope in zip(gates, found, strict=True)}
 

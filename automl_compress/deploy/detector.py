@@ -23,14 +23,12 @@ from torch import Tensor, nn
 from automl_compress.deploy.onnx import OnnxReport, export_onnx
 from automl_compress.deploy.runtime import Runner, batches
 from automl_compress.workload import Detection
-from automl_compress.workload.detection import LEAST_SCORE, MOST_DETECTIONS, OVERLAP
+from automl_compress.workload.detection import LEAST_SCORE, MOST_DETECTIONS, OVERLAP, SURE
 
 DETECTIONS: Final = "detections"
 """Name of the output that is (k, 7)."""
 CLASSES: Final = "classes"
 """Key of the file's metadata that holds the names of the classes, as JSON."""
-SHOWN: Final = 0.3
-"""Detections with at least this score are compared: what a user would draw."""
 SAME_OVERLAP: Final = 0.9
 """Overlap (IoU) with which two detections are the same."""
 _BATCH: Final = 8
@@ -42,7 +40,7 @@ class DetectorReport:
 
     Args:
         onnx: of decoded boxes and scores at all places, before suppression.
-        agreement: share of PyTorch's detections of score `SHOWN` or more that the file gives too:
+        agreement: share of PyTorch's detections of score `SURE` or more that the file gives too:
             of the same class and with an overlap of `SAME_OVERLAP`; NaN where there are none.
         detections: how many those are.
     """
@@ -149,7 +147,7 @@ def gives_detections(path: Path) -> bool:
 
 
 def matched(found: Tensor, expected: Tensor) -> tuple[int, int]:
-    """How many detections worth showing stand in other detections, and how many there are.
+    """How many detections of score `SURE` or more others have too, and how many there are.
 
     Args:
         found: (n, d, 6), see `Detection.answers`.
@@ -157,7 +155,7 @@ def matched(found: Tensor, expected: Tensor) -> tuple[int, int]:
     """
     same = count = 0
     for ours, theirs in zip(found, expected, strict=True):
-        shown = theirs[(theirs[:, 5] >= 0) & (theirs[:, 4] >= SHOWN)]
+        shown = theirs[(theirs[:, 5] >= 0) & (theirs[:, 4] >= SURE)]
         near = _overlaps(shown, ours) >= SAME_OVERLAP
         near &= shown[:, None, 5] == ours[None, :, 5]
         same += int(near.any(1).sum())

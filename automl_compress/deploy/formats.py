@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from automl_compress.deploy.detector import (
     SAME_OVERLAP,
-    SHOWN,
     DetectorFile,
     DetectorReport,
     export_detector,
@@ -27,6 +26,7 @@ from automl_compress.errors import DeployError
 from automl_compress.settings import suggestion
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Detection, Task
+from automl_compress.workload.detection import SURE
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _integers(report: OnnxReport) -> str:
 def _agreement(report: DetectorReport) -> str:
     off = report.onnx.differences
     return (
-        f"{report.agreement:.2%} of {report.detections:,} detections of score {SHOWN:g} or more "
+        f"{report.agreement:.2%} of {report.detections:,} detections of score {SURE:g} or more "
         f"are the same (class, and an overlap of {SAME_OVERLAP:g}); largest difference of scores "
         f"{off['scores']:.3g} of the largest"
     )

@@ -23,7 +23,7 @@ from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import Evaluation, standard_error
 from automl_compress.evaluate.fast_form import FastForm, Precision
 from automl_compress.space import Policy
-from automl_compress.workload import CLASSIFICATION, Score, Workload
+from automl_compress.workload import Score, Workload
 
 VERSION: Final = 5
 """Raised whenever the same policy would get another answer than before."""
@@ -79,8 +79,7 @@ class NetworkEstimator(Estimator):
         compressor: one made for the same workload and settings but for the images, to share.
 
     Raises:
-        WorkloadError: a split holds fewer images than asked for, or a criterion asks for classes
-            of images where there are none.
+        WorkloadError: a split holds fewer images than asked for.
         TraceError: the network cannot be followed.
     """
 
@@ -90,7 +89,6 @@ class NetworkEstimator(Estimator):
         settings: EstimateSettings,
         compressor: Compressor | None = None,
     ) -> None:
-        _check_criteria(settings, workload)
         self.settings = settings
         split = getattr(workload.splits, settings.split)
         count = len(split) if settings.images is None else settings.images
@@ -118,6 +116,7 @@ class NetworkEstimator(Estimator):
             settings.kernel_criterion,
             settings.seed,
             low_precision=settings.precision == "bfloat16",
+            task=workload.task,
         )
         self._form = FastForm(
             self.compressor.model,
@@ -210,16 +209,6 @@ class NetworkEstimator(Estimator):
         if accuracy is None:
             return False
         return accuracy + _ERRORS * standard_error(accuracy, images) < self._floor
-
-
-def _check_criteria(settings: EstimateSettings, workload: Workload) -> None:
-    """Check that criteria which need classes of images have them."""
-    for key, needy in (("criterion", "taylor"), ("kernel_criterion", "variational")):
-        if getattr(settings, key) == needy and workload.task.name != CLASSIFICATION.name:
-            raise WorkloadError(
-                f"estimate.{key} '{needy}' must have classes of images, but the task of "
-                f"'{workload.name}' is {workload.task.name}; choose another"
-            )
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automl_compress.errors import InputError
-from automl_compress.recover.detection import detector_distance, detector_loss
 from automl_compress.workload import CLASSIFICATION, Detection, Task
+from automl_compress.workload.detection_loss import detector_loss
+from automl_compress.workload.task import divergence
 
 Loss: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Scalar loss of a network on inputs (n, c, h, w) and labels (n, ...)."""
@@ -26,7 +27,7 @@ def labels_loss(task: Task, smoothing: float = 0.0) -> Criterion:
     """The loss of outputs against labels, the mean over the images.
 
     Args:
-        task: says which; of classes it is the cross-entropy, of boxes see `detection`.
+        task: says which; of classes it is the cross-entropy, of boxes see `detection_loss`.
         smoothing: share of the target spread over all classes.
 
     Raises:
@@ -46,11 +47,11 @@ def teacher_loss(task: Task, temperature: float) -> Criterion:
     """The distance of outputs to a teacher's, the mean over the images.
 
     Args:
-        task: says which; see `divergence`, and of boxes `detection`.
+        task: says which, see `Task.distance`.
         temperature: softens the classes of images; boxes have none.
     """
     if isinstance(task, Detection):
-        return partial(detector_distance, task)
+        return task.distance
     return partial(divergence, temperature=temperature)
 
 
@@ -111,22 +112,6 @@ class Distillation:
         for name in self._points:
             loss = loss + self._features * attention_distance(found[name], wanted[name])
         return loss
-
-
-def divergence(outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of softened class probabilities, times temperature squared.
-
-    Args:
-        outputs: (n, classes) logits of the student.
-        target: (n, classes) logits of the teacher.
-        temperature: above 0.
-    """
-    return temperature**2 * F.kl_div(
-        (outputs / temperature).log_softmax(1),
-        (target / temperature).log_softmax(1),
-        log_target=True,
-        reduction="batchmean",
-    )
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:

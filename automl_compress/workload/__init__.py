@@ -14,7 +14,6 @@ from automl_compress.workload.weights import load_weights
 from automl_compress.workload.workload import (
     Workload,
     WorkloadConfig,
-    check_classifier,
     load_untrained,
     load_workload,
     task_of,
@@ -37,7 +36,6 @@ __all__ = [
     "WorkloadConfig",
     "build_model",
     "cache_folder",
-    "check_classifier",
     "check_model_name",
     "layout_of",
     "load_splits",

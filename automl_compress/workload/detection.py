@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.errors import WorkloadError
+from automl_compress.workload.detection_loss import detector_distance, detector_loss
 from automl_compress.workload.mean_precision import mean_precision, require_detection
 from automl_compress.workload.task import (
     Score,
@@ -41,6 +42,8 @@ LEAST_SCORE: Final = 0.05
 """Detections below it are left out, as is usual for FCOS."""
 OVERLAP: Final = 0.6
 """Of two detections of a class that overlap (IoU) by more, the one with the lower score goes."""
+SURE: Final = 0.3
+"""Detections with at least this score are what a detector decides: what a user would draw."""
 MOST_CANDIDATES: Final = 1000
 """Detections of an image that compete, those with the highest scores."""
 _LARGEST: Final = 8.0
@@ -112,6 +115,18 @@ class Detection(Task):
         precision = mean_precision(answers, labels)
         error = {} if math.isnan(precision.error) else {f"{self.quality}_se": precision.error}
         return Score({self.quality: precision.map50, **error}, len(labels), {"map": precision.map})
+
+    def own_loss(self, outputs: Tensor) -> Tensor:
+        """The loss of boxes against the detections that the outputs are sure of."""
+        found = self.answers(outputs)
+        sure = (found[..., 5] >= 0) & (found[..., 4] >= SURE)
+        kinds = torch.where(sure, found[..., 5], -1.0)
+        boxes = torch.cat([found[..., :4], kinds[..., None], torch.zeros_like(kinds)[..., None]], 2)
+        return detector_loss(self, outputs.float(), boxes.to(outputs.device))
+
+    def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """See `detector_distance`."""
+        return detector_distance(self, outputs.float(), target.float())
 
     def decoded(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes and scores at all places.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from automl_compress.errors import EstimateError, WorkloadError
@@ -77,6 +78,32 @@ class Task(ABC):
             EstimateError: an output is not finite.
         """
 
+    @abstractmethod
+    def own_loss(self, outputs: Tensor) -> Tensor:
+        """The loss of outputs against what they decide themselves, the mean over the images.
+
+        It asks for no label; its slopes say how decisions depend on the network. Those of a
+        distance to the same outputs would all be zero.
+
+        Args:
+            outputs: (n, ...) raw, as the network gave them.
+
+        Raises:
+            WorkloadError: they are none of the task.
+        """
+
+    @abstractmethod
+    def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """How far outputs are from those of another network, the mean over the images.
+
+        Args:
+            outputs: (n, ...) raw.
+            target: (n, ...) raw.
+
+        Raises:
+            WorkloadError: they are none of the task.
+        """
+
     def score(self, outputs: Iterable[Tensor], labels: Tensor) -> Score:
         """The score on all images."""
         *_, last = self.scores(outputs, labels)
@@ -123,8 +150,49 @@ class Classification(Task):
             images += len(logits)
             yield Score({self.quality: right / images}, images, {})
 
+    def own_loss(self, outputs: Tensor) -> Tensor:
+        """The cross-entropy to the largest logit's class."""
+        logits = _logits(outputs)
+        return F.cross_entropy(logits, logits.detach().argmax(dim=1))
+
+    def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """See `divergence`."""
+        return divergence(_logits(outputs), _logits(target))
+
 
 CLASSIFICATION: Final = Classification()
+
+
+def divergence(outputs: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of softened class probabilities, times temperature squared.
+
+    Args:
+        outputs: (n, classes, ...) logits of the student.
+        target: (n, classes, ...) logits of the teacher.
+        temperature: above 0.
+    """
+    return temperature**2 * F.kl_div(
+        (outputs / temperature).log_softmax(1),
+        (target / temperature).log_softmax(1),
+        log_target=True,
+        reduction="batchmean",
+    )
+
+
+def _logits(outputs: Any) -> Tensor:
+    """(n, classes, ...) outputs that hold classes.
+
+    Raises:
+        WorkloadError: they are something else.
+    """
+    if isinstance(outputs, Tensor) and outputs.dim() >= 2 and outputs.shape[1] >= 2:
+        return outputs
+    tensor = isinstance(outputs, Tensor)
+    what = f"of shape {tuple(outputs.shape)}" if tensor else f"a {type(outputs).__name__}"
+    raise WorkloadError(
+        f"a loss without labels needs a network whose output holds classes along axis 1, but it is "
+        f"{what}; choose criteria that ask for none, such as l1 and magnitude"
+    )
 
 
 def shown_output(output: Any) -> str:

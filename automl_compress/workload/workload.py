@@ -180,23 +180,6 @@ def _workload(
     return Workload(config.model, model, splits, normalization, identity, task, args)
 
 
-def check_classifier(workload: Workload, what: str) -> None:
-    """Check that a workload's answers can be counted.
-
-    Args:
-        workload: the network and its data.
-        what: counts them, for the message.
-
-    Raises:
-        WorkloadError: they cannot.
-    """
-    if workload.task.name != CLASSIFICATION.name:
-        raise WorkloadError(
-            f"{what} counts right answers and needs a classifier, but the task of "
-            f"'{workload.name}' is {workload.task.name}; give a classifier's sweep"
-        )
-
-
 def task_of(model: nn.Module, images: ImageSet, example: torch.Tensor) -> Task:
     """What images with such labels ask of a network.
 

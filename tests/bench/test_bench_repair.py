@@ -24,14 +24,14 @@ def test_every_repair_is_measured_at_every_level(
     rows = json.loads(output.read_text())
     seen = {(row["network"], row["level"], row["repair"]) for row in rows}
     assert seen == {(n, e, r) for n in ("as trained", "folded") for e in LEVELS for r in REPAIRS}
-    by = {(row["network"], row["level"], row["repair"]): row["accuracy"] for row in rows}
+    by = {(row["network"], row["level"], row["repair"]): row["quality"] for row in rows}
     for network in ("as trained", "folded"):
         assert by[network, "medium", "auto"] > by[network, "medium", "none"]
     assert "| folded | variance |" in capsys.readouterr().out
     page = (tmp_path / "pages" / "quickstart.md").read_text()
     harsh = next(row for row in rows if row["repair"] == "auto" and row["level"] == "harsh")
-    assert f"{harsh['accuracy']:.2%} ({harsh['seconds']:.1f} s)" in page
-    assert f"uncompressed network: {harsh['baseline']:.2%}. Counted on 150 test images" in page
+    assert f"{harsh['quality']:.2%} ({harsh['seconds']:.1f} s)" in page
+    assert f"uncompressed network: {harsh['baseline']:.2%}. Judged on 150 test images" in page
 
 
 def test_the_page_says_what_the_card_says_of_the_weights(tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ from automl_compress.compress import (
 )
 from automl_compress.compress.feature_ranks import IMAGES, LOW_RANK
 from automl_compress.compress.structure import ChannelGroup
-from automl_compress.compress.taylor import BATCH
+from automl_compress.compress.taylor import BATCH, taylor_importance
 from automl_compress.errors import InputError
 from automl_compress.space import Policy
+from automl_compress.workload import Detection, build_model
+from automl_compress.workload.detection_loss import detector_loss
 
 NEED_IMAGES = ("taylor", "hrank")
 Array = NDArray[np.float64]
@@ -281,3 +283,51 @@ def test_criteria_must_score_every_channel(wrong: dict[str, Array]) -> None:
     with pytest.raises(InputError, match=r"8 finite scores for group 'features\.0\.0'") as caught:
         Compressor(network("vgg"), example("vgg"), criterion=lambda *_: wrong)
     assert "\n" not in str(caught.value)
+
+
+def detector(seed: int = 0) -> tuple[nn.Module, Detection, Tensor]:
+    """A small detector whose outputs are sure of some boxes, its task, and images."""
+    small = {"num_classes": 2, "widths": [8] * 5, "blocks": [1] * 4, "neck": 8}
+    model = build_model("fcos_resnet", small, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.uniform_(-0.2, 0.4, generator=generator)
+        for name in ("head8", "head16", "head32"):
+            predict: Any = model.get_submodule(f"{name}.2")
+            predict.weight.normal_(0, 0.3, generator=generator)
+            predict.bias[:2] = -1.0
+    images = torch.rand(2 * BATCH, 3, 64, 96, generator=generator)
+    return model, Detection(2, (64, 96), (8, 16, 32)), images
+
+
+def test_taylor_of_a_detector_is_the_slope_of_the_loss_of_its_own_boxes() -> None:
+    """A gate's slope is that of scaling the weights behind it: weights times their slopes."""
+    model, task, images = detector()
+    compressor = Compressor(model, images[:1], task=task)
+    group = next(g for g in compressor.structure.groups if g.name == "stage8.0.conv1")
+    found = taylor_importance(compressor.model, [group], images, 0, task)[group.name]
+    (reader,) = [member.module for member in group.members if member.axis == "in"]
+    weight = compressor.model.get_submodule(reader).get_parameter("weight").requires_grad_(True)
+    expected = np.zeros(group.channels)
+    for batch in images.split(BATCH):
+        raw = compressor.model(batch)
+        own = own_boxes(task, raw)
+        assert (own[..., 4] >= 0).sum() > BATCH
+        (slope,) = torch.autograd.grad(detector_loss(task, raw, own), [weight])
+        expected += (slope * weight).sum((0, 2, 3)).detach().numpy() ** 2 / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.max())
+    assert len(set(expected)) == group.channels
+
+
+def own_boxes(task: Detection, raw: Tensor) -> Tensor:
+    """(n, 100, 6) boxes of the detections that are sure, one by one."""
+    boxes = torch.zeros(len(raw), 100, 6)
+    boxes[..., 4] = -1
+    for image, rows in enumerate(task.answers(raw).tolist()):
+        for place, (*edges, score, kind) in enumerate(rows):
+            if kind >= 0 and score >= 0.3:
+                boxes[image, place] = torch.tensor([*edges, kind, 0])
+    return boxes

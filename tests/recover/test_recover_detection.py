@@ -14,7 +14,11 @@ import automl_compress as ac
 from automl_compress.errors import InputError
 from automl_compress.recover import DETECTOR_BASELINE, train_network
 from automl_compress.recover.augment import Move, augment
-from automl_compress.recover.detection import (
+from automl_compress.recover.losses import labels_loss
+from automl_compress.recover.settings import Augmentation
+from automl_compress.workload import Detection, Workload, WorkloadConfig, load_untrained
+from automl_compress.workload.detection import EXTRA
+from automl_compress.workload.detection_loss import (
     REACH,
     Targets,
     detector_distance,
@@ -23,10 +27,6 @@ from automl_compress.recover.detection import (
     generalised_overlap,
     targets_of,
 )
-from automl_compress.recover.losses import labels_loss
-from automl_compress.recover.settings import Augmentation
-from automl_compress.workload import Detection, Workload, WorkloadConfig, load_untrained
-from automl_compress.workload.detection import EXTRA
 
 TASK = Detection(3, (64, 96), (8, 16, 32))
 PARTS = ((slice(0, 3), 10.0), (slice(3, 7), 1.0), (slice(7, 8), 1.0))

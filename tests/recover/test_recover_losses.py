@@ -11,9 +11,9 @@ from automl_compress.recover.losses import (
     LabelsLoss,
     attention_distance,
     attention_points,
-    divergence,
 )
 from automl_compress.workload import build_model
+from automl_compress.workload.task import divergence
 
 
 def test_divergence_by_hand() -> None:

@@ -12,13 +12,14 @@ edges are logarithms without a learned scale.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from automl_compress.workload import Detection
+if TYPE_CHECKING:
+    from automl_compress.workload.detection import Detection
 
 RADIUS: Final = 1.5
 """Strides from a box's centre within which places learn it (Tian et al. 2019, center sampling)."""
