@@ -3,7 +3,7 @@
 PyTorch's exporter writes the network and the arithmetic of decoding; what it cannot write for any
 number of images, non-maximum suppression, is added as ONNX's own operator. The file's one output
 `detections` is (k, 7): number of the image in the batch, left, top, right, bottom in pixels of the
-input, score and class. What PyTorch gives beside that, `workload.Detection.answers`, are the same
+input, score and class. What PyTorch gives beside that, `workload.BoxTask.answers`, are the same
 rows, of which at most 100 an image are kept.
 """
 
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from automl_compress.deploy.onnx import OnnxReport, export_onnx
 from automl_compress.deploy.runtime import Runner, batches
-from automl_compress.workload import Detection
-from automl_compress.workload.detection import LEAST_SCORE, MOST_DETECTIONS, OVERLAP, SURE
+from automl_compress.workload import BoxTask
+from automl_compress.workload.box_task import MOST_DETECTIONS, SURE, Suppression
 
 DETECTIONS: Final = "detections"
 """Name of the output that is (k, 7)."""
@@ -58,7 +58,7 @@ class Decoded(nn.Module):
         task: says what they mean.
     """
 
-    def __init__(self, network: nn.Module, task: Detection) -> None:
+    def __init__(self, network: nn.Module, task: BoxTask) -> None:
         super().__init__()
         self.network = network
         self.task = task
@@ -71,7 +71,7 @@ class Decoded(nn.Module):
 
 def export_detector(
     network: nn.Module,
-    task: Detection,
+    task: BoxTask,
     path: Path,
     example_input: Tensor,
     calibration: Tensor | None,
@@ -97,7 +97,7 @@ def export_detector(
         report = export_onnx(
             Decoded(network, task), partial, example_input, calibration, images=images
         )
-        content = _suppressed(partial.read_bytes(), classes)
+        content = _suppressed(partial.read_bytes(), classes, task.suppression)
         partial.write_bytes(content)
         partial.replace(path)
     finally:
@@ -127,7 +127,7 @@ class DetectorFile:
         self._runner = Runner(path)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(n, 100, 6) detections on images (n, c, h, w), as `Detection.answers` gives them."""
+        """(n, 100, 6) detections on images (n, c, h, w), as `BoxTask.answers` gives them."""
         found = torch.zeros(len(images), MOST_DETECTIONS, 6)
         found[:, :, 5] = -1.0
         start = 0
@@ -150,7 +150,7 @@ def matched(found: Tensor, expected: Tensor) -> tuple[int, int]:
     """How many detections of score `SURE` or more others have too, and how many there are.
 
     Args:
-        found: (n, d, 6), see `Detection.answers`.
+        found: (n, d, 6), see `BoxTask.answers`.
         expected: (n, d, 6).
     """
     same = count = 0
@@ -172,7 +172,7 @@ def _overlaps(one: Tensor, other: Tensor) -> Tensor:
     return both / (areas[0][:, None] + areas[1][None] - both).clamp(min=1e-9)
 
 
-def _suppressed(content: bytes, classes: Sequence[str]) -> bytes:
+def _suppressed(content: bytes, classes: Sequence[str], suppression: Suppression) -> bytes:
     """A file of boxes and scores, with non-maximum suppression behind them."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -181,8 +181,8 @@ def _suppressed(content: bytes, classes: Sequence[str]) -> bytes:
     graph = model.graph
     constants: dict[str, NDArray[Any]] = {
         "nms_most": np.array([MOST_DETECTIONS], np.int64),
-        "nms_overlap": np.array([OVERLAP], np.float32),
-        "nms_score": np.array([LEAST_SCORE], np.float32),
+        "nms_overlap": np.array([suppression.overlap], np.float32),
+        "nms_score": np.array([suppression.least_score], np.float32),
         "nms_image": np.array([0], np.int64),
         "nms_class": np.array([1], np.int64),
         "nms_place": np.array([0, 2], np.int64),

@@ -25,8 +25,8 @@ from automl_compress.deploy.state import load_state, save_state
 from automl_compress.errors import DeployError
 from automl_compress.settings import suggestion
 from automl_compress.space import Policy
-from automl_compress.workload import CLASSIFICATION, Detection, Task
-from automl_compress.workload.detection import SURE
+from automl_compress.workload import CLASSIFICATION, BoxTask, Task
+from automl_compress.workload.box_task import SURE
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def _save_state(network: nn.Module, path: Path, source: Source) -> Written:
 def _save_onnx(network: nn.Module, path: Path, source: Source) -> Written:
     path.parent.mkdir(parents=True, exist_ok=True)
     inputs = (source.example_input, source.calibration)
-    if isinstance(source.task, Detection) and not source.raw:
+    if isinstance(source.task, BoxTask) and not source.raw:
         found = export_detector(network, source.task, path, *inputs, source.images, source.classes)
         return Written(found.onnx.size_bytes, f"{_integers(found.onnx)}: {_agreement(found)}")
     report = export_onnx(network, path, *inputs, images=source.images)
     agreement = f"top-1 agreement {report.top1_agreement:.2%}, "
-    if isinstance(source.task, Detection):
+    if isinstance(source.task, BoxTask):
         agreement = ""  # positions of largest values mean nothing in raw outputs of boxes
     return Written(
         report.size_bytes,

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automl_compress.errors import InputError
-from automl_compress.workload import CLASSIFICATION, Detection, Task
+from automl_compress.workload import CLASSIFICATION, BoxTask, Detection, Task
 from automl_compress.workload.detection_loss import detector_loss
 from automl_compress.workload.task import divergence
+from automl_compress.workload.torchvision_detectors import AnchorDetection, untrainable
 
 Loss: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Scalar loss of a network on inputs (n, c, h, w) and labels (n, ...)."""
@@ -31,8 +32,10 @@ def labels_loss(task: Task, smoothing: float = 0.0) -> Criterion:
         smoothing: share of the target spread over all classes.
 
     Raises:
-        InputError: labels are smoothed that are no classes of images.
+        InputError: labels are smoothed that are no classes of images, or the loss is not known.
     """
+    if isinstance(task, AnchorDetection):
+        raise untrainable()
     if not isinstance(task, Detection):
         return partial(F.cross_entropy, label_smoothing=smoothing)
     if smoothing:
@@ -50,7 +53,7 @@ def teacher_loss(task: Task, temperature: float) -> Criterion:
         task: says which, see `Task.distance`.
         temperature: softens the classes of images; boxes have none.
     """
-    if isinstance(task, Detection):
+    if isinstance(task, BoxTask):
         return task.distance
     return partial(divergence, temperature=temperature)
 

@@ -1,5 +1,6 @@
 """What is compressed: a trained network, its images in three disjoint splits, and its task."""
 
+from automl_compress.workload.box_task import BoxTask
 from automl_compress.workload.cache import cache_folder, replacing
 from automl_compress.workload.data import BOXED, DataConfig, layout_of
 from automl_compress.workload.detection import Detection
@@ -23,6 +24,7 @@ __all__ = [
     "BOXED",
     "CLASSIFICATION",
     "MODELS",
+    "BoxTask",
     "DataConfig",
     "Detection",
     "ImageSet",

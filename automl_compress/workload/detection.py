@@ -8,51 +8,37 @@ grid after grid, in the order of the detector's `strides`. The channels of a pla
 - the distances to the box's left, top, right and bottom edge, as logarithms, in strides;
 - a logit that says how near the place is to the box's centre.
 
-Turning them into boxes, and keeping one of several that overlap, is not the network's work but
-done here.
+Turning them into boxes is not the network's work but done here; what is done with the boxes stands
+in `box_task`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from automl_compress.errors import WorkloadError
+from automl_compress.workload.box_task import SURE, BoxTask, Suppression
 from automl_compress.workload.detection_loss import detector_distance, detector_loss
-from automl_compress.workload.mean_precision import mean_precision, require_detection
-from automl_compress.workload.task import (
-    Score,
-    Task,
-    check_finite,
-    check_finite_output,
-    shown_output,
-)
+from automl_compress.workload.mean_precision import require_detection
+from automl_compress.workload.task import check_finite_output, shown_output
 
 EXTRA: Final = 5
 """Channels of a place beside the classes."""
-MOST_DETECTIONS: Final = 100
-"""Detections an image has at most, as COCO counts them."""
-LEAST_SCORE: Final = 0.05
-"""Detections below it are left out, as is usual for FCOS."""
-OVERLAP: Final = 0.6
-"""Of two detections of a class that overlap (IoU) by more, the one with the lower score goes."""
-SURE: Final = 0.3
-"""Detections with at least this score are what a detector decides: what a user would draw."""
-MOST_CANDIDATES: Final = 1000
-"""Detections of an image that compete, those with the highest scores."""
+KEPT: Final = Suppression(least_score=0.05, overlap=0.6)
+"""As is usual for FCOS."""
 _LARGEST: Final = 8.0
 """Logarithm of a distance is at most this, so that no box is infinite."""
 
 
 @dataclass(frozen=True)
-class Detection(Task):
-    """Boxes and their classes.
+class Detection(BoxTask):
+    """Boxes of an anchor-free head.
 
     Attributes:
         classes: how many there are.
@@ -60,11 +46,12 @@ class Detection(Task):
         strides: pixels between the places of each grid, from fine to coarse.
     """
 
-    classes: int
-    image_shape: tuple[int, int]
     strides: tuple[int, ...]
-    name: ClassVar[str] = "detection"
-    quality: ClassVar[str] = "map50"
+
+    @property
+    def suppression(self) -> Suppression:
+        """See `BoxTask.suppression`."""
+        return KEPT
 
     @cached_property
     def places(self) -> Tensor:
@@ -102,20 +89,6 @@ class Detection(Task):
             )
         check_finite_output(model, output, "outputs")
 
-    def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
-        """Mean average precision on all images; nothing is known of it before the end."""
-        found = []
-        for raw in outputs:
-            check_finite(raw)
-            found.append(self.answers(raw))
-        yield self.score_answers(torch.cat(found), labels)
-
-    def score_answers(self, answers: Tensor, labels: Tensor) -> Score:
-        """The score of (n, d, 6) detections, see `mean_precision`."""
-        precision = mean_precision(answers, labels)
-        error = {} if math.isnan(precision.error) else {f"{self.quality}_se": precision.error}
-        return Score({self.quality: precision.map50, **error}, len(labels), {"map": precision.map})
-
     def own_loss(self, outputs: Tensor) -> Tensor:
         """The loss of boxes against the detections that the outputs are sure of."""
         found = self.answers(outputs)
@@ -141,9 +114,7 @@ class Detection(Task):
         logits, distances, centre = self.parts(outputs)
         boxes = self.boxes(distances)
         scores = (logits.sigmoid() * centre.sigmoid()[:, None]).sqrt()
-        height, width = self.image_shape
-        limits = boxes.new_tensor([width, height, width, height], dtype=boxes.dtype)
-        return torch.minimum(boxes.clamp(min=0.0), limits), scores
+        return self.inside(boxes), scores
 
     def parts(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the channels of raw outputs say.
@@ -165,41 +136,6 @@ class Detection(Task):
         left, top, right, bottom = distances.unbind(1)
         return torch.stack([x - left, y - top, x + right, y + bottom], -1)
 
-    def answers(self, outputs: Tensor) -> Tensor:
-        """Detections on images.
-
-        Args:
-            outputs: (n, classes + 5, places) raw.
-
-        Returns:
-            (n, 100, 6) left, top, right, bottom, score, class, best first; rows that are left
-            over have class -1. On the processor.
-        """
-        boxes, scores = self.decoded(outputs.detach().float().cpu())
-        found = torch.zeros(len(boxes), MOST_DETECTIONS, 6)
-        found[:, :, 5] = -1.0
-        for image, (its_boxes, its_scores) in enumerate(zip(boxes, scores, strict=True)):
-            kept = _kept(its_boxes, its_scores)
-            found[image, : len(kept)] = kept
-        return found
-
-
-def _kept(boxes: Tensor, scores: Tensor) -> Tensor:
-    """(k, 6) detections of one image after suppression, best first.
-
-    Args:
-        boxes: (places, 4).
-        scores: (classes, places).
-    """
-    from torchvision.ops import batched_nms
-
-    best, order = scores.flatten().topk(min(MOST_CANDIDATES, scores.numel()))
-    order = order[best >= LEAST_SCORE]
-    kinds, places = order // scores.shape[1], order % scores.shape[1]
-    chosen, values = boxes[places], scores.flatten()[order]
-    kept = batched_nms(chosen, values, kinds, OVERLAP)[:MOST_DETECTIONS]
-    return torch.cat([chosen[kept], values[kept, None], kinds[kept, None].float()], 1)
-
 
 def strides_of(model: nn.Module, name: str) -> tuple[int, ...]:
     """The strides a detector's grids have, which its attribute `strides` states.
@@ -212,8 +148,8 @@ def strides_of(model: nn.Module, name: str) -> tuple[int, ...]:
     if not strides or not whole:
         raise WorkloadError(
             f"a network for images with boxes must have an attribute 'strides' and return raw "
-            f"outputs of an anchor-free head, but model '{name}' has none; use 'fcos_resnet', or "
-            f"see workload.detection"
+            f"outputs of an anchor-free head, but model '{name}' has none; use 'fcos_resnet', an "
+            f"SSD, RetinaNet or FCOS of torchvision, or see workload.detection"
         )
     return tuple(strides)
 

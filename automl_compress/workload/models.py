@@ -17,6 +17,7 @@ from automl_compress.workload.digits import DigitsCNN
 from automl_compress.workload.factory import is_factory, resolve, user_code
 from automl_compress.workload.fcos_resnet import FcosResNet
 from automl_compress.workload.mobilenet_cifar import CifarMobileNetV2
+from automl_compress.workload.torchvision_detectors import looking_once
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ def check_model_name(name: str) -> None:
 def build_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """Build a network on the CPU, in evaluation mode, its weights frozen.
 
+    Of an SSD, a RetinaNet or an FCOS of torchvision it is the network inside, see
+    `torchvision_detectors`.
+
     Initial weights come from `seed`; the global random state is left as it was.
 
     Args:
@@ -97,7 +101,7 @@ def build_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
             f"model '{name}' must return a torch.nn.Module, but returned one of type "
             f"{type(model).__name__}; return the network itself"
         )
-    return frozen(model)
+    return frozen(looking_once(model))
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from automl_compress.workload.images import ImageSet, Normalization
 from automl_compress.workload.models import MODELS, build_model, check_model_name, frozen
 from automl_compress.workload.splits import Splits, load_normalization, load_splits
 from automl_compress.workload.task import CLASSIFICATION, Task
+from automl_compress.workload.torchvision_detectors import SingleStage
 from automl_compress.workload.weights import load_weights
 
 
@@ -154,6 +155,11 @@ def load_untrained(config: WorkloadConfig) -> Workload:
     splits = load_splits(config.data)
     normalization = load_normalization(config.data, splits.train)
     model = build_model(config.model, _arguments(config, splits), config.seed)
+    if isinstance(model, SingleStage) and (config.data.mean or config.data.std):
+        raise WorkloadError(
+            f"model '{config.model}' normalizes images itself, but data.mean or data.std is given; "
+            f"remove it"
+        )
     if config.weights is not None:
         load_weights(model, config.weights)
     example = splits.train.tensor(normalization, 0, 1)
@@ -193,9 +199,11 @@ def task_of(model: nn.Module, images: ImageSet, example: torch.Tensor) -> Task:
     """
     if not images.boxed:
         return CLASSIFICATION
+    _, height, width = images.shape
+    if isinstance(model, SingleStage):
+        return model.detection(type(model).__name__, (height, width))
     with torch.no_grad():
         classes = model(example).shape[1] - EXTRA
-    _, height, width = images.shape
     return Detection(classes, (height, width), strides_of(model, type(model).__name__))
 
 
@@ -203,6 +211,8 @@ def _task(name: str, model: nn.Module, splits: Splits) -> Task:
     if not splits.train.boxed:
         return CLASSIFICATION
     _, height, width = splits.train.shape
+    if isinstance(model, SingleStage):
+        return model.detection(name, (height, width))
     return Detection(len(splits.classes), (height, width), strides_of(model, name))
 
 

@@ -13,7 +13,7 @@ from torchvision.ops import nms
 
 from automl_compress.errors import EstimateError
 from automl_compress.workload import Detection, WorkloadConfig, load_workload
-from automl_compress.workload.detection import EXTRA, LEAST_SCORE, OVERLAP
+from automl_compress.workload.detection import EXTRA, KEPT
 from automl_compress.workload.mean_precision import mean_precision
 from automl_compress.workload.workload import load_untrained
 
@@ -59,8 +59,8 @@ def _slow_answers(raw: Tensor) -> list[list[list[float]]]:
     for its_boxes, its_scores in zip(boxes, scores, strict=True):
         rows = []
         for kind, values in enumerate(its_scores):
-            good = values >= LEAST_SCORE
-            kept = nms(its_boxes[good], values[good], OVERLAP)
+            good = values >= KEPT.least_score
+            kept = nms(its_boxes[good], values[good], KEPT.overlap)
             rows += [
                 [*its_boxes[good][i].tolist(), values[good][i].item(), kind] for i in kept.tolist()
             ]
@@ -186,10 +186,10 @@ def test_networks_that_do_not_fit_are_refused(
 MODULE = """
 import torch
 from torch import nn
-from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-def ssd():
-    return ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
+def twice():
+    return fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=3)
 
 class Stride(nn.Module):
     strides = (16,)
@@ -214,10 +214,10 @@ def test_own_detectors_state_their_strides(voc: Path, module: str, refused: Refu
     refused(lambda: load_workload(cut), "24 places, those of strides 16")
 
 
-def test_torchvisions_own_detectors_are_refused_in_one_line(
+def test_detectors_that_look_twice_are_refused_in_one_line(
     voc: Path, module: str, refused: Refused
 ) -> None:
-    refused(lambda: load_workload(_config(voc, f"{module}:ssd")), "'strides'", "fcos_resnet")
+    refused(lambda: load_workload(_config(voc, f"{module}:twice")), "'strides'", "fcos_resnet")
 
 
 def test_a_detector_cannot_answer_for_classes(make_tree: Any, refused: Refused) -> None:

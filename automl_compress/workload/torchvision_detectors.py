@@ -1,0 +1,211 @@
+"""Detectors of torchvision that look once: SSD, RetinaNet and FCOS, as a user has trained them.
+
+As torchvision writes them they take a list of images and give a list of boxes, after scaling,
+normalizing and non-maximum suppression. `SingleStage` is the network inside: images (n, 3, h, w) of
+the size it was made for to one tensor of raw outputs, under torchvision's own names of all weights.
+`AnchorDetection` says what the raw outputs mean. Detectors that look twice, such as Faster R-CNN,
+have no such form: what their second half computes depends on what the first has found.
+
+Deviations from torchvision's own answers: the 1,000 best detections of an image compete, not as
+many of every class or grid, and at most 100 stay, as COCO counts them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from automl_compress.errors import WorkloadError
+from automl_compress.workload.box_task import BoxTask, Suppression
+from automl_compress.workload.mean_precision import require_detection
+from automl_compress.workload.task import check_finite_output, shown_output
+
+_PACKAGE: Final = "torchvision.models.detection."
+_KINDS: Final = ("ssd.SSD", "retinanet.RetinaNet", "fcos.FCOS")
+_EDGES: Final = 4
+_LARGEST: Final = math.log(1000 / 16)
+"""Logarithm of how much larger than its anchor a box is at most (torchvision's `BoxCoder`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorDetection(BoxTask):
+    """Boxes said as changes of anchors; raw outputs are (n, channels, places).
+
+    The channels of a place are a logit for no class and one for every class, four numbers for the
+    box and, where it is `centred`, a logit that says how near the place is to the box's centre.
+
+    Attributes:
+        classes: how many there are, the one for no class left out.
+        image_shape: (h, w) of the network's input.
+        anchors: (places, 4) left, top, right, bottom in pixels.
+        weights: of shifts and logarithms of sizes, in x and y (Ren et al. 2015, Faster R-CNN, eq.
+            2); None where boxes are distances of their edges from the anchor's centre, in sizes
+            of the anchor.
+        exclusive: whether classes exclude one another (softmax) or not (sigmoid).
+        centred: whether there is a logit of the centre.
+        keeping: which detections are kept.
+    """
+
+    anchors: Tensor
+    weights: tuple[float, float, float, float] | None
+    exclusive: bool
+    centred: bool
+    keeping: Suppression
+
+    @property
+    def suppression(self) -> Suppression:
+        """See `BoxTask.suppression`."""
+        return self.keeping
+
+    def check_output(self, model: str, output: Any, classes: int) -> None:
+        """See `Task.check_output`."""
+        require_detection()
+        channels = 1 + classes + _EDGES + self.centred
+        if not isinstance(output, Tensor) or output.shape[1] != channels:
+            given = output.shape[1] - channels + classes if isinstance(output, Tensor) else 0
+            raise WorkloadError(
+                f"model '{model}' must have a class more than the data, for no class at all, as "
+                f"torchvision counts them: {classes + 1}, but has {given + 1}"
+                f"{'' if given else ' and gives ' + shown_output(output)}; correct "
+                f"model_args.num_classes"
+            )
+        check_finite_output(model, output, "outputs")
+
+    def own_loss(self, outputs: Tensor) -> Tensor:
+        """There is none here.
+
+        Raises:
+            WorkloadError: always.
+        """
+        del outputs
+        raise untrainable()
+
+    def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """There is none here.
+
+        Raises:
+            WorkloadError: always.
+        """
+        del outputs, target
+        raise untrainable()
+
+    def decoded(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BoxTask.decoded`."""
+        kinds = 1 + self.classes
+        logits = outputs[:, :kinds]
+        scores = (logits.softmax(1) if self.exclusive else logits.sigmoid())[:, 1:]
+        if self.centred:
+            scores = (scores * outputs[:, -1:].sigmoid()).sqrt()
+        boxes = self._boxes(outputs[:, kinds : kinds + _EDGES].transpose(1, 2))
+        return self.inside(boxes), scores
+
+    def _boxes(self, codes: Tensor) -> Tensor:
+        """(n, places, 4) left, top, right, bottom from (n, places, 4) codes."""
+        anchors = self.anchors.to(codes)
+        sizes = anchors[:, 2:] - anchors[:, :2]
+        centres = anchors[:, :2] + 0.5 * sizes
+        if self.weights is None:
+            near, far = codes[..., :2] * sizes, codes[..., 2:] * sizes
+            return torch.cat([centres - near, centres + far], -1)
+        changes = codes / codes.new_tensor(self.weights)
+        middles = centres + changes[..., :2] * sizes
+        halves = 0.5 * sizes * changes[..., 2:].clamp(max=_LARGEST).exp()
+        return torch.cat([middles - halves, middles + halves], -1)
+
+
+def untrainable() -> WorkloadError:
+    """What is said where a loss is asked for."""
+    return WorkloadError(
+        "detectors of torchvision can be searched and exported here but not trained, for their "
+        "losses are torchvision's; choose criteria that ask for none, such as l1 and magnitude, "
+        "and train with torchvision, or use 'fcos_resnet'"
+    )
+
+
+class SingleStage(nn.Module):
+    """The network inside a detector of torchvision.
+
+    Args:
+        detector: an SSD, a RetinaNet or an FCOS.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.backbone, self.head = detector.backbone, detector.head
+        self.transform, self.anchor_generator = detector.transform, detector.anchor_generator
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.transform, f"image_{name}"))
+            self.register_buffer(name, values.reshape(1, -1, 1, 1), persistent=False)
+        self.weights = getattr(detector.box_coder, "weights", None)
+        self.exclusive = _kind(detector) == "ssd.SSD"
+        self.parts = ["cls_logits", "bbox_regression"]
+        if _kind(detector) == "fcos.FCOS":
+            self.parts.append("bbox_ctrness")
+        self.keeping = Suppression(detector.score_thresh, detector.nms_thresh)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw outputs (n, channels, places) of images (n, 3, h, w) in [0, 1]."""
+        features = list(self.backbone((x - self.mean) / self.std).values())
+        found = self.head(features)
+        return torch.cat([found[part] for part in self.parts], 2).transpose(1, 2)
+
+    @property
+    def classes(self) -> int:
+        """How many there are, the one for no class left out."""
+        head: Any = self.head.classification_head
+        kinds: int = head.num_columns if self.exclusive else head.num_classes
+        return kinds - 1
+
+    def detection(self, name: str, image_shape: tuple[int, int]) -> AnchorDetection:
+        """The task of the detector on images of a size.
+
+        Args:
+            name: of the model, for messages.
+            image_shape: (h, w).
+
+        Raises:
+            WorkloadError: torchvision would scale or pad such images.
+        """
+        image = torch.zeros(1, 3, *image_shape)
+        with torch.no_grad():
+            batch, _ = self.transform(list(image))
+            found = tuple(batch.tensors.shape[2:])
+            if found != image_shape:
+                raise WorkloadError(
+                    f"images must have the size that model '{name}' looks at, but they are "
+                    f"{_shown(image_shape)} and it would make them {_shown(found)}; set "
+                    f"data.image_size: [{found[0]}, {found[1]}]"
+                )
+            (anchors,) = self.anchor_generator(batch, list(self.backbone(image).values()))
+        return AnchorDetection(
+            self.classes,
+            image_shape,
+            anchors,
+            self.weights,
+            self.exclusive,
+            "bbox_ctrness" in self.parts,
+            self.keeping,
+        )
+
+
+def looking_once(model: nn.Module) -> nn.Module:
+    """The network inside a detector of torchvision that looks once; any other model itself."""
+    return SingleStage(model) if _kind(model) else model
+
+
+def _kind(model: nn.Module) -> str:
+    """Which of `_KINDS` a model is; empty for none of them. torchvision need not be loaded."""
+    names = (f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__)
+    kinds = (name.removeprefix(_PACKAGE) for name in names if name.startswith(_PACKAGE))
+    return next((kind for kind in kinds if kind in _KINDS), "")
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
