@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automl_compress.compress.cost_model import kept_kernels
+from automl_compress.compress.strided import reading_first
 from automl_compress.errors import InputError
 from automl_compress.space import Value
 from automl_compress.workload import CLASSIFICATION, Task
@@ -102,7 +103,7 @@ def signal_to_noise(
             "give some or choose magnitude"
         )
     generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), reading_first(model):
         weights = {name: model.get_submodule(name).get_parameter("weight") for name in layers}
         logs = {
             name: torch.full(w.shape[:2], FIRST_LOG_ALPHA, requires_grad=True)

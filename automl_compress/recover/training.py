@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.strided import reading_first
 from automl_compress.errors import EngineError, InputError, InterruptedStudy
 from automl_compress.recover.averaging import WeightAverage
 from automl_compress.recover.batches import Batches
@@ -142,7 +143,7 @@ class Trainer:
         """
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
-        with _interruption() as stopped, _deterministic():
+        with _interruption() as stopped, _deterministic(), reading_first(self.network):
             self._steps(checkpoint, listener, stopped)
         self.network.eval()
 

@@ -105,6 +105,23 @@ def test_training_learns_and_gives_the_averaged_weights() -> None:
     assert _same(_weights(trainer), trainer._average.state())  # type: ignore[union-attr]
 
 
+def test_strided_convolutions_of_few_channels_read_first_while_it_trains() -> None:
+    """Their gradients may be wrong otherwise, see `compress.strided`."""
+    torch.manual_seed(0)
+    shortcut = nn.Conv2d(1, 4, 1, 2)
+    network = nn.Sequential(shortcut, nn.Flatten(), nn.Linear(4 * 9, 3))
+    seen = []
+
+    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append("_conv_forward" in vars(shortcut))
+        return LabelsLoss()(model, inputs, labels)
+
+    settings = replace(SETTINGS, epochs=1)
+    Trainer(network, _images(), Normalization.unit(1), settings, loss, "one").run()
+    assert seen == [True] * 3
+    assert "_conv_forward" not in vars(shortcut)
+
+
 def test_the_global_generator_is_left_alone() -> None:
     trainer = _trainer()
     state = torch.get_rng_state()
