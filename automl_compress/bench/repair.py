@@ -183,7 +183,6 @@ def repair_page(
         facts: sentences about weights and data.
         judged_by: the quality that rows hold, see `QUALITIES`.
     """
-    title = QUALITIES[judged_by]
     levels = (
         f"{level}: {share:.1%} of every group's channels stay, weights have {bits} bits"
         for level, (share, bits) in LEVELS.items()
@@ -192,7 +191,7 @@ def repair_page(
         [
             f"# What repairs without training buy: {network}",
             "",
-            f"{title[0].upper()}{title[1:]} of the uncompressed network: {rows[0].baseline:.2%}. "
+            f"The {QUALITIES[judged_by]} of the uncompressed network: {rows[0].baseline:.2%}. "
             f"{' '.join(facts)}",
             "",
             *(f"- {level}" for level in levels),

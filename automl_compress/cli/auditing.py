@@ -66,7 +66,8 @@ def run_audit(arguments: argparse.Namespace) -> int:
             )
     options = {"steps": arguments.steps, "device": arguments.device}
     stated = [f"{key}={value}" for key, value in options.items() if value is not None]
-    train = TrainSettings.from_section(section_of([*stated, *arguments.overrides]))
+    boxed = StudyResult(arguments.folder).manifest.workload.get("task") == "detection"
+    train = TrainSettings.from_section(section_of([*stated, *arguments.overrides]), boxed)
     settings = AuditSettings(
         arguments.policies, train, tuple(dict.fromkeys(arguments.repairs)), arguments.seed
     )

@@ -20,7 +20,7 @@ from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
 from automl_compress.settings import Origin, Section
 from automl_compress.settings_file import read_settings
-from automl_compress.workload import Workload, WorkloadConfig
+from automl_compress.workload import BOXED, Workload, WorkloadConfig
 
 DEFAULT_OBJECTIVES: Final = ("error", "size_bytes", "macs")
 DEFAULT_STRATEGIES: Final = ("ddpg", "nsga2", "scaled-random")
@@ -102,9 +102,10 @@ def config_of_mapping(values: Mapping[str, Any], base: Path = Path()) -> StudyCo
 
 def config_of_section(section: Section, base: Path) -> StudyConfig:
     """Read and close a sweep file's top-level mapping."""
+    workload = _workload(section, base)
     config = StudyConfig(
         name=_name(section),
-        workload=_workload(section, base),
+        workload=workload,
         space=_space_file(section, base),
         objectives=_objectives(section),
         constraints=_constraints(section),
@@ -116,7 +117,7 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         engine=_engine(section.section("engine")),
         finalists=section.number("finalists", int, 16, low=1),
         final_repair=section.choice("final_repair", REPAIRS, "auto"),  # type: ignore[arg-type]
-        ladder=read_ladder(section),
+        ladder=read_ladder(section, _is_boxed(workload)),
         automatic=_automatic(section),
         pipeline=read_pipeline(section),
         plain=section.values(),
@@ -125,6 +126,13 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
     section.close()
     _check_latency(section, config)
     return config
+
+
+def _is_boxed(workload: Workload | WorkloadConfig) -> bool:
+    """Whether its images have boxes."""
+    if isinstance(workload, Workload):
+        return workload.splits.train.boxed
+    return isinstance(workload.data.source, BOXED)
 
 
 def _automatic(section: Section) -> frozenset[str]:

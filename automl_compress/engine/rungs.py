@@ -55,15 +55,19 @@ class RungSettings:
         return {**stated, "train": None if self.train is None else self.train.to_dict()}
 
 
-def read_ladder(section: Section) -> tuple[RungSettings, ...]:
+def read_ladder(section: Section, boxed: bool = False) -> tuple[RungSettings, ...]:
     """Read `ladder`, a list of rungs from cheap to dear.
+
+    Args:
+        section: the sweep file's top level.
+        boxed: whether the study is of a detector.
 
     Raises:
         InputError: a key or value is wrong, or two rungs share a name.
     """
     ladder: list[RungSettings] = []
     for part in section.sections("ladder"):
-        rung = _read_rung(part)
+        rung = _read_rung(part, boxed)
         if rung.name in (*_RESERVED, *(r.name for r in ladder)):
             raise part.fail(
                 f"rungs must have names of their own, none of {', '.join(_RESERVED)}, but one is "
@@ -74,7 +78,7 @@ def read_ladder(section: Section) -> tuple[RungSettings, ...]:
     return tuple(ladder)
 
 
-def _read_rung(section: Section) -> RungSettings:
+def _read_rung(section: Section, boxed: bool) -> RungSettings:
     name: str = section.get("name", str)
     keep: float = section.number("keep", float, RungSettings.keep, low=0.01, high=1.0)
     kinds = [key for key in ("images", "recover", "learned") if key in section]
@@ -88,7 +92,7 @@ def _read_rung(section: Section) -> RungSettings:
         keep,
         images=_images(section),
         repair=section.choice("repair", REPAIRS) if "repair" in section else None,  # type: ignore[arg-type]
-        train=TrainSettings.from_section(section.section("recover"))
+        train=TrainSettings.from_section(section.section("recover"), boxed)
         if "recover" in section
         else None,
         learned=section.get("learned", bool, False),

@@ -13,7 +13,13 @@ from typing import Any, Final
 from automl_compress.compress import Compressor
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator
-from automl_compress.recover import RecoverySettings, find_device, measure, recover_policy
+from automl_compress.recover import (
+    DETECTOR_RECOVERY,
+    RecoverySettings,
+    find_device,
+    measure,
+    recover_policy,
+)
 from automl_compress.recover.settings import Augmentation, TrainingSettings
 from automl_compress.settings import Section
 from automl_compress.space import Policy
@@ -31,6 +37,14 @@ BRIEF: Final = RecoverySettings(
 )
 """Recovery without what needs a long training: averaged weights, images held out, and changed
 images, of which a single pass has no need."""
+DETECTOR_BRIEF: Final = dataclasses.replace(
+    BRIEF,
+    training=dataclasses.replace(
+        DETECTOR_RECOVERY.training, epochs=1, average=0.0, augment=BRIEF.training.augment
+    ),
+    calibration_images=DETECTOR_RECOVERY.calibration_images,
+)
+"""The same of a detector."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +61,15 @@ class TrainSettings:
     recovery: RecoverySettings = field(default_factory=lambda: BRIEF)
 
     @classmethod
-    def from_section(cls, section: Section) -> TrainSettings:
+    def from_section(cls, section: Section, boxed: bool = False) -> TrainSettings:
         """Read and close a mapping of `steps` and the settings of `RecoverySettings`.
 
         Where `steps` or nothing is given, unnamed settings are those of a brief recovery; where
         `epochs` is given, those of a full one.
+
+        Args:
+            section: the mapping.
+            boxed: whether a detector is trained.
 
         Raises:
             InputError: a key or value is wrong, or both `steps` and `epochs` are given.
@@ -62,9 +80,11 @@ class TrainSettings:
                     f"'{section.name()}' must give 'steps' or 'epochs', but gives both; remove one",
                     "steps",
                 )
-            return cls(None, RecoverySettings.from_section(section))
+            full = DETECTOR_RECOVERY if boxed else None
+            return cls(None, RecoverySettings.from_section(section, full))
         steps = section.number("steps", int, cls.steps, low=FEWEST_STEPS)
-        return cls(steps, RecoverySettings.from_section(section, BRIEF))
+        brief = DETECTOR_BRIEF if boxed else BRIEF
+        return cls(steps, RecoverySettings.from_section(section, brief))
 
     def shown_images(self, images: ImageSet) -> int:
         """Training images that the steps go through, repeated ones counted again."""

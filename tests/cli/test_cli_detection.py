@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,17 @@ import torch
 from boxed_folders import HEIGHT, WIDTH, annotation, drawn_parts, write_coco, write_voc
 
 import automl_compress as ac
+from automl_compress.bench.estimate import EstimateTask, LoopBench
 from automl_compress.cli import main
 from automl_compress.deploy.detector import CLASSES, DETECTIONS, DetectorFile, matched
 from automl_compress.deploy.runtime import Runner
 from automl_compress.engine import restore_study
+from automl_compress.engine.config import read_config
+from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
+from automl_compress.recover import DETECTOR_RECOVERY
 from automl_compress.report import pick_network
+from automl_compress.space import Policy, SpaceRules
+from automl_compress.workload import Workload, load_workload
 
 SMALL = "{widths: [8, 8, 16, 16, 16], blocks: [1, 1, 1, 1], neck: 16}"
 SWEEP = f"""
@@ -191,6 +199,79 @@ def test_matched_detections_by_hand() -> None:
     found = torch.tensor([[[0, 0, 10, 9.5, 0.7, 0], [20, 0, 30, 10, 0.8, 0], [0, 0, 0, 0, 0, -1]]])
     assert matched(found, expected) == (1, 2)
     assert matched(expected, expected) == (2, 2)
+
+
+@pytest.fixture(scope="module")
+def workload(folder: Path) -> Workload:
+    loaded = read_config(folder / "sweep.yaml").workload
+    return loaded if isinstance(loaded, Workload) else load_workload(loaded)
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy"),
+    [
+        ({"criterion": "taylor"}, {"channels:stage8.0.conv1": 4}),
+        ({"kernel_criterion": "variational"}, {"kernel_sparsity:stage8.0.conv1": 0.5}),
+    ],
+)
+def test_criteria_that_learn_from_answers_work_for_detectors(
+    workload: Workload, changes: dict[str, Any], policy: dict[str, Any]
+) -> None:
+    """They choose others than the size of weights does."""
+    base = EstimateSettings(8, 8, "recalibrate", "float32")
+    estimator = NetworkEstimator(workload, replace(base, **changes))
+    plain = NetworkEstimator(workload, base)
+    chosen, other = (e.compressor.build(Policy(policy)) for e in (estimator, plain))
+    assert estimator.estimate(Policy(policy)).ok
+    weights = [network.get_submodule("stage8.0.conv1").weight for network in (chosen, other)]
+    assert weights[0].shape == weights[1].shape
+    assert not torch.equal(*weights)
+
+
+def test_repairs_of_a_detector_are_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("automl_compress.bench.repair.REPAIRS", ("none", "recalibrate"))
+    sweep, output = str(folder / "sweep.yaml"), folder / "rows.json"
+    words = ["bench", "repair", sweep, "-o", str(folder / "pages"), "--json", str(output)]
+    assert main(words) == 0
+    rows = json.loads(output.read_text())
+    best = max(row["quality"] for row in rows if row["repair"] == "recalibrate")
+    assert max(row["quality"] for row in rows if row["repair"] == "none") <= best
+    assert 0.3 < best <= rows[0]["baseline"] + 0.1
+    (page,) = [path.read_text() for path in (folder / "pages").iterdir()]
+    assert f"The mAP50 of the uncompressed network: {rows[0]['baseline']:.2%}" in page
+    assert "ccurac" not in page + capsys.readouterr().out
+
+
+def test_estimates_of_a_detector_agree_with_the_naive_loop(workload: Workload) -> None:
+    pytest.importorskip("torch_pruning")
+    settings = EstimateSettings(8, 8, "recalibrate", "float32", batch=8)
+    bench = LoopBench(EstimateTask(workload, settings, SpaceRules()))
+    policies = bench.policies(4, 0)
+    assert len(bench.groups) > 3
+    assert bench.largest_difference(policies) < 0.02
+    bench.naive._labels = bench.naive._labels.flip(0)  # and more would be noticed
+    assert bench.largest_difference([Policy({})]) > 0.1
+
+
+def test_the_audit_of_a_detector_names_its_metric(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    words = ["audit", str(out), "--policies", "8", "--steps", "1", "--device", "cpu"]
+    assert main([*words, "--json", str(tmp_path / "audit.json")]) == 0
+    printed = capsys.readouterr().out
+    document = json.loads((tmp_path / "audit.json").read_text())
+    assert document["quality"] == "map50"
+    assert document["settings"]["train"]["training"]["batch"] == DETECTOR_RECOVERY.training.batch
+    assert all("map50" in row for row in document["policies"])
+    assert "mAP50 after training" in printed
+    report = (out / "report.md").read_text() + (out / "report.html").read_text()
+    assert "mAP50 after training" in report
+    for text in (printed, report, json.dumps(document)):
+        assert "accurac" not in text.lower()
 
 
 @pytest.mark.parametrize("kind", ["image", "outside", "class", "weights"])
