@@ -26,6 +26,7 @@ from automl_compress.deploy.onnx import export_onnx
 from automl_compress.errors import CompressError, WorkloadError
 from automl_compress.space import Policy, SearchSpace, SpaceRules
 from automl_compress.workload import torchvision_example, torchvision_tasks
+from automl_compress.workload.torchvision_detectors import SingleStage, looking_once
 
 POLICIES: Final = 2
 """Random policies that are built and run for each model."""
@@ -214,7 +215,13 @@ def _reload_equal(model: nn.Module, built: nn.Module, inputs: Tensor) -> bool | 
 
 
 def _onnx_difference(built: nn.Module, inputs: Tensor) -> float | str:
-    """The worst output's largest difference over its largest value, or why there is no file."""
+    """The worst output's largest difference over its largest value, or why there is no file.
+
+    Of a detector that looks once, the network inside is exported, on images of its own size.
+    """
+    inside = looking_once(built)
+    if isinstance(inside, SingleStage):
+        built, inputs = inside, inside.transform(list(inputs))[0].tensors
     with tempfile.TemporaryDirectory() as folder:
         try:
             report = export_onnx(built, Path(folder) / "network.onnx", inputs, int8=False)
@@ -267,7 +274,8 @@ def _markdown(rows: list[Row]) -> str:
         "finite outputs of the original's form and has the parameters the cost model says.",
         "*Reload equal*: a packed file gives the same outputs, bit for bit. *ONNX difference*: the",
         "largest between ONNX Runtime and PyTorch, over the largest value, of the worst output;",
-        "detection models end in code that makes lists of boxes, which are no tensors to export.",
+        "detectors that look once are compared by their raw outputs, which files of studies turn",
+        "into boxes; those that look twice give lists of boxes, which are no tensors to export.",
         "Seconds are those of a shared machine.",
         "",
         _line(_COLUMNS),
