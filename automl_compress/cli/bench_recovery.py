@@ -78,9 +78,22 @@ def run_bench_recovery(request: RecoveryBenchRequest) -> int:
     device = find_device(request.device)
     model, example = network_and_example(request.model, request.input_shape)
     with torch.no_grad():
-        classes = model(example).shape[1]
+        output = model(example)
+    if not isinstance(output, torch.Tensor) or output.dim() != 2:
+        raise InputError(
+            f"bench recovery trains classifiers, whose outputs are (n, classes), but those of "
+            f"'{request.model}' are not; give another network"
+        )
     task = SpeedTask(
-        *(model, example, classes, request.batch, request.steps, request.rounds, request.device)
+        *(
+            model,
+            example,
+            output.shape[1],
+            request.batch,
+            request.steps,
+            request.rounds,
+            request.device,
+        )
     )
     with torch_threads(request.threads):
         rows = measure_training(task, lambda line: print(line, flush=True))

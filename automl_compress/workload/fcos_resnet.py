@@ -83,7 +83,7 @@ class FcosResNet(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int = 10,
         widths: Sequence[int] = WIDTHS,
         blocks: Sequence[int] = BLOCKS,
         neck: int = NECK,

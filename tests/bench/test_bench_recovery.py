@@ -56,6 +56,7 @@ def test_the_plain_loop_trains() -> None:
         (["digits_cnn", "--steps", "0"], "--steps must be at least 1"),
         (["digits_cnn", "--device", "cuda:77"], "must exist"),
         (["resnet21"], "resnet20"),
+        (["fcos_resnet"], "whose outputs are (n, classes)"),
     ],
 )
 def test_bad_input_is_refused(
