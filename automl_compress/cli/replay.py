@@ -126,13 +126,15 @@ def read_columns(texts: Sequence[str]) -> dict[str, str]:
     """Column by metric, of `metric=column` texts.
 
     Raises:
-        InputError: one has another form.
+        InputError: one has another form, or a metric is repeated.
     """
     found = {}
     for text in texts:
         metric, equals, column = text.partition("=")
         if not (metric and equals and column):
             raise InputError(f"--columns must be METRIC=COLUMN, but is '{text}'; correct it")
+        if metric in found:
+            raise InputError(f"--columns must name '{metric}' once, but repeats it; remove one")
         found[metric] = column
     return found
 

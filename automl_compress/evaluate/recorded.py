@@ -21,7 +21,7 @@ from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import COSTS, Evaluation
 from automl_compress.evaluate.objectives import Constraint
 from automl_compress.pareto import Reference
-from automl_compress.settings import one_line, suggestion
+from automl_compress.settings import one_line, shown, suggestion
 from automl_compress.space import Gene, Policy, SearchSpace
 from automl_compress.space.genes import KINDS, Kind
 
@@ -128,11 +128,16 @@ class RecordedEstimator(Simulation):
         reference = Reference(values.max(axis=0))
         for limit in constraints:
             values[self.values([limit.metric])[:, 0] > limit.limit] = np.inf
-        whole = reference.share(values)
-        if not whole:
+        if not np.isfinite(values).all(axis=1).any():
             texts = ", ".join(limit.text for limit in constraints)
             raise StudyError(
                 f"constraints must leave policies, but none of the table meets {texts}; loosen them"
+            )
+        whole = reference.share(values)
+        if not whole:
+            raise StudyError(
+                "some policy must be better than the worst in every objective, but of the table "
+                f"none is in {', '.join(objectives)}; choose other objectives or constraints"
             )
         return reference, whole
 
@@ -215,9 +220,9 @@ def _metric_columns(frame: pd.DataFrame, given: dict[str, str], path: Path) -> d
     found = {metric: column for metric, column in found.items() if column in frame}
     if "accuracy" not in found or len(found) < 2:
         raise StudyError(
-            f"a table must record accuracy and a cost ({', '.join(COSTS)}), but of '{path}' only "
-            f"{', '.join(found) or 'nothing'} is known; name columns, such as "
-            "accuracy=test_accuracy"
+            f"a table must record accuracy and a cost ({', '.join(COSTS)}), but of the columns "
+            f"{shown(', '.join(map(str, frame)))} of '{path}' only {', '.join(found) or 'none'} is "
+            "known; name columns, such as accuracy=test_accuracy"
         )
     return found
 
@@ -233,10 +238,26 @@ def _gene_name(column: str) -> tuple[str, Kind] | None:
 
 
 def _gene(column: pd.Series[float], name: str, kind: Kind) -> Gene:
-    """A gene of the values that occur; which of them are allowed is the gene's to say."""
-    found = sorted(set(column.tolist()), reverse=kind == "kernel_sparsity")
-    whole = kind != "kernel_sparsity" and all(float(value).is_integer() for value in found)
-    return Gene(name, kind, tuple(int(value) if whole else value for value in found))
+    """A gene of the numbers that occur; which of them are allowed is the gene's to say.
+
+    Raises:
+        StudyError: something else occurs.
+        SpaceError: a number is not allowed.
+    """
+    values = column.tolist()
+    odd = [value for value in values if not isinstance(value, int | float) or math.isnan(value)]
+    if odd:  # where a word stands in a column, its numbers are read as texts: words sort last
+        raise StudyError(
+            f"the choices of a gene must be numbers, but column '{column.name}' holds "
+            f"{shown(max(odd, key=str))}; correct it"
+        )
+    found = sorted(set(values), reverse=kind == "kernel_sparsity")
+    return Gene(name, kind, tuple(_whole(value, kind) for value in found))
+
+
+def _whole(value: float, kind: Kind) -> int | float:
+    """A number as genes of a kind have it: whole, where it is, for all kinds but shares."""
+    return int(value) if kind != "kernel_sparsity" and float(value).is_integer() else value
 
 
 def _places(

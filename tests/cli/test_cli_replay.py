@@ -71,6 +71,7 @@ def test_a_replay_goes_on_with_whom_its_file_lacks(
         (["missing.csv"], "cannot be read"),
         (["table.csv"], "name columns"),
         (["table.csv", "--columns", "top1"], "must be METRIC=COLUMN"),
+        (["table.csv", "--columns", "accuracy=top1", "accuracy=macs"], "'accuracy' once"),
         (["table.csv", "--columns", "accuracy=top1", "--seeds", "0"], "--seeds must be at least 1"),
         (["table.csv", "--columns", "accuracy=top1", "--budget", "0"], "--budget must be"),
         (["table.csv", "--columns", "accuracy=top1", "--strategies", "randm"], "'random'"),

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from automl_compress.errors import StudyError
+from automl_compress.errors import InputError, StudyError
+from automl_compress.evaluate import Constraint
 from automl_compress.evaluate.recorded import read_table
 from automl_compress.pareto import front_mask
 from automl_compress.space import Policy
@@ -77,12 +78,42 @@ def test_the_identity_is_the_content(tmp_path: Path) -> None:
         (lambda f: f.assign(macs=-1.0), "'macs' must be a number"),
         (lambda f: f.assign(macs="many"), "'macs' must be a number"),
         (lambda f: f.assign(weight_bits_b=f.weight_bits_b + 8), "weight_bits must be among"),
+        (lambda f: f.assign(weight_bits_b="low"), "'weight_bits_b' holds 'low'"),
+        (lambda f: f.assign(weight_bits_b=[2, "x"] * 6), "'weight_bits_b' holds 'x'"),
+        (lambda f: f.assign(weight_bits_b=f.weight_bits_b.replace(2, np.nan)), "holds nan"),
+        (
+            lambda f: f.assign(weight_bits_b=f.weight_bits_b.replace(2, np.inf)),
+            "'weight_bits:b' has inf",
+        ),
+        (lambda f: f.to_csv(sep=";").encode(), "columns ';weight_bits_b;channels:a"),
     ],
 )
 def test_wrong_tables_are_refused(tmp_path: Path, change: object, said: str) -> None:
-    change(_frame()).to_csv(tmp_path / "table.csv", index=False)  # type: ignore[operator]
-    with pytest.raises(ValueError, match=said):
-        read_table(tmp_path / "table.csv")
+    changed = change(_frame())  # type: ignore[operator]
+    path = tmp_path / "table.csv"
+    path.write_bytes(
+        changed if isinstance(changed, bytes) else changed.to_csv(index=False).encode()
+    )
+    with pytest.raises(InputError, match=said):
+        read_table(path)
+
+
+@pytest.mark.parametrize("odd", ["2", [2], pd.Timestamp(0)])
+def test_choices_that_are_no_numbers_are_refused(tmp_path: Path, odd: object) -> None:
+    frame = _frame()
+    frame["weight_bits_b"] = [odd] * len(frame)
+    frame.to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(StudyError, match="'weight_bits_b' holds"):
+        read_table(tmp_path / "table.parquet")
+
+
+def test_a_table_without_trade_off_is_told_from_constraints_nobody_meets(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    _frame().assign(macs=7).to_csv(path, index=False)
+    with pytest.raises(StudyError, match="of the table none is in error, macs"):
+        read_table(path).scale(("error", "macs"), ())
+    with pytest.raises(StudyError, match="none of the table meets macs <= 6"):
+        read_table(path).scale(("error", "macs"), [Constraint.parse("macs <= 6")])
 
 
 def test_wrong_columns_and_files_are_refused(tmp_path: Path) -> None:
