@@ -208,7 +208,7 @@ class _Tracer:
     def _linear(self, module: Any, x: Tensor) -> Tensor | None:
         labels = self._axis(self._names[module], "out", module.out_features)
         found = self._labels_of(x)
-        if found is not None and x.dim() - 1 not in varying(found):
+        if found is not None and varying(found) and x.dim() - 1 not in varying(found):
             self.classes.freeze(labels, "it mixes positions, not channels")
             self._rules.freeze([x], "a linear layer mixes its positions")
             return None

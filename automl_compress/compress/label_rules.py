@@ -20,6 +20,7 @@ from automl_compress.compress.labels import (
     FIXED,
     ZERO,
     ChannelClasses,
+    along,
     compact,
     lead,
     varying,
@@ -83,14 +84,20 @@ class LabelRules:
         return compact(torch.from_numpy(self._classes.roots(labels.numpy())))
 
     def combine(self, inputs: list[Tensor], output: Tensor) -> Tensor | None:
-        """Labels of an elementwise operation."""
+        """Labels of an elementwise operation.
+
+        A tensor of a single channel that is spread over many, as a mask of positions is, stays as
+        it is and couples none of them.
+        """
+        labelled = [
+            (t, lead(n, output.dim())) for t in inputs if (n := self._labels_of(t)) is not None
+        ]
+        axes = set().union(*(varying(labels) for _, labels in labelled))
         found: Tensor | None = None
-        for tensor in inputs:
-            labels = self._labels_of(tensor)
-            if labels is None:
-                continue
-            labels = lead(labels, output.dim())
-            if found is None:
+        for tensor, labels in labelled:
+            if not varying(labels) and any(_spread(tensor, output, axis) for axis in axes):
+                self.freeze([tensor], "its channel is spread over others")
+            elif found is None:
                 found = labels
             elif varying(found) <= varying(labels) or varying(labels) <= varying(found):
                 found = self.unite(found, labels)
@@ -158,6 +165,33 @@ class LabelRules:
             self.unite(compact(parts[0]), compact(part))
         return [self.roots(part) for part in parts]
 
+    def _gate(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        """Two halves of an axis, one of which gates the other."""
+        del func, output
+        labels = self._labels_of(args[0])
+        assert labels is not None
+        axis = args[1] if len(args) > 1 else -1
+        one, other = labels.expand(args[0].shape).chunk(2, axis)
+        return self.unite(compact(one), compact(other))
+
+    def _shuffle(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        """Channels that change places with each other, or with positions, in fixed parts."""
+        axis = args[0].dim() - 3 if "pixel" in func._schema.name else 1
+        labels = self._labels_of(args[0])
+        if labels is None or varying(labels) != {axis}:
+            self.freeze([args[0]], f"its channels pass '{func._schema.name[6:]}'")
+            return None
+        line, parts = labels.flatten(), args[1]
+        if "unshuffle" in func._schema.name:
+            line = line.repeat_interleave(parts**2)
+        elif "pixel" in func._schema.name:
+            blocks = line.reshape(-1, parts**2)
+            line = self.unite(blocks, blocks[:, :1])[:, 0]
+        else:
+            rows = line.reshape(parts, -1)
+            line = self.unite(rows, rows[:1]).expand(rows.shape).t().flatten()
+        return along(line.numpy(), axis, output.dim())
+
     def _reshape(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
         """An axis that is split in several: all but the last are fixed numbers of parts."""
         del func
@@ -221,9 +255,11 @@ class LabelRules:
         axes = args[1] if len(args) > 1 and isinstance(args[1], int | list | tuple) else []
         given = [axes] if isinstance(axes, int) else list(axes)
         reduced = {axis % labels.dim() for axis in given} or set(range(labels.dim()))
-        if varying(labels) & reduced:
+        if varying(labels) and varying(labels) <= reduced:
             self.freeze([args[0]], f"'{func._schema.name[6:]}' runs over its channels")
             return None
+        for axis in varying(labels) & reduced:  # over branches: they must keep the same channels
+            labels = self.unite(labels, labels.narrow(axis, 0, 1))
         first = output if isinstance(output, Tensor) else output[0]
         if first.dim() < labels.dim():
             labels = labels.reshape(
@@ -291,6 +327,12 @@ def _axis_blocks(
         yield left, right
 
 
+def _spread(tensor: Tensor, output: Tensor, axis: int) -> bool:
+    """Whether an elementwise operation repeats a tensor along an axis of its output."""
+    own = axis - output.dim() + tensor.dim()
+    return output.shape[axis] > 1 and (own < 0 or tensor.shape[own] == 1)
+
+
 _FIXED_TENSOR: Final = "its channels are combined with a tensor that cannot be cut"
 _SLICED: Final = "some of its channels are picked by the network's code"
 _PRODUCT: Final = "its channels are multiplied with other activations"
@@ -298,7 +340,16 @@ _PRODUCTS: Final = frozenset({"mm", "bmm", "addmm", "baddbmm", "mv", "dot", "con
 _POINTWISE: Final = frozenset(
     {
         *("_to_copy", "detach", "alias", "hardswish", "native_dropout", "lift_fresh"),
-        *("masked_fill", "zeros_like", "ones_like", "empty_like", "where", "contiguous"),
+        *(
+            "masked_fill",
+            "fill",
+            "zero",
+            "zeros_like",
+            "ones_like",
+            "empty_like",
+            "where",
+            "contiguous",
+        ),
     }
 )
 """Elementwise operations that PyTorch does not tag as such."""
@@ -335,6 +386,11 @@ _RULES: Final[dict[str, _Rule]] = {
     "cat": LabelRules._concatenate,
     "stack": LabelRules._concatenate,
     "constant_pad_nd": LabelRules._pad,
+    "glu": LabelRules._gate,
+    **dict.fromkeys(
+        ("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
+        LabelRules._shuffle,
+    ),
     "index_put": LabelRules._put,
     "copy": LabelRules._copy,
     "as_strided": LabelRules._restride,

@@ -400,6 +400,39 @@ class Attention(nn.Module):
         return self.head(x * torch.sigmoid(self.gate(x.mean(1, keepdim=True))))
 
 
+class SpatialGate(nn.Module):
+    """One map of positions gates all channels, and couples none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.gate = nn.Conv2d(8, 1, 1)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x * torch.sigmoid(self.gate(x)))
+
+
+class Selective(nn.Module):
+    """Branches of two kernel sizes, stacked and mixed by attention over the branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.branches = nn.ModuleList(conv_bn(8, 6, kernel) for kernel in (1, 3))
+        self.squeeze = nn.Linear(6, 4)
+        self.excite = nn.ModuleList(nn.Linear(4, 6) for _ in range(2))
+        self.head = head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        maps = torch.stack([branch(x) for branch in self.branches], 1)
+        hidden = F.relu(self.squeeze(maps.sum(1).mean((2, 3))))
+        weights = torch.stack([layer(hidden) for layer in self.excite], 1).softmax(1)
+        return self.head((maps * weights[..., None, None]).sum(1))
+
+
 class Unused(nn.Module):
     """A layer that never runs in evaluation mode."""
 
@@ -448,6 +481,24 @@ def decoder() -> nn.Module:
     )  # fmt: skip
 
 
+def gated() -> nn.Module:
+    return nn.Sequential(conv_bn(3, 8), nn.Conv2d(8, 12, 3, padding=1), nn.GLU(1), head(6))
+
+
+def shuffled() -> nn.Module:
+    return nn.Sequential(
+        conv_bn(3, 8), nn.Conv2d(8, 12, 1), nn.ChannelShuffle(3), conv_bn(12, 6), head(6)
+    )
+
+
+def subpixel() -> nn.Module:
+    """Channels become positions, and positions channels."""
+    return nn.Sequential(
+        conv_bn(3, 8), nn.Conv2d(8, 24, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
+        nn.Conv2d(6, 4, 3, padding=1), nn.PixelUnshuffle(2), nn.Conv2d(16, 6, 1), head(6),
+    )  # fmt: skip
+
+
 def weight_normed() -> nn.Module:
     network = nn.Sequential(conv_bn(3, 8), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), head(6))
     nn.utils.parametrizations.weight_norm(network[1])
@@ -492,6 +543,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "channel-prelu": lambda: Normed(nn.PReLU),
     "plain-batchnorm": lambda: Normed(lambda n: nn.BatchNorm2d(n, affine=False)),
     "attention": Attention,
+    "spatial-gate": SpatialGate,
+    "selective": Selective,
+    "gated": gated,
+    "shuffled": shuffled,
+    "subpixel": subpixel,
     "unused": Unused,
     "words": Words,
     "signal": signal,
