@@ -13,13 +13,16 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.coupling import coupled_groups
-from automl_compress.compress.modules import shared_parameters
+from automl_compress.compress.modules import shared_parameters, unwrapped
 from automl_compress.compress.quantize import can_quantize
 from automl_compress.compress.slicing import CONVOLUTIONS, NORMALIZATIONS, parameter_axis
 from automl_compress.compress.structure import LayerShape, StoredPart, Structure
@@ -47,13 +50,41 @@ def trace(
         `ChannelMap` modules, and its structure.
 
     Raises:
-        TraceError: the network cannot be copied, run or followed, or not within the time limit.
+        TraceError: the network cannot be copied, run or followed, or not within the time limit; it
+            is of another type than float32, or takes more than one tensor.
     """
+    _check_input(example_input)
     with torch.inference_mode(False):  # inside it, views do not know what they view
         return _trace(working_copy(model), example_input.detach().clone(), time_limit)
 
 
+def _check_input(example_input: object) -> None:
+    """Check that a network is called with one tensor of at least one input."""
+    if not isinstance(example_input, Tensor):
+        raise TraceError(
+            "an example input must be one tensor, but is a "
+            f"{type(example_input).__name__}; put a network of several inputs into a module that "
+            "takes one"
+        )
+    if not example_input.dim() or not len(example_input):
+        raise TraceError(
+            f"an example input must hold an input, but has the shape {tuple(example_input.shape)}; "
+            "give one with a batch axis"
+        )
+
+
+def _check_types(model: nn.Module) -> None:
+    """Check that parameters are float32, which sizes are counted in and repairs compute in."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise TraceError(
+                f"a network to compress must be float32, but '{name}' is {parameter.dtype}; "
+                "convert it and its inputs with .float()"
+            )
+
+
 def _trace(working: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Module, Structure]:
+    _check_types(working)
     with _Deadline(time_limit), _quiet(), _layer_by_layer():
         try:
             replace_channel_maps(working, example)
@@ -106,8 +137,9 @@ def _quiet() -> Iterator[None]:
 def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
     """A frozen copy in evaluation mode, as every compressed network is made from.
 
-    Nothing works in place, and computed weights are plain parameters. A copy of such a copy, or
-    of a compressed network, is like the first.
+    Nothing works in place, computed weights are plain parameters, and wrappers of compilation and
+    parallel training are left out. A copy of such a copy, or of a compressed network, is like the
+    first.
 
     Args:
         model: not changed.
@@ -115,10 +147,13 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
             get other values; the largest networks take gigabytes.
 
     Raises:
-        TraceError: the network cannot be copied, is a single layer, or shares parameters.
+        TraceError: the network is none, cannot be copied, is a single layer, or shares parameters.
     """
+    _check_network(model)
+    model = unwrapped(model)
+    memo: dict[int, Any] = {id(tensor): tensor.detach() for tensor in _computed_tensors(model)}
     try:
-        working = copy.deepcopy(model, shared_parameters(model) if share else {})
+        working = copy.deepcopy(model, memo | shared_parameters(model) if share else memo)
     except Exception as reason:
         raise TraceError(
             f"a network must be copyable, but copying failed with {type(reason).__name__}: "
@@ -129,6 +164,26 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
     for module in working.modules():
         _simplify(module)
     return working
+
+
+def _check_network(model: object) -> None:
+    """Check that a network is made of modules with values."""
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        kind = model.__name__ if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TraceError(
+            f"a network must be an nn.Module that runs its own Python code, but is {kind}; "
+            "give the module itself"
+        )
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise TraceError(
+                f"parameters must have their sizes, but '{name}' has none yet; call the network "
+                "on an input first"
+            )
+        if parameter.is_meta:
+            raise TraceError(
+                f"parameters must have values, but '{name}' is on the meta device; load the weights"
+            )
 
 
 def _check_modules(model: nn.Module) -> None:
@@ -159,8 +214,28 @@ def _simplify(module: nn.Module) -> None:
         module.inplace = False  # type: ignore[assignment]  # hides the graph
     if isinstance(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0  # its fused path bypasses the layers' own forward
+    _fix_hooked(module)
     if parametrize.is_parametrized(module):
         _fix_parametrized(module)
+
+
+def _computed_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that hooks compute from parameters, which `copy.deepcopy` refuses."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                yield value
+
+
+def _fix_hooked(module: nn.Module) -> None:
+    """Turn tensors that PyTorch's older normalizations and masks compute into parameters."""
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
 
 
 def _fix_parametrized(module: nn.Module) -> None:

@@ -145,7 +145,7 @@ class Layout:
         return cls(
             tensors={
                 module: {name: StoredTensor.from_json(stored) for name, stored in tensors.items()}
-                for module, tensors in data["tensors"].items()
+                for module, tensors in _pairs(data, "tensors")
             },
             inputs={n: (_natural(bits), bool(s)) for n, (bits, s) in _pairs(data, "inputs")},
             maps={n: (_natural(i), _natural(stride)) for n, (i, stride) in _pairs(data, "maps")},

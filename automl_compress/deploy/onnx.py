@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.modules import become, shared_parameters
+from automl_compress.compress.modules import become, shared_parameters, unwrapped
 from automl_compress.compress.quantize import InputQuantizer, QuantizedConv2d, QuantizedLinear
 from automl_compress.deploy.runtime import (
     INTEGER_LAYERS,
@@ -170,6 +170,7 @@ def onnx_content(
 
 def _frozen(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares the values of the model's parameters."""
+    model = unwrapped(model)
     return copy.deepcopy(model, shared_parameters(model)).cpu().eval()
 
 

@@ -79,7 +79,9 @@ def save_packed(
     """
     network = working_copy(model, share=True)
     layout = describe(network, policy, architecture, arguments)
-    reference = _reference(original or known_network(architecture, arguments or {}))
+    if original is None:
+        original = known_network(architecture, arguments or {})
+    reference = _reference(original)
     if reference is not None:
         layout = in_order(layout, reference)
     layout, contents = encode(layout, tensors_of(network, layout))

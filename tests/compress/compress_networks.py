@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from automl_compress.compress import Structure
@@ -505,6 +507,20 @@ def weight_normed() -> nn.Module:
     return network
 
 
+def hooked() -> nn.Module:
+    """Weights that PyTorch's older normalizations and its masks compute before every call."""
+    network = nn.Sequential(
+        conv_bn(3, 8), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.ReLU(),
+        nn.Conv2d(8, 6, 1), head(6),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(network[1])
+    nn.utils.spectral_norm(network[3])
+    prune.l1_unstructured(network[5], "weight", 0.5)
+    return network
+
+
 def mobile() -> nn.Module:
     return nn.Sequential(conv_bn(3, 6), Inverted(6), Inverted(6), conv_bn(6, 10, 1), head(10))
 
@@ -553,6 +569,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "signal": signal,
     "decoder": decoder,
     "weight-norm": weight_normed,
+    "hooked": hooked,
 }  # fmt: skip
 
 EXAMPLES: dict[str, Tensor] = {

@@ -246,7 +246,43 @@ def test_a_shared_layer_is_quantized_for_all_its_uses() -> None:
     assert len(uses) == 3
 
 
-def test_old_weight_normalization_is_left_whole() -> None:
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, nn.DataParallel, lambda m: torch.compile(nn.DataParallel(m))]
+)
+def test_wrappers_are_left_out(wrap: Any) -> None:
+    """A wrapper of compilation would compile every candidate."""
+    model = network("vgg")
+    wrapped = wrap(model)
+    policy = Policy({"channels:features.0.0": 3, "weight_bits:fc1": 4})
+    with torch.no_grad():
+        outputs = [compress(m, policy, example("vgg"))(example("vgg", 3)) for m in (model, wrapped)]
+    assert torch.equal(*outputs)
+    assert type(compress(wrapped, policy, example("vgg"))) is type(model)
+    assert not isinstance(wrapped, type(model))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "said"),
+    [
+        (network("vgg").double(), example("vgg").double(), "must be float32, but 'features.0.0"),
+        (network("vgg").half(), example("vgg").half(), "torch.float16; convert it"),
+        (network("vgg"), (example("vgg"), example("vgg")), "one tensor, but is a tuple"),
+        (network("vgg"), example("vgg").numpy(), "one tensor, but is a ndarray"),
+        (network("vgg"), example("vgg")[:0], r"shape (0, 3, 16, 16); give one"),
+        (network("vgg").to("meta"), example("vgg"), "on the meta device; load"),
+        (nn.Sequential(nn.LazyLinear(4)), example("vgg"), "call the network on an input first"),
+        (torch.jit.ScriptModule(), example("mlp"), "give the module itself"),
+        (nn.Linear, example("vgg"), "Python code, but is Linear"),
+        (network("vgg").state_dict(), example("vgg"), "but is a OrderedDict"),
+    ],
+)  # fmt: skip
+def test_what_is_no_network_or_input_is_refused(model: Any, inputs: Any, said: str) -> None:
+    with pytest.raises(TraceError, match=re.escape(said)) as caught:
+        cost(model, Policy({}), inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_hooks_of_unknown_kind_leave_their_layer_whole() -> None:
     class Normalizing:
         """Computes a weight before every call, as torch.nn.utils.weight_norm did."""
 
