@@ -36,7 +36,7 @@ from automl_compress.compress.repair import Repair, Repairer, fitting_images
 from automl_compress.compress.slicing import Places, cut_channels, kept_places
 from automl_compress.compress.structure import Structure
 from automl_compress.compress.tracing import TIME_LIMIT, trace
-from automl_compress.errors import SpaceError
+from automl_compress.errors import InputError, SpaceError
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Task
 
@@ -64,7 +64,8 @@ class Compressor:
 
     Raises:
         TraceError: the network cannot be followed, or not in time.
-        InputError: there is no such criterion, or it cannot score this network.
+        InputError: there is no such criterion, it cannot score this network, or the calibration
+            images are not like the example.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Compressor:
         task: Task = CLASSIFICATION,
     ) -> None:
         score = find_criterion(criterion, task)
+        if calibration is not None:
+            _check_calibration(calibration, example_input)
         self._again = partial(
             Compressor,
             example_input=example_input,
@@ -277,6 +280,23 @@ class Compressor:
             grid = choose_input_quantizer(weight, bits, self._samples[name].inputs)
             self._input_grids[name, bits] = grid
         return share_copy(self._input_grids[name, bits])
+
+
+def _check_calibration(calibration: object, example_input: Tensor) -> None:
+    """Check that calibration images are what the network takes."""
+    if not isinstance(calibration, Tensor):
+        raise InputError(
+            f"calibration images must be one tensor, but are a {type(calibration).__name__}; "
+            "stack them"
+        )
+    shape, example = tuple(calibration.shape[1:]), tuple(example_input.shape[1:])
+    if shape != example or calibration.dtype != example_input.dtype:
+        raise InputError(
+            f"calibration images must be like the example input, {example} {example_input.dtype}, "
+            f"but are {shape} {calibration.dtype}; prepare them alike"
+        )
+    if not bool(torch.isfinite(calibration).all()):
+        raise InputError("calibration images must be finite, but hold NaN or infinity; repair them")
 
 
 def _free_weights(removed: Tensor, layer: nn.Module, stays: Places, whole: nn.Module) -> Tensor:

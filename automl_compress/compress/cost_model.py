@@ -122,9 +122,14 @@ class CostModel:
         """Check that a policy fits this network.
 
         Raises:
-            SpaceError: it names a group or layer the network lacks, cuts a protected group, or
-                keeps more channels than there are.
+            SpaceError: it is none, names a group or layer the network lacks, cuts a protected
+                group, or keeps more channels than there are.
         """
+        if not isinstance(policy, Policy):
+            raise SpaceError(
+                f"a network must be compressed by a Policy, but was given a "
+                f"{type(policy).__name__}; make one of a mapping of genes: Policy({{...}})"
+            )
         self._check_layers(policy)
         for name, kept in policy.of_kind("channels").items():
             group = self._groups.get(name)

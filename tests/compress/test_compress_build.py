@@ -282,6 +282,27 @@ def test_what_is_no_network_or_input_is_refused(model: Any, inputs: Any, said: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("policy", [{"channels:fc1": 3}, None])
+def test_policies_must_be_policies(policy: Any) -> None:
+    for use in (compress, cost):
+        with pytest.raises(SpaceError, match="must be compressed by a Policy"):
+            use(network("vgg"), policy, example("vgg"))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([example("vgg")], "one tensor, but are a list; stack"),
+        (torch.zeros(4, 1, 16, 16), "(3, 16, 16) torch.float32, but are (1, 16, 16)"),
+        (example("vgg", 4).double(), "but are (3, 16, 16) torch.float64; prepare"),
+        (example("vgg", 4) * torch.nan, "must be finite"),
+    ],
+)  # fmt: skip
+def test_calibration_images_must_be_like_the_example(images: Any, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        Compressor(network("vgg"), example("vgg"), images)
+
+
 def test_hooks_of_unknown_kind_leave_their_layer_whole() -> None:
     class Normalizing:
         """Computes a weight before every call, as torch.nn.utils.weight_norm did."""
