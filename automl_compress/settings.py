@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 REQUIRED: Final[Any] = object()
 """Default of a key that must be given."""
+LARGEST_SEED: Final = 2**32 - 1
+"""What all generators of random numbers take."""
 
 
 @dataclass(frozen=True)

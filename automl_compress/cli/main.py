@@ -7,6 +7,8 @@ and the remedy; 130 interrupted with the state saved.
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -204,6 +206,16 @@ def _add_replay(subparsers: Any) -> None:
     )
 
 
+def _open_streams() -> None:
+    """Writing must not fail where streams are closed, or know fewer letters than reports have."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -213,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    _open_streams()
     try:
         parsed = _parser().parse_args(arguments)
     except SystemExit as leaving:
@@ -230,6 +243,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("automl-compress: stopped before anything was written", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if parsed.debug:
+            traceback.print_exc()
+        where = f": '{error.filename}'" if error.filename else ""
+        print(
+            f"automl-compress: files must be readable and writable, but {error.strerror or error}"
+            f"{where}; free space or correct its permissions, then run again",
+            file=sys.stderr,
+        )
         return 1
     except Exception as error:
         if parsed.debug:

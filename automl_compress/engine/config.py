@@ -18,12 +18,17 @@ from automl_compress.evaluate import LATENCY, Constraint, check_objectives
 from automl_compress.evaluate.fast_form import PRECISIONS
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
-from automl_compress.settings import Origin, Section
+from automl_compress.settings import LARGEST_SEED, Origin, Section
 from automl_compress.settings_file import read_settings
 from automl_compress.workload import BOXED, Workload, WorkloadConfig
 
 DEFAULT_OBJECTIVES: Final = ("error", "size_bytes", "macs")
 DEFAULT_STRATEGIES: Final = ("ddpg", "nsga2", "scaled-random")
+LONGEST_NAME: Final = 100
+MOST_SEEDS: Final = 1000
+MOST: Final = 2**20
+"""Of whatever is counted: images in a batch, workers."""
+MOST_THREADS: Final = 1024
 BATCH: Final = "estimate.batch"
 THREADS: Final = "engine.threads"
 
@@ -145,14 +150,15 @@ def _is_auto(section: Section, key: str) -> bool:
     return section.values().get(key) == "auto"
 
 
-def _number_or_auto(section: Section, key: str, default: int) -> int:
+def _number_or_auto(section: Section, key: str, default: int, most: int = MOST) -> int:
     """A number from 1, or the default, which somebody knows better, where `auto` is given."""
     given = section.get(key, (int, str), default)
     if given == "auto":
         return default
-    if isinstance(given, str) or given < 1:
+    if isinstance(given, str) or not 1 <= given <= most:
+        rule = f"at most {most}" if isinstance(given, int) and given > most else "at least 1"
         raise section.fail(
-            f"'{section.name(key)}' must be 'auto' or at least 1, but is {given}; correct it", key
+            f"'{section.name(key)}' must be 'auto' or {rule}, but is {given}; correct it", key
         )
     return int(given)
 
@@ -162,6 +168,11 @@ def _name(section: Section) -> str:
     if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise section.fail(
             f"'study' must be letters, digits, '-', '_' and '.', but is '{name}'; rename it",
+            "study",
+        )
+    if len(name) > LONGEST_NAME:
+        raise section.fail(
+            f"'study' must have at most {LONGEST_NAME} characters, but has {len(name)}; rename it",
             "study",
         )
     return name
@@ -188,8 +199,9 @@ def _space_file(section: Section, base: Path) -> Path | None:
 
 
 def _objectives(section: Section) -> tuple[str, ...]:
+    names = section.items("objectives", str, DEFAULT_OBJECTIVES)
     try:
-        return check_objectives(section.items("objectives", str, DEFAULT_OBJECTIVES))
+        return check_objectives(names)
     except StudyError as reason:
         if "objectives" not in section:
             raise
@@ -222,7 +234,7 @@ def _estimate(section: Section) -> EstimateSettings:
         kernel_criterion=section.choice(  # type: ignore[arg-type]
             "kernel_criterion", KERNEL_CRITERIA, default.kernel_criterion
         ),
-        seed=section.number("seed", int, default.seed, low=0),
+        seed=section.number("seed", int, default.seed, low=0, high=LARGEST_SEED),
     )
     section.close()
     return settings
@@ -275,11 +287,15 @@ def _strategies(section: Section) -> tuple[str, ...]:
 
 def _seeds(section: Section) -> tuple[int, ...]:
     given = section.get("seeds", (int, list), 2)
-    seeds = tuple(range(given)) if isinstance(given, int) else section.items("seeds", int)
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+    if isinstance(given, int) and given > MOST_SEEDS:
         raise section.fail(
-            f"'seeds' must be a count above 0 or a list of different seeds, but is {given}; "
-            "correct it",
+            f"'seeds' must be a count of at most {MOST_SEEDS}, but is {given}; lower it", "seeds"
+        )
+    seeds = tuple(range(given)) if isinstance(given, int) else section.items("seeds", int)
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+        raise section.fail(
+            f"'seeds' must be a count above 0 or a list of different seeds up to {LARGEST_SEED}, "
+            f"but is {given}; correct it",
             "seeds",
         )
     return seeds
@@ -298,7 +314,7 @@ def _engine(section: Section) -> EngineSettings:
     settings = EngineSettings(
         kind=section.choice("kind", ENGINES, "cluster"),  # type: ignore[arg-type]
         workers=workers if named else None,
-        threads=_number_or_auto(section, "threads", 1),
+        threads=_number_or_auto(section, "threads", 1, MOST_THREADS),
         address=section.get("address", str, None),
     )
     section.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -132,10 +134,12 @@ class Study:
             InterruptedStudy: the user stopped it; `resume` goes on.
         """
         folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="automl_compress_"))
-        _check_unused(folder, self.config.name)
+        with _writable(folder):
+            _check_unused(folder, self.config.name)
         study = self._of(tuned(self.config))
         prepared = study._prepare()
-        folder.mkdir(parents=True, exist_ok=True)
+        with _writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return study._run(prepared, folder, listener)
 
     @classmethod
@@ -335,10 +339,29 @@ def _baseline(estimator: Estimator) -> Evaluation:
     return evaluation
 
 
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """What cannot be made or read inside is the folder's fault.
+
+    Raises:
+        StudyError: the folder cannot be used.
+    """
+    try:
+        yield
+    except OSError as reason:
+        raise StudyError(
+            f"--out must be a folder that can be written, but '{folder}' is not "
+            f"({reason.strerror}); choose another"
+        ) from reason
+
+
 def _check_unused(folder: Path, name: str) -> None:
     """Refuse a folder that holds a study already."""
-    if folder.exists() and not folder.is_dir():
-        raise StudyError(f"--out must be a folder, but '{folder}' is a file; choose another")
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise StudyError(f"--out must be a folder, but '{nearest}' is a file; choose another")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if (folder / MANIFEST).exists():
         held = Manifest.read(folder)
         remedy = "choose another --out"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from automl_compress.errors import WorkloadError
-from automl_compress.settings import Section
+from automl_compress.settings import LARGEST_SEED, Section
 from automl_compress.workload.boxes import BAD_BOXES, BoxedFiles
 from automl_compress.workload.cache import cache_folder
 from automl_compress.workload.coco import CocoSource
@@ -89,7 +89,7 @@ class DataConfig:
         validation = section.section("search_validation")
         half = validation.choice("from", ("test", "train"), "test")
         images = validation.number("images", int, None, low=1)
-        seed = section.number("seed", int, 0, low=0)
+        seed = section.number("seed", int, 0, low=0, high=LARGEST_SEED)
         validation.close()
         section.close()
         try:

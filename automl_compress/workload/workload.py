@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from automl_compress.errors import WorkloadError
-from automl_compress.settings import Origin, Section
+from automl_compress.settings import LARGEST_SEED, Origin, Section
 from automl_compress.workload.data import DataConfig, existing
 from automl_compress.workload.detection import EXTRA, Detection, strides_of
 from automl_compress.workload.digits_training import DEFAULT_EPOCHS, train_digits
@@ -85,7 +85,7 @@ class WorkloadConfig:
             _data(section, model, base),
             section.section("model_args").plain(),
             None if weights is None else existing(weights, base),
-            section.number("seed", int, 0, low=0),
+            section.number("seed", int, 0, low=0, high=LARGEST_SEED),
             epochs,
         )
         section.close()

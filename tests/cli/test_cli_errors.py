@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from automl_compress.cli import main
+from automl_compress.cli import commands, main
 from automl_compress.workload import build_model
 
 GOOD = """
@@ -64,6 +67,11 @@ def _sweep(text: str) -> str:
         ("estimate: {repair: maybe}", "must be one of"),
         ("space: nowhere.yaml", "no file"),
         ("study: ../up", "letters, digits"),
+        (f"study: {'x' * 300}", "at most 100 characters, but has 300"),
+        ("seeds: 99999999999999999999", "at most 1000"),
+        ("seeds: [99999999999999999999]", "up to 4294967295"),
+        ("estimate: {seed: 99999999999999999999}", "at most 4294967295"),
+        ("engine: {threads: 100000}", "'auto' or at most 1024"),
         ("engine: {kind: cloud}", "must be one of"),
         ("engine: {workers: none}", "auto"),
         ("workload: {model: resnet57}", "resnet56"),
@@ -185,6 +193,42 @@ def test_out_that_holds_another_study(folder: Path, capsys: pytest.CaptureFixtur
     other = _sweep(GOOD.replace("study: tiny", "study: other"))
     assert "holds 'tiny'" in _refused(capsys, "search", other, "--out", "taken")
     assert "is a file" in _refused(capsys, "search", other, "--out", "sweep.yaml")
+    assert "is a file" in _refused(capsys, "search", other, "--out", "sweep.yaml/below/it")
+
+
+@pytest.mark.parametrize("out", ["/proc/none", "x" * 300])
+def test_out_that_cannot_be_made(
+    out: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _refused(capsys, "search", _sweep(GOOD), "--out", out)
+    assert f"--out must be a folder that can be written, but '{out}' is not (" in said
+
+
+def test_streams_that_are_closed_or_know_few_letters(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert main(["search", _sweep(GOOD), "--out", "closed"]) == 0
+        sys.stdout.close()
+    bare = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", bare)
+    assert main(["search", "sweep.yaml", "--out", "ascii"]) == 0
+    bare.flush()
+    assert b"report: ascii/report.html" in bare.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "front.json")
+
+    monkeypatch.setattr(commands, "doctor", fail)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device: 'front.json'; free space" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["resume", "report"])
