@@ -32,13 +32,16 @@ from automl_compress.compress.slicing import (
     BATCH_NORMS,
     CONVOLUTIONS,
     INSTANCE_NORMS,
+    LAYERS,
+    TRANSPOSED,
     parameter_axis,
 )
 from automl_compress.compress.structure import Axis, ChannelGroup, GroupMember, LayerShape
 
 _OUTPUT: Final = "its channels are the network's output"
+_IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"
 _LEAVES: Final = (
-    *(*CONVOLUTIONS, *BATCH_NORMS, *INSTANCE_NORMS, nn.Linear, nn.LayerNorm, nn.GroupNorm),
+    *(*LAYERS, *BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm),
     *(nn.PReLU, nn.Embedding, nn.MultiheadAttention, ChannelMap),
 )
 """Modules whose own tensors are understood as a whole, or not at all."""
@@ -200,6 +203,16 @@ class _Tracer:
             self._couple_blocks(np.concatenate([_blocks(line, module), _blocks(labels, module)], 1))
         return along(labels, axis, x.dim())
 
+    def _transposed(self, module: Any, x: Tensor) -> Tensor | None:
+        axis = x.dim() - module.weight.dim() + 1
+        labels = self._axis(self._names[module], "out", module.out_channels)
+        if module.groups > 1:
+            self.classes.freeze(labels, _IN_GROUPS)
+            self._rules.freeze([x], _IN_GROUPS)
+            return None
+        self._read(module, x, axis, module.in_channels)
+        return along(labels, axis, x.dim())
+
     def _couple_blocks(self, blocks: Labels) -> None:
         """Each group of a grouped layer, (groups, places), is cut as a whole."""
         whole = np.broadcast_to(blocks[:, -1:], blocks.shape)
@@ -294,6 +307,9 @@ _READERS: Final[dict[Any, tuple[tuple[type[nn.Module], ...], _Reader]]] = {
     torch.conv1d: (CONVOLUTIONS, _Tracer._convolution),
     torch.conv2d: (CONVOLUTIONS, _Tracer._convolution),
     torch.conv3d: (CONVOLUTIONS, _Tracer._convolution),
+    torch.conv_transpose1d: (TRANSPOSED, _Tracer._transposed),
+    torch.conv_transpose2d: (TRANSPOSED, _Tracer._transposed),
+    torch.conv_transpose3d: (TRANSPOSED, _Tracer._transposed),
     F.linear: ((nn.Linear,), _Tracer._linear),
     F.batch_norm: (BATCH_NORMS, _Tracer._features),
     F.instance_norm: (INSTANCE_NORMS, _Tracer._features),

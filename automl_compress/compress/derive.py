@@ -141,7 +141,7 @@ def _kernel_gene(
     if rules.is_protected([layer.name]):
         skipped.append((name, "protected by the rules"))
     elif not layer.convolution:
-        skipped.append((name, f"a {layer.kind} has no kernels"))
+        skipped.append((name, f"a {layer.kind} has no kernels that can be removed"))
     elif layer.depthwise:
         skipped.append((name, "each of its kernels is a whole channel"))
     else:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.modules import find_part
-from automl_compress.compress.slicing import CONVOLUTIONS
+from automl_compress.compress.slicing import LAYERS
 from automl_compress.compress.structure import ChannelGroup, GroupMember, Structure
 from automl_compress.errors import InputError
 
@@ -65,8 +65,7 @@ def hrank_importance(
         part.register_forward_pre_hook(_ranker(group, member, found), with_kwargs=True)
         for group in groups
         for member in group.members
-        if member.axis == "in"
-        and isinstance(part := find_part(model, member.module), (*CONVOLUTIONS, nn.Linear))
+        if member.axis == "in" and isinstance(part := find_part(model, member.module), LAYERS)
     ]
     try:
         with torch.no_grad():

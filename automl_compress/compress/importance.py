@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.feature_ranks import hrank_importance
 from automl_compress.compress.modules import find_part
-from automl_compress.compress.slicing import BATCH_NORMS, CONVOLUTIONS
+from automl_compress.compress.slicing import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.compress.structure import ChannelGroup, GroupMember
 from automl_compress.compress.taylor import taylor_importance
 from automl_compress.errors import InputError
@@ -88,8 +88,9 @@ def fpgm_importance(model: nn.Module, group: ChannelGroup) -> NDArray[np.float64
     counted = 0
     for member in group.members:
         part = find_part(model, member.module)
-        if member.axis == "out" and isinstance(part, (*CONVOLUTIONS, nn.Linear)):
-            filters = part.weight.detach()[member.by_channel].reshape(group.channels, -1).double()
+        if member.axis == "out" and isinstance(part, LAYERS):
+            weight = part.weight.detach().movedim(weight_axis(part, "out"), 0)
+            filters = weight[member.by_channel].reshape(group.channels, -1).double()
             distances = torch.cdist(filters, filters).sum(dim=1).numpy()
             scores += distances / max(distances.mean(), 1e-300)
             counted += 1
@@ -123,10 +124,11 @@ def _weight_sums(
     module: nn.Module | Tensor, member: GroupMember, channels: int, power: int
 ) -> NDArray[np.float64] | None:
     """(channels,) summed |weight|^power of a layer; None for modules without weights."""
-    if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+    if not isinstance(module, LAYERS):
         return None
     weight = module.weight.detach().abs().pow(power).reshape(*module.weight.shape[:2], -1)
-    per_place = weight.sum(dim=(1, 2) if member.axis == "out" else (0, 2)).double().numpy()
+    others = (1 - weight_axis(module, member.axis), 2)
+    per_place = weight.sum(dim=others).double().numpy()
     return member.per_channel(per_place, channels)
 
 

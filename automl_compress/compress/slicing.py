@@ -27,6 +27,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor of a module, by the tensor's name in it."""
 
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS: Final = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+"""Modules whose weights every output has of every input."""
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSTANCE_NORMS: Final = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 NORMALIZATIONS: Final = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)
@@ -111,9 +114,10 @@ def places_of_shapes(model: nn.Module, shapes: Mapping[str, Shapes]) -> dict[str
 
 def _sizes_of_shapes(module: nn.Module, shapes: Shapes) -> dict[Axis, int]:
     """Channels along the axes of a module that `can_cut`, from the shapes of its tensors."""
-    if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+    if not isinstance(module, LAYERS):
         return {"out": max((s[-1] for s in shapes.values() if s), default=0)}  # all alike
-    out, inputs = shapes.get("weight", (0, 0))[:2]
+    weight = shapes.get("weight", (0, 0))
+    out, inputs = weight[weight_axis(module, "out")], weight[weight_axis(module, "in")]
     grouped = getattr(module, "groups", 1) > 1  # whole groups go, outputs and inputs alike
     return {"out": out} if grouped else {"out": out, "in": inputs}
 
@@ -147,7 +151,7 @@ def axis_size(model: nn.Module, name: str, axis: Axis) -> int:
         return part.num_features
     if isinstance(part, nn.Linear):
         return part.out_features if axis == "out" else part.in_features
-    if isinstance(part, CONVOLUTIONS):
+    if isinstance(part, (*CONVOLUTIONS, *TRANSPOSED)):
         return part.out_channels if axis == "out" else part.in_channels
     raise CompressError(f"'{name}' must be a module that can be cut, but is {type(part).__name__}")
 
@@ -155,6 +159,11 @@ def axis_size(model: nn.Module, name: str, axis: Axis) -> int:
 def parameter_axis(parameter: Tensor) -> int:
     """Axis of a free parameter or buffer that carries channels: the last longer than one."""
     return max((axis for axis, size in enumerate(parameter.shape) if size > 1), default=0)
+
+
+def weight_axis(layer: nn.Module, axis: Axis) -> int:
+    """Axis of a layer's weight that runs over its outputs or inputs."""
+    return int((axis == "in") != isinstance(layer, TRANSPOSED))
 
 
 def _cut_part(model: nn.Module, name: str, places: Places) -> None:
@@ -189,8 +198,9 @@ def cut_module(module: nn.Module, keep_out: Tensor | None, keep_in: Tensor | Non
 
 def can_cut(module: nn.Module | Tensor) -> bool:
     """Whether channels can be cut out of a module, or out of a free parameter or buffer."""
-    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-        return "weight" in module._parameters  # else computed, as by old weight normalization
+    if isinstance(module, LAYERS):
+        whole = not isinstance(module, TRANSPOSED) or module.groups == 1
+        return whole and "weight" in module._parameters  # else computed, as by unknown hooks
     return isinstance(module, (*NORMALIZATIONS, Tensor, nn.PReLU, ChannelMap))
 
 
@@ -205,6 +215,18 @@ def _cut_convolution(module: Any, keep_out: Tensor | None, keep_in: Tensor | Non
         smaller.in_channels = module.in_channels * smaller.groups // module.groups
     elif keep_in is not None:
         weight = weight[:, keep_in]
+        smaller.in_channels = len(keep_in)
+    return _with_tensors(smaller, module, weight=weight, bias=bias)
+
+
+def _cut_transposed(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
+    smaller = copy.copy(module)
+    weight, bias = module.weight, module.bias
+    if keep_out is not None:
+        weight, bias = weight[:, keep_out], None if bias is None else bias[keep_out]
+        smaller.out_channels = len(keep_out)
+    if keep_in is not None:
+        weight = weight[keep_in]
         smaller.in_channels = len(keep_in)
     return _with_tensors(smaller, module, weight=weight, bias=bias)
 
@@ -271,6 +293,7 @@ def _with_tensors(smaller: Any, module: Any, **tensors: Tensor | None) -> nn.Mod
 _Cutter = Callable[[Any, Tensor | None, Tensor | None], nn.Module]
 _CUTTERS: Final[tuple[tuple[tuple[type[nn.Module], ...], _Cutter], ...]] = (
     (CONVOLUTIONS, _cut_convolution),
+    (TRANSPOSED, _cut_transposed),
     ((nn.Linear,), _cut_linear),
     ((*NORMALIZATIONS, nn.PReLU), _cut_features),
     ((ChannelMap,), _cut_channel_map),

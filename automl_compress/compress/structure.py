@@ -83,10 +83,11 @@ class LayerShape:
         in_channels: inputs of the whole layer.
         groups: convolution groups; equal to `out_channels` for a depthwise layer.
         kernel: weights per pair of channels, such as 9 for 3x3.
-        positions: output positions per image, summed over all uses of a shared layer.
+        positions: output positions per image, of a transposed convolution input positions, summed
+            over all uses of a shared layer.
         bias: whether it has one.
         quantizable: whether it has a low-bit form.
-        convolution: whether its weights are kernels, one per pair of channels.
+        convolution: whether its weights are kernels, one per pair of channels, that can be removed.
     """
 
     name: str

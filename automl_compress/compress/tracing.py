@@ -20,11 +20,18 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.coupling import coupled_groups
 from automl_compress.compress.modules import shared_parameters, unwrapped
 from automl_compress.compress.quantize import can_quantize
-from automl_compress.compress.slicing import CONVOLUTIONS, NORMALIZATIONS, parameter_axis
+from automl_compress.compress.slicing import (
+    CONVOLUTIONS,
+    LAYERS,
+    NORMALIZATIONS,
+    TRANSPOSED,
+    parameter_axis,
+)
 from automl_compress.compress.structure import LayerShape, StoredPart, Structure
 from automl_compress.compress.trial import one_line, tried_groups
 from automl_compress.errors import TraceError
@@ -192,7 +199,7 @@ def _check_modules(model: nn.Module) -> None:
     Raises:
         TraceError: the network is a single layer, or two modules share a parameter.
     """
-    if isinstance(model, (*CONVOLUTIONS, nn.Linear)):
+    if isinstance(model, LAYERS):
         raise TraceError(
             f"a network must hold its layers as submodules, but is itself a "
             f"{type(model).__name__}; put it into an nn.Sequential"
@@ -267,15 +274,18 @@ def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[Laye
     handles = []
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
-            channels = output.shape[1] if isinstance(module, CONVOLUTIONS) else output.shape[-1]
-            positions[name] += output.numel() // (channels * len(example_input))
+        def hook(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+        ) -> None:
+            counted = layer_input(inputs, named) if isinstance(module, TRANSPOSED) else output
+            channels = counted.shape[-1 if isinstance(module, nn.Linear) else 1]
+            positions[name] += counted.numel() // (channels * len(example_input))
 
         return hook
 
     named = {n: m for n, m in model.named_modules() if _is_layer(m)}
     for name, module in named.items():
-        handles.append(module.register_forward_hook(watch(name)))
+        handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
@@ -293,7 +303,7 @@ def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[Laye
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is a layer that holds its weights itself."""
-    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) and "weight" in module._parameters
+    return isinstance(module, LAYERS) and "weight" in module._parameters
 
 
 def _layer_shape(name: str, module: Any, positions: int) -> LayerShape:
@@ -308,7 +318,7 @@ def _layer_shape(name: str, module: Any, positions: int) -> LayerShape:
         positions=positions,
         bias=module.bias is not None,
         quantizable=can_quantize(module),
-        convolution=not linear,
+        convolution=isinstance(module, CONVOLUTIONS),
     )
 
 

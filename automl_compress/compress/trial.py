@@ -24,12 +24,13 @@ from automl_compress.compress.channel_maps import ZERO, ChannelMap
 from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import find_part, share_copy
 from automl_compress.compress.slicing import (
-    CONVOLUTIONS,
+    LAYERS,
     Places,
     axis_size,
     can_cut,
     cut_channels,
     kept_places,
+    weight_axis,
 )
 from automl_compress.compress.structure import ChannelGroup
 from automl_compress.errors import TraceError
@@ -142,7 +143,7 @@ def _run(model: nn.Module, probe: Tensor, mode: Any = None) -> Run:
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            if isinstance(module, LAYERS):
                 stack.callback(module.register_forward_hook(watch(name)).remove)
         if mode is not None:
             stack.enter_context(mode)
@@ -190,9 +191,10 @@ def _blinded(
         elif isinstance(part, ChannelMap) and stays.inputs is not None:
             unread = ~torch.isin(part.sources.long(), stays.inputs)
             part._buffers["sources"] = part.sources.masked_fill(unread, ZERO)
-        elif isinstance(part, (*CONVOLUTIONS, nn.Linear)) and stays.inputs is not None:
+        elif isinstance(part, LAYERS) and stays.inputs is not None:
+            axis = weight_axis(part, "in")
             weight = torch.zeros_like(part.weight)
-            weight[:, stays.inputs] = part.weight[:, stays.inputs]
+            weight.index_copy_(axis, stays.inputs, part.weight.index_select(axis, stays.inputs))
             part._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     return blind, probe, _Partial(partial)
 

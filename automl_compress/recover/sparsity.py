@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress import Structure
-from automl_compress.compress.slicing import BATCH_NORMS, CONVOLUTIONS
+from automl_compress.compress.slicing import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.errors import WorkloadError
 
 _TINY: Final = 1e-12
@@ -160,8 +160,8 @@ def _tensor(network: nn.Module, name: str, axis: str) -> tuple[nn.Parameter, int
         return None
     if isinstance(module, BATCH_NORMS):
         return weight, 0
-    if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+    if not isinstance(module, LAYERS):
         return None
     if axis == "in" and getattr(module, "groups", 1) > 1:
         return None  # a depthwise layer's inputs are its outputs
-    return weight, 0 if axis == "out" else 1
+    return weight, weight_axis(module, "out" if axis == "out" else "in")

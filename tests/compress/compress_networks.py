@@ -483,6 +483,36 @@ def decoder() -> nn.Module:
     )  # fmt: skip
 
 
+class UNet(nn.Module):
+    """Maps are halved, doubled by transposed convolutions, and joined with what they came from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([conv_bn(3, 6), conv_bn(6, 8), conv_bn(8, 10)])
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose2d(10, 8, 2, 2), nn.ConvTranspose2d(8, 6, 4, 2, 1, bias=False)]
+        )
+        self.join = nn.ModuleList([conv_bn(16, 8), conv_bn(12, 6)])
+        self.last = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [self.down[0](x)]
+        for down in list(self.down)[1:]:
+            maps.append(down(F.max_pool2d(maps[-1], 2)))
+        x = maps.pop()
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat([maps.pop(), up(x)], 1))
+        return self.last(x)
+
+
+def upsampled() -> nn.Module:
+    """Transposed convolutions in a row, one of them in groups, one shown only by its name."""
+    return nn.Sequential(
+        nn.Conv1d(2, 6, 3, padding=1), nn.ConvTranspose1d(6, 8, 4, 2, 1), nn.PReLU(8),
+        nn.ConvTranspose1d(8, 6, 3, 1, 1), nn.ReLU(), nn.ConvTranspose1d(6, 4, 2, 2, groups=2),
+    )  # fmt: skip
+
+
 def gated() -> nn.Module:
     return nn.Sequential(conv_bn(3, 8), nn.Conv2d(8, 12, 3, padding=1), nn.GLU(1), head(6))
 
@@ -561,6 +591,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "attention": Attention,
     "spatial-gate": SpatialGate,
     "selective": Selective,
+    "unet": UNet,
+    "upsampled": upsampled,
     "gated": gated,
     "shuffled": shuffled,
     "subpixel": subpixel,
@@ -574,6 +606,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 EXAMPLES: dict[str, Tensor] = {
     "signal": torch.zeros(1, 2, 16),
+    "upsampled": torch.zeros(1, 2, 16),
     "words": torch.zeros(1, 7, dtype=torch.int64),
 }
 """Example inputs other than (1, 3, 16, 16)."""

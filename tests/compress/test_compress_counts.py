@@ -64,7 +64,9 @@ GROUPS = {
     "unused": (1, {"head.2"}),
     "words": (1, {"fc2"}),
     "signal": (2, {"7"}),
-    "decoder": (2, {"1.0", "7"}),
+    "decoder": (4, {"7"}),
+    "unet": (7, {"last"}),
+    "upsampled": (2, {"3", "5"}),
     "weight-norm": (2, {"3.2"}),
     "hooked": (4, {"6.2"}),
 }

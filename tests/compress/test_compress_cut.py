@@ -53,6 +53,8 @@ def blind(model: nn.Module, structure: Structure, kept: dict[str, Any]) -> nn.Mo
                     part.sources[part.sources == int(place)] = ZERO
                 elif isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear):
                     part.weight[:, int(place)] = 0
+                elif isinstance(part, nn.ConvTranspose1d | nn.ConvTranspose2d):
+                    part.weight[int(place)] = 0
     return result
 
 
@@ -116,6 +118,8 @@ def naive(weight: Tensor, out: list[int], inputs: list[int]) -> Tensor:
         (nn.Conv2d(5, 6, (1, 3), stride=2, bias=False), (2, 5, 7, 7)),
         (nn.Conv1d(5, 6, 3, dilation=2), (2, 5, 9)),
         (nn.Conv3d(5, 6, 2), (2, 5, 4, 4, 4)),
+        (nn.ConvTranspose1d(5, 6, 4, 2, 1), (2, 5, 7)),
+        (nn.ConvTranspose2d(5, 6, (2, 3), stride=2, bias=False), (2, 5, 4, 4)),
         (nn.Linear(5, 6), (2, 5)),
         (nn.Linear(5, 6, bias=False), (2, 4, 5)),
     ],
@@ -124,7 +128,9 @@ def test_cut_layers_equal_those_cut_one_by_one(module: Any, shape: tuple[int, ..
     out, inputs = [0, 2, 5], [1, 4]
     before = copy.deepcopy(module.state_dict())
     cut: Any = cut_module(module, torch.tensor(out), torch.tensor(inputs))
-    assert torch.equal(cut.weight, naive(module.weight, out, inputs))
+    swapped = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    weights = naive(module.weight.transpose(0, 1) if swapped else module.weight, out, inputs)
+    assert torch.equal(cut.weight, weights.transpose(0, 1) if swapped else weights)
     if module.bias is not None:
         assert cut.bias.tolist() == [module.bias[o].item() for o in out]
     axis = -1 if isinstance(module, nn.Linear) else 1

@@ -324,7 +324,7 @@ def test_spaces_get_a_gene_per_convolution() -> None:
     }
     skipped = dict(derived.coverage.skipped)
     assert skipped["kernel_sparsity:2.expand.0"] == "protected by the rules"
-    assert skipped["kernel_sparsity:4.2"] == "a Linear has no kernels"
+    assert skipped["kernel_sparsity:4.2"] == "a Linear has no kernels that can be removed"
     assert skipped["kernel_sparsity:1.depthwise.0"] == "each of its kernels is a whole channel"
     order = [gene.name for gene in derived.space]
     assert order.index("kernel_sparsity:1.project") == order.index("weight_bits:1.project") + 1
