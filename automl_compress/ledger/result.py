@@ -249,6 +249,11 @@ class StudyResult:
                 for rung in self.manifest.rungs
             }
             self._latencies = {e.policy.key: e for e in ledger.evaluations(measured)}
+        if self.manifest.finalists and not any(everything.values()):
+            raise StudyError(
+                f"the {LEDGER} of a study with finalists must hold evaluations, but that of "
+                f"'{folder}' holds none; restore it from a copy"
+            )
 
     def _units(self, charges: Sequence[Charge]) -> int:
         """Evaluations of the budget that charges come to."""

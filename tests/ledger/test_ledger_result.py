@@ -194,6 +194,9 @@ def test_newer_manifests_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"must hold ledger\.sqlite"):
         StudyResult(tmp_path)
     assert not (tmp_path / LEDGER).exists()
+    (tmp_path / LEDGER).write_bytes(b"")  # what a copy that failed leaves
+    with pytest.raises(StudyError, match="holds none; restore it"):
+        StudyResult(tmp_path)
     replace(MANIFEST_OF_TEST, version=2).write(tmp_path)
     with pytest.raises(StudyError, match="at most 1, but is 2"):
         StudyResult(tmp_path)
