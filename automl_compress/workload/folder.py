@@ -195,10 +195,19 @@ def _check_same_classes(
 
 
 def _image_names(half: Path, class_name: str) -> list[str]:
-    """Paths below `half` of one class's images, sorted; hidden files are left out."""
+    """Paths below `half` of one class's images, sorted; hidden files are left out.
+
+    A folder that links lead to again, as to one above them, is read once.
+    """
     found = []
+    seen: set[str] = set()
     for folder, folders, files in os.walk(half / class_name, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         place = Path(folder).relative_to(half).as_posix()
         found += [
             f"{place}/{name}"

@@ -18,6 +18,7 @@ from automl_compress.workload.images import ImageSet, Pixels
 from automl_compress.workload.sources import TrainTest
 
 _READ_TWICE: Final = 8
+_LARGEST_LABEL: Final = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,10 @@ class FactorySource:
     def _classes(self, made: Sequence[Any], train: ImageSet, test: ImageSet) -> tuple[str, ...]:
         largest = int(max(train.labels.max(), test.labels.max()))
         classes = _class_names(made) or tuple(map(str, range(largest + 1)))
-        smallest = int(min(train.labels.min(), test.labels.min()))
-        if smallest < 0 or largest >= len(classes):
+        if largest >= len(classes):
             raise WorkloadError(
-                f"labels of '{self.name}' must be in 0..{len(classes) - 1}, but reach from "
-                f"{smallest} to {largest}; number the classes from 0"
+                f"labels of '{self.name}' must be in 0..{len(classes) - 1}, but reach to "
+                f"{largest}; number the classes from 0, or name all of them"
             )
         if len(classes) < 2:
             raise WorkloadError(
@@ -148,11 +148,16 @@ def _channels_first(values: Row | Pixels, is_array: bool) -> Pixels:
 def _label(label: Any, where: str) -> int:
     if isinstance(label, torch.Tensor | np.ndarray) and tuple(label.shape) in ((), (1,)):
         label = label.item()
-    if isinstance(label, int | np.integer) and not isinstance(label, bool):
-        return int(label)
-    raise WorkloadError(
-        f"a label must be a whole number, but {where} has {_kind(label)}; convert it"
-    )
+    if not isinstance(label, int | np.integer) or isinstance(label, bool):
+        raise WorkloadError(
+            f"a label must be a whole number, but {where} has {_kind(label)}; convert it"
+        )
+    if not 0 <= label <= _LARGEST_LABEL:
+        raise WorkloadError(
+            f"a label must be from 0 to {_LARGEST_LABEL}, but {where} has {label}; number the "
+            "classes from 0"
+        )
+    return int(label)
 
 
 def _stacked(rows: Sequence[Pixels], what: str) -> Pixels:

@@ -43,6 +43,15 @@ def test_other_files_and_hidden_ones_are_left_out(make_tree: MakeTree) -> None:
     assert len(_load(root).train) == 13
 
 
+def test_links_that_lead_back_are_not_followed(make_tree: MakeTree) -> None:
+    root = make_tree()
+    before = len(_load(root).train)
+    (root / "train/cat/again").symlink_to(root / "train/cat")
+    (root / "train/dog/deeper").mkdir()
+    (root / "train/dog/deeper/up").symlink_to(root / "train/dog")
+    assert len(_load(root).train) == before
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "bmp", "webp", "gif", "tif", "ppm"])
 def test_other_formats_are_read(suffix: str, make_tree: MakeTree) -> None:
     root = make_tree()

@@ -137,12 +137,16 @@ def test_labels_may_be_tensors_and_classes_may_have_names(
         ("return make(np.asarray, [0, True]), []", ("whole number", "item 1", "of type bool")),
         (
             "return make(np.asarray), make(np.asarray, [0, -1])",
-            ("labels", "0..2", "from -1 to 2"),
+            ("a label must be from 0", "item 1 of the test set", "has -1"),
+        ),
+        (
+            "return make(np.asarray, [0, 2**70]), []",
+            ("a label must be from 0 to 2147483647", "item 1", "has 1180591620717411303424"),
         ),
         (
             "class Named(list):\n    classes = ['a', 'b']\n"
             "return Named(make(np.asarray)), make(np.asarray)",
-            ("labels", "0..1", "from 0 to 2"),
+            ("labels", "0..1", "reach to 2"),
         ),
         ("return make(np.asarray, [0]), make(np.asarray, [0])", ("at least two classes",)),
         (
