@@ -32,6 +32,7 @@ from automl_compress.compress.slicing import (
     BATCH_NORMS,
     CONVOLUTIONS,
     INSTANCE_NORMS,
+    LAST_NORMS,
     LAYERS,
     TRANSPOSED,
     parameter_axis,
@@ -41,7 +42,7 @@ from automl_compress.compress.structure import Axis, ChannelGroup, GroupMember, 
 _OUTPUT: Final = "its channels are the network's output"
 _IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"
 _LEAVES: Final = (
-    *(*LAYERS, *BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm),
+    *(*LAYERS, *BATCH_NORMS, *INSTANCE_NORMS, *LAST_NORMS, nn.GroupNorm),
     *(nn.PReLU, nn.Embedding, nn.MultiheadAttention, ChannelMap),
 )
 """Modules whose own tensors are understood as a whole, or not at all."""
@@ -230,7 +231,7 @@ class _Tracer:
 
     def _features(self, module: Any, x: Tensor) -> Tensor | None:
         """Modules that treat every channel alone, or groups of channels alone."""
-        last = isinstance(module, nn.LayerNorm)
+        last = isinstance(module, LAST_NORMS)
         axis = x.dim() - 1 if last else min(1, x.dim() - 1)
         found = self._labels_of(x)
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
@@ -314,6 +315,7 @@ _READERS: Final[dict[Any, tuple[tuple[type[nn.Module], ...], _Reader]]] = {
     F.batch_norm: (BATCH_NORMS, _Tracer._features),
     F.instance_norm: (INSTANCE_NORMS, _Tracer._features),
     F.layer_norm: ((nn.LayerNorm,), _Tracer._features),
+    F.rms_norm: ((nn.RMSNorm,), _Tracer._features),
     F.group_norm: ((nn.GroupNorm,), _Tracer._features),
     F.prelu: ((nn.PReLU,), _Tracer._features),
 }

@@ -32,7 +32,9 @@ LAYERS: Final = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 """Modules whose weights every output has of every input."""
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSTANCE_NORMS: Final = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-NORMALIZATIONS: Final = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)
+LAST_NORMS: Final = (nn.LayerNorm, nn.RMSNorm)
+"""Normalizations over the last axis."""
+NORMALIZATIONS: Final = (*BATCH_NORMS, *INSTANCE_NORMS, *LAST_NORMS, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def axis_size(model: nn.Module, name: str, axis: Axis) -> int:
         return part.out_channels if axis == "out" else part.in_channels
     if isinstance(part, Tensor):
         return part.shape[parameter_axis(part)]
-    if isinstance(part, nn.LayerNorm):
+    if isinstance(part, LAST_NORMS):
         return int(part.normalized_shape[-1])
     if isinstance(part, nn.PReLU):
         return part.num_parameters
@@ -254,7 +256,7 @@ def _cut_features(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) 
         for name in names
         if (tensor := getattr(module, name, None)) is not None
     }
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, LAST_NORMS):
         smaller.normalized_shape = (*module.normalized_shape[:-1], len(keep))
     elif isinstance(module, nn.GroupNorm):
         smaller.num_channels = len(keep)

@@ -24,6 +24,7 @@ from automl_compress.compress.channel_maps import ZERO, ChannelMap
 from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import find_part, share_copy
 from automl_compress.compress.slicing import (
+    LAST_NORMS,
     LAYERS,
     Places,
     axis_size,
@@ -183,7 +184,7 @@ def _blinded(
     partial: dict[int, Tensor] = {}
     for name, stays in places.items():
         part = find_part(blind, name)
-        if isinstance(part, (nn.LayerNorm, nn.GroupNorm)) and stays.out is not None:
+        if isinstance(part, (*LAST_NORMS, nn.GroupNorm)) and stays.out is not None:
             if part.weight is None:
                 ones = probe.new_ones(axis_size(model, name, "out"))
                 part._parameters["weight"] = nn.Parameter(ones, requires_grad=False)
@@ -215,6 +216,8 @@ class _Partial(TorchFunctionMode):
     ) -> Any:
         if func is F.layer_norm:
             return self._layer_norm(*args, **(kwargs or {}))
+        if func is F.rms_norm:
+            return self._rms_norm(*args, **(kwargs or {}))
         if func is F.group_norm:
             return self._group_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -232,6 +235,19 @@ class _Partial(TorchFunctionMode):
             return F.layer_norm(input, normalized_shape, weight, bias, eps)
         bias = None if bias is None else bias[kept]
         some = F.layer_norm(input[..., kept], (len(kept),), weight[kept], bias, eps)
+        return torch.zeros_like(input).index_copy(-1, kept, some)
+
+    def _rms_norm(
+        self,
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        kept = self._kept.get(id(weight))
+        if kept is None or weight is None:
+            return F.rms_norm(input, normalized_shape, weight, eps)
+        some = F.rms_norm(input[..., kept], [len(kept)], weight[kept], eps)
         return torch.zeros_like(input).index_copy(-1, kept, some)
 
     def _group_norm(

@@ -257,6 +257,25 @@ class PatchMixer(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+class RootMeanSquare(nn.Module):
+    """Residual multi-layer perceptrons behind the norm of today's language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.norms = nn.ModuleList([nn.RMSNorm(12), nn.RMSNorm(12, elementwise_affine=False)])
+        self.gate = nn.Linear(12, 20)
+        self.wide = nn.Linear(12, 20)
+        self.narrow = nn.Linear(20, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        y = self.norms[0](x)
+        x = x + self.narrow(F.silu(self.gate(y)) * self.wide(y))
+        return self.head(self.norms[1](x).mean(1))
+
+
 class Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -575,6 +594,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "layer-scale": lambda: LayerScale(torch.tensor(0.5)),
     "fixed-offset": lambda: LayerScale(torch.rand(1, 8, 1, 1)),
     "patch-mixer": PatchMixer,
+    "root-mean-square": RootMeanSquare,
     "transformer": Transformer,
     "windows": Windows,
     "tokens": Tokens,

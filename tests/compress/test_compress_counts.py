@@ -42,6 +42,7 @@ GROUPS = {
     "layer-scale": (2, {"head.2"}),
     "fixed-offset": (2, {"head.2"}),
     "patch-mixer": (3, {"head"}),
+    "root-mean-square": (2, {"head"}),
     "transformer": (1, {"patch", "encoder.linear2", "head"}),
     "windows": (2, {"patch", "qkv", "head"}),
     "tokens": (2, {"head"}),

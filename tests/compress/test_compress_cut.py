@@ -26,8 +26,8 @@ from automl_compress.compress.modules import find_part
 from automl_compress.compress.slicing import cut_channels, cut_module, kept_places
 from automl_compress.space import Policy
 
-MIXED = {"patch-mixer": {"patch"}, "tokens": {"patch"}}
-"""Groups whose channels pass a LayerNorm: its mean changes with every cut."""
+MIXED = {"patch-mixer": {"patch"}, "tokens": {"patch"}, "root-mean-square": {"patch"}}
+"""Groups whose channels pass a norm over channels: it changes with every cut."""
 
 
 def random_kept(structure: Structure, rng: np.random.Generator, skip: set[str]) -> dict[str, Any]:
