@@ -21,7 +21,7 @@ from automl_compress.workload.factory import user_code
 from automl_compress.workload.images import ImageSet, Normalization
 from automl_compress.workload.models import MODELS, build_model, check_model_name, frozen
 from automl_compress.workload.splits import Splits, load_normalization, load_splits
-from automl_compress.workload.task import CLASSIFICATION, Task
+from automl_compress.workload.task import CLASSIFICATION, Task, shown_output
 from automl_compress.workload.torchvision_detectors import SingleStage
 from automl_compress.workload.weights import load_weights
 
@@ -168,7 +168,23 @@ def load_untrained(config: WorkloadConfig) -> Workload:
     with user_code(what), torch.no_grad():
         output = model(example)
     task.check_output(config.model, output, len(splits.classes))
+    _check_batches(config.model, model, example)
     return _workload(config, model, splits, normalization)
+
+
+def _check_batches(name: str, model: nn.Module, example: torch.Tensor) -> None:
+    """Check that a network takes several images at once.
+
+    Raises:
+        WorkloadError: it does not.
+    """
+    with user_code(f"model '{name}' on two images at once"), torch.no_grad():
+        output = model(torch.cat([example, example]))
+    if len(output) != 2:
+        raise WorkloadError(
+            f"model '{name}' must give an answer for every image, but for two images returned "
+            f"{shown_output(output)}; keep the batch axis as it is"
+        )
 
 
 def _arguments(config: WorkloadConfig, splits: Splits) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class Net(nn.Module):
         y = self.linear(self.conv(x).mean((2, 3))) + self.bias
         if self.mode == "raise":
             raise IndexError("out\\nof range")
+        if self.mode == "single" and len(x) > 1:
+            raise IndexError("one at a time")
+        if self.mode == "mean":
+            return y.mean(0, keepdim=True)
         return {"nan": y / 0, "tuple": (y, y), "flat": y[0]}.get(self.mode, y)
 """
 
@@ -153,6 +157,8 @@ def test_an_untrained_network_is_refused(read_config: ReadConfig, refused: Refus
         ({"mode": "nan"}, ("finite logits",)),
         ({"mode": "tuple"}, ("shape (n, 2)", "returned tuple")),
         ({"mode": "flat"}, ("shape (n, 2)", "returned (2,)")),
+        ({"mode": "single"}, ("two images at once", "IndexError: one at a time")),
+        ({"mode": "mean"}, ("an answer for every image", "returned (1, 2)")),
         ({"mode": "raise"}, ("(3, 8, 6)", "IndexError: out of range")),
         ({"depth": 5}, ("TypeError", "depth")),
     ],
