@@ -76,9 +76,14 @@ def space_of_structure(model: nn.Module, structure: Structure, rules: SpaceRules
     """Resolve rules against a traced network; genes come in the network's order.
 
     Raises:
-        TraceError: nothing can be compressed.
+        TraceError: no layer runs, or nothing can be compressed.
         SpaceError: a pattern of the rules matches nothing.
     """
+    if not structure.layers:
+        raise TraceError(
+            "a network must have something to compress, but runs no convolution or linear layer "
+            "that is a module; give it as it was before it was exported or rewritten"
+        )
     rules.check_patterns([layer.name for layer in structure.layers])
     skipped: list[tuple[str, str]] = []
     genes: list[Gene] = []
