@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from automl_compress.errors import SpaceError
 from automl_compress.space.genes import KINDS, Kind, Value, check_value
 
@@ -21,12 +23,18 @@ class Policy(Mapping[str, Value]):
         genes: value by gene name (`kind:target`).
 
     Raises:
-        SpaceError: a name has no known kind, or a value does not fit its kind.
+        SpaceError: there is no mapping, a name has no known kind, or a value does not fit its kind.
     """
 
     __slots__ = ("_genes", "_key")
 
     def __init__(self, genes: Mapping[str, Value]) -> None:
+        if not isinstance(genes, Mapping):
+            raise SpaceError(
+                f"a policy must be made of a mapping of genes, but was given a "
+                f"{type(genes).__name__}; give {{NAME: VALUE}}"
+            )
+        genes = {name: _plain(value) for name, value in genes.items()}
         for name, value in genes.items():
             kind, _, target = str(name).partition(":")
             if kind not in KINDS or not target:
@@ -112,6 +120,11 @@ class Policy(Mapping[str, Value]):
 
     def __repr__(self) -> str:
         return f"Policy({self._genes!r})"
+
+
+def _plain(value: Value) -> Value:
+    """NumPy's numbers as Python's, which JSON knows."""
+    return value.item() if isinstance(value, np.number) else value
 
 
 def _key(genes: dict[str, Value]) -> str:

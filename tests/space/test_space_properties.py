@@ -124,6 +124,16 @@ def test_equal_sparsities_have_one_key() -> None:
     assert len({p.key for p in policies}) == len(set(policies)) == 1
 
 
+def test_numbers_of_numpy_are_plain_numbers() -> None:
+    drawn = Policy({"channels:a": np.int64(8), "kernel_sparsity:c": np.float32(0.5)})  # type: ignore[dict-item]
+    assert drawn == Policy({"channels:a": 8, "kernel_sparsity:c": 0.5})
+    assert drawn.to_json() == Policy.from_json(drawn.to_json()).to_json()
+    with pytest.raises(SpaceError, match="must be an integer of at least 1"):
+        Policy({"channels:a": np.bool_(True)})  # type: ignore[dict-item]
+    with pytest.raises(SpaceError, match="a mapping of genes, but was given a list"):
+        Policy([("channels:a", 8)])  # type: ignore[arg-type]
+
+
 def test_keys_do_not_change_between_versions() -> None:
     policy = Policy({"weight_bits:b": 4, "channels:a": 8, "kernel_sparsity:c": 0.5})
     assert policy.to_json() == (
