@@ -287,7 +287,7 @@ def _rungs(study: Restored, result: StudyResult, settings: AuditSettings) -> dic
     for repair in settings.repairs:
         named = RungSettings(f"repair {repair}", images=search.settings.images, repair=repair)
         rungs[named.name] = build_rung(named, workload, search)
-    rungs[TRAINED] = TrainedEstimator(workload, search.compressor, search.identity, settings.train)
+    rungs[TRAINED] = TrainedEstimator(workload, search.compressor, search.networks, settings.train)
     return rungs
 
 

@@ -131,6 +131,20 @@ class Restored:
         return drawn.tensor(self.workload.normalization)
 
 
+def _builds_the_same(manifest: Manifest, search: NetworkEstimator, test: NetworkEstimator) -> bool:
+    """Whether a study's policies become the networks that it measured.
+
+    Studies that do not say which those were are held to how they were measured too.
+    """
+    if manifest.networks:
+        return manifest.networks == (search.networks, test.networks)
+    identities = (search.identity, test.identity)
+    if manifest.latency:
+        model = recorded_model(manifest.latency, search.compressor)
+        identities = (WithLatency(search, model).identity, WithLatency(test, model).identity)
+    return identities == (manifest.estimator, manifest.test_estimator)
+
+
 def restore_study(folder: str | Path) -> Restored:
     """Load a study's network and data again.
 
@@ -142,11 +156,7 @@ def restore_study(folder: str | Path) -> Restored:
     config = stated_config(manifest)
     with torch_threads(config.engine.threads):
         workload, search, test = load_estimators(config)
-    identities = (search.identity, test.identity)
-    if manifest.latency:
-        model = recorded_model(manifest.latency, search.compressor)
-        identities = (WithLatency(search, model).identity, WithLatency(test, model).identity)
-    if identities != (manifest.estimator, manifest.test_estimator):
+    if not _builds_the_same(manifest, search, test):
         raise StudyError(
             f"a study's networks must be built from the weights, data and version it ran with, "
             f"but those of '{folder}' have changed; restore them or search again"

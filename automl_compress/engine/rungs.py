@@ -123,7 +123,7 @@ def build_rung(rung: RungSettings, workload: Workload, search: NetworkEstimator)
         WorkloadError: the split holds fewer images than asked for.
     """
     if rung.train is not None:
-        return TrainedEstimator(workload, search.compressor, search.identity, rung.train)
+        return TrainedEstimator(workload, search.compressor, search.networks, rung.train)
     repair = rung.repair or search.settings.repair
     settings = dataclasses.replace(
         search.settings, images=rung.images, repair=repair, precision="float32", floor=0.0

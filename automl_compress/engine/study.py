@@ -275,7 +275,8 @@ class Study:
         manifest = state_manifest(
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
         )
-        manifest = replace(manifest, latency=latency)
+        networks = (network.networks, test_network.networks)
+        manifest = replace(manifest, latency=latency, networks=networks)
         manifest = with_ladder(manifest, config.ladder, offers)
         return _Prepared(
             manifest, problem, search, test, compressor, workload.example_input(), rungs

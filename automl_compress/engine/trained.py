@@ -107,7 +107,7 @@ class TrainedEstimator(Estimator):
     Args:
         workload: the network and its data.
         compressor: builds the networks that training starts from.
-        base: identity of the estimator whose network it trains, which stands for the compressor.
+        networks: what decides the networks it starts from, see `NetworkEstimator.networks`.
         settings: how.
 
     Raises:
@@ -115,7 +115,7 @@ class TrainedEstimator(Estimator):
     """
 
     def __init__(
-        self, workload: Workload, compressor: Compressor, base: str, settings: TrainSettings
+        self, workload: Workload, compressor: Compressor, networks: str, settings: TrainSettings
     ) -> None:
         self.settings = settings
         self._compressor = compressor
@@ -126,7 +126,7 @@ class TrainedEstimator(Estimator):
         self._device = find_device(settings.recovery.training.device)
         parts = (
             VERSION,
-            base,
+            networks,
             self._judges.content_hash,
             self._images.content_hash,
             settings.to_dict(),

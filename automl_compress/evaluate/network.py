@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from automl_compress.workload import Score, Workload
 
 VERSION: Final = 5
 """Raised whenever the same policy would get another answer than before."""
+BUILDS: Final = 1
+"""Raised whenever the same policy would be built into another network than before."""
 COLLAPSE_IMAGES: Final = 128
 """Images after which a network may be left as collapsed."""
 _ERRORS: Final = 3.0
@@ -99,14 +101,10 @@ class NetworkEstimator(Estimator):
         self._images = _channels_last(chosen.tensor(workload.normalization))
         self._labels: Tensor = torch.from_numpy(chosen.labels.copy())
         self._task = workload.task
-        parts = (
-            VERSION,
-            workload.identity,
-            chosen.content_hash,
-            calibration.content_hash,
-            asdict(settings),
+        self._networks = _hash(
+            BUILDS, workload.identity, calibration.content_hash, _building(settings)
         )
-        self._identity = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        self._identity = _hash(VERSION, self._networks, chosen.content_hash, asdict(settings))
         self.compressor = compressor or Compressor(
             workload.model,
             workload.example_input(),
@@ -132,6 +130,11 @@ class NetworkEstimator(Estimator):
     def identity(self) -> str:
         """Hash of network, images, settings and version."""
         return self._identity
+
+    @property
+    def networks(self) -> str:
+        """Hash of what decides the networks that are built; how they are measured is not in it."""
+        return self._networks
 
     def estimate(self, policy: Policy) -> Evaluation:
         """Build, repair and measure a policy's network."""
@@ -209,6 +212,16 @@ class NetworkEstimator(Estimator):
         if accuracy is None:
             return False
         return accuracy + _ERRORS * standard_error(accuracy, images) < self._floor
+
+
+def _building(settings: EstimateSettings) -> dict[str, Any]:
+    """Settings that decide which network a policy is built into."""
+    measuring = ("images", "batch", "floor", "split")
+    return {name: value for name, value in asdict(settings).items() if name not in measuring}
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _channels_last(images: Tensor) -> Tensor:

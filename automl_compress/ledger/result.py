@@ -111,6 +111,8 @@ class Manifest:
         rungs: what candidates climbed between the race and the final test.
         predictor: how well the learned predictor ranks, see `engine.promotion`; empty where
             nobody asked.
+        networks: hashes of what decides the networks that the search and the final test measure;
+            empty in older studies.
     """
 
     study: str
@@ -133,6 +135,7 @@ class Manifest:
     latency: Mapping[str, Any] = field(default_factory=dict)
     rungs: tuple[RungRecord, ...] = ()
     predictor: Mapping[str, Any] = field(default_factory=dict)
+    networks: tuple[str, ...] = ()
     version: int = MANIFEST_VERSION
 
     def write(self, folder: Path) -> None:
@@ -159,6 +162,7 @@ class Manifest:
             data["contestants"] = tuple(ContestantRecord(**c) for c in data["contestants"])
             data["objectives"] = tuple(data["objectives"])
             data["finalists"] = tuple(data["finalists"])
+            data["networks"] = tuple(data.get("networks", ()))
             data["rungs"] = tuple(RungRecord(**rung) for rung in data.get("rungs", ()))
             return cls(**data)
         except OSError as reason:

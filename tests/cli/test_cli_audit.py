@@ -16,7 +16,7 @@ from automl_compress.engine import Study
 from automl_compress.engine.audit import BANDS, TOLERANCE
 from automl_compress.engine.trained import TrainedEstimator
 from automl_compress.errors import InterruptedStudy
-from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate import Evaluation, network
 from automl_compress.ledger import StudyResult
 from automl_compress.report import write_report
 from automl_compress.report.audit import TRUSTED
@@ -90,6 +90,32 @@ def test_correlations_are_those_of_the_accuracies(finished: Path) -> None:
     sizes = [p["costs"]["size_bytes"] for p in document["policies"]]
     size = document["correlations"]["size_bytes"]["overall"]["spearman"]["value"]
     assert size == pytest.approx(spearmanr(sizes, trained)[0])
+
+
+def test_trainings_outlast_what_only_measures_otherwise(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study of before the estimator learnt to measure more is audited without a training."""
+    folder = _copy(finished, tmp_path)
+    before = _document(folder)
+    monkeypatch.setattr(network, "VERSION", network.VERSION + 1)
+    monkeypatch.setattr(TrainedEstimator, "estimate", None)
+    assert main(["audit", str(folder), *QUICK]) == 0
+    after = _document(folder)
+    assert after["rungs"]["trained"] == before["rungs"]["trained"]
+    assert after["rungs"]["search"]["estimator"] != before["rungs"]["search"]["estimator"]
+    assert after["correlations"] == before["correlations"]
+
+
+def test_networks_that_are_built_otherwise_are_refused(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(network, "BUILDS", network.BUILDS + 1)
+    assert main(["audit", str(_copy(finished, tmp_path))]) == 2
+    assert "have changed; restore them" in capsys.readouterr().err
 
 
 def test_another_draw_moves_estimates_as_their_errors_say(finished: Path) -> None:

@@ -167,7 +167,7 @@ def digits() -> tuple[Workload, NetworkEstimator]:
 def _trained(digits: tuple[Workload, NetworkEstimator], **settings: Any) -> TrainedEstimator:
     section = section_of(**{"steps": 20, "batch": 64, "device": "cpu", **settings})
     return TrainedEstimator(
-        digits[0], digits[1].compressor, digits[1].identity, TrainSettings.from_section(section)
+        digits[0], digits[1].compressor, digits[1].networks, TrainSettings.from_section(section)
     )
 
 

@@ -194,6 +194,29 @@ def test_the_identity_names_everything_that_changes_an_answer(
     assert len({estimator.identity, *different}) == len(different) + 1
 
 
+def test_networks_are_told_apart_from_how_they_are_measured(
+    workload: Workload, estimator: NetworkEstimator
+) -> None:
+    def networks(one: Workload = workload, **changes: Any) -> str:
+        settings = replace(SETTINGS, **changes)
+        return NetworkEstimator(one, settings, estimator.compressor).networks
+
+    measuring: list[dict[str, Any]] = [
+        {"images": 100}, {"images": None}, {"batch": 32}, {"floor": 0.1}, {"split": "test"}
+    ]  # fmt: skip
+    assert {networks(**changes) for changes in measuring} == {estimator.networks}
+    different = [
+        networks(calibration_images=32),
+        networks(repair="none"),
+        networks(criterion="other"),
+        networks(kernel_criterion="variational"),
+        networks(precision="float32"),
+        networks(seed=1),
+        networks(replace(workload, identity="other weights")),
+    ]
+    assert len({estimator.networks, *different}) == len(different) + 1
+
+
 def test_a_network_that_gives_no_finite_answers_is_a_failed_evaluation(
     workload: Workload,
 ) -> None:
