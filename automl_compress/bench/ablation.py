@@ -81,7 +81,7 @@ class Landscape:
             strategy.tell(evaluations)
             told += evaluations
         values = objective_values(told, self.problem.objectives)
-        errors = np.minimum(values[:, self.problem.objectives.index("error")], 1.0)
+        errors = np.minimum(values[:, self.problem.loss_place], 1.0)
         curves = np.stack(
             [
                 self._reference.progress(values) / self._whole,

@@ -15,6 +15,7 @@ from automl_compress.engine.config import StudyConfig
 from automl_compress.engine.engine import Race
 from automl_compress.engine.restore import load_estimators, torch_threads
 from automl_compress.errors import InputError
+from automl_compress.evaluate import loss_of, minimised_metrics, useful_loss
 from automl_compress.ledger import ContestantRecord, Ledger
 from automl_compress.search import Problem
 from automl_compress.space import Policy, SpaceRules, load_rules
@@ -99,8 +100,14 @@ def _race(config: StudyConfig, budget: int, ledger: Path) -> Race:
         compressor = search.compressor
         space = space_of_structure(compressor.model, compressor.structure, rules).space
         baseline = search.estimate(Policy({}))
-    minimised = {name: baseline.minimised(name) for name in config.objectives}
-    problem = Problem(space, config.objectives, minimised, compressor.cost)
+    minimised = minimised_metrics(baseline.metrics)
+    problem = Problem(
+        space,
+        config.objectives,
+        minimised,
+        compressor.cost,
+        useful_loss=useful_loss(loss_of(config.objectives)),
+    )
     return Race(problem, search, test, budget, ledger)
 
 

@@ -158,12 +158,14 @@ class _Score:
         self._problem = problem
         self._reference = references(problem.objectives, problem.baseline)[1]
         self._values = np.empty((0, len(problem.objectives)))
+        self._smallest: float | None = None
         self._counts = [0, 0, 0]  # done, hits, failed
 
     def add(self, evaluations: Sequence[Evaluation], charged: int, hits: int) -> Standing:
         allowed = [e for e in evaluations if e.ok and not self._problem.violation(e)]
         values = objective_values(allowed, self._problem.objectives)
         self._values = np.vstack([self._values, values])
+        self._note_smallest(allowed)
         self._counts[0] += charged
         self._counts[1] += hits
         self._counts[2] += sum(not e.ok for e in evaluations)
@@ -175,22 +177,28 @@ class _Score:
             all_hits,
             failed,
             useful,
-            self._smallest(),
+            self._smallest,
             self._record.in_race,
         )
 
-    def _smallest(self) -> float | None:
-        names = self._problem.objectives
-        if "size_bytes" not in names:
-            return None
-        limit = self._problem.baseline["error"] + MILD_LOSS
-        good = self._values[:, names.index("error")] <= limit
-        sizes = self._values[good, names.index("size_bytes")]
-        return float(sizes.min() / self._problem.baseline["size_bytes"]) if len(sizes) else None
+    def _note_smallest(self, evaluations: Sequence[Evaluation]) -> None:
+        baseline = self._problem.baseline
+        if "size_bytes" not in self._problem.objectives:
+            return
+        limit = baseline["error"] + MILD_LOSS
+        good = [e for e in evaluations if e.minimised("error") <= limit]
+        known = [] if self._smallest is None else [self._smallest]
+        shares = [e.metrics["size_bytes"] / baseline["size_bytes"] for e in good]
+        self._smallest = min([*known, *shares], default=None)
 
     def state_dict(self) -> State:
-        return {"values": self._values, "counts": list(self._counts)}
+        return {
+            "values": self._values,
+            "smallest": self._smallest,
+            "counts": list(self._counts),
+        }
 
     def load_state_dict(self, state: State) -> None:
         self._values = state["values"]
+        self._smallest = state["smallest"]
         self._counts = list(state["counts"])

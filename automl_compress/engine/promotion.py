@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +23,11 @@ from automl_compress.engine.rungs import RungSettings, best_fronts, places
 from automl_compress.errors import EngineError
 from automl_compress.evaluate import (
     COSTS,
+    LOSSES,
     Evaluation,
+    loss_of,
+    minimised_metrics,
     objective_values,
-    quality_of,
     references,
     violations,
 )
@@ -47,13 +50,15 @@ class Candidates:
     Args:
         policies: n of them.
         names: of the objectives.
-        values: (n, n_objectives) minimised, the errors as the estimator has them.
-        baseline: minimised objectives of the uncompressed network there.
+        values: (n, n_objectives) minimised, the losses as the estimator has them.
+        errors: (n,) likewise; inf where the values are.
+        baseline: minimised metrics of the uncompressed network there.
     """
 
     policies: tuple[Policy, ...]
     names: tuple[str, ...]
     values: NDArray[np.float64]
+    errors: NDArray[np.float64]
     baseline: Mapping[str, float]
 
     def finalists(self, count: int) -> list[Policy]:
@@ -79,53 +84,79 @@ class Candidates:
     def _picked(self, front: NDArray[np.int64]) -> list[int]:
         """Rows of a front that are the cheapest at each of the losses."""
         values = self.values[front]
-        lost = values[:, self.names.index("error")] - self.baseline["error"]
+        lost = self.errors[front] - self.baseline["error"]
         return [
             int(front[np.argmin(np.where(lost <= loss, values[:, place], np.inf))])
             for loss in PICKED_LOSSES
             for place, name in enumerate(self.names)
-            if name != "error" and (lost <= loss).any()
+            if name not in LOSSES and (lost <= loss).any()
         ]
 
 
-def candidates_of_race(result: StudyResult) -> Candidates:
-    """What the race measured, smallest error first; what breaks a constraint is unusable."""
+def candidates_of_race(result: StudyResult, by: str | None = None) -> Candidates:
+    """What the race measured, smallest loss first; what breaks a constraint is unusable.
+
+    Args:
+        result: the study.
+        by: the loss that candidates are judged by; None for the study's.
+    """
     manifest = result.manifest
     found = list(result.usable_evaluations().values())
-    values = objective_values(found, manifest.objectives)
+    names = _judged_by(manifest.objectives, by)
+    values = objective_values(found, names)
     values[(violations(found, manifest.constraints) > 0).any(axis=1)] = np.inf
+    errors = _errors(found, values)
     order = sorted(range(len(found)), key=lambda row: values[row].tolist())
     return Candidates(
         tuple(found[row].policy for row in order),
-        manifest.objectives,
+        names,
         values[order],
-        {**manifest.baseline, "error": 1.0 - quality_of(manifest.baseline)},
+        errors[order],
+        minimised_metrics(manifest.baseline),
     )
 
 
 def candidates_of_rung(
-    result: StudyResult, answers: Mapping[str, Evaluation], baseline_error: float
+    result: StudyResult,
+    answers: Mapping[str, Evaluation],
+    baseline: Mapping[str, float],
+    by: str | None = None,
 ) -> Candidates:
-    """What a rung measured: its errors beside the costs of the race, which are exact.
+    """What a rung measured: its losses beside the costs of the race, which are exact.
+
+    A rung that knows no divergence, such as one that trains, judges by the error.
 
     Args:
         result: the study.
         answers: of the rung, by policy key.
-        baseline_error: of the uncompressed network on that rung.
+        baseline: metrics of the uncompressed network on that rung.
+        by: as for `candidates_of_race`.
     """
-    before = candidates_of_race(result)
-    error = before.names.index("error")
-    limits = [c for c in result.manifest.constraints if c.metric == "error"]
+    before = candidates_of_race(result, by)
     rows = [row for row, policy in enumerate(before.policies) if policy.key in answers]
+    found = [answers[before.policies[row].key] for row in rows]
+    measured = [n for n in LOSSES if all(n in minimised_metrics(e.metrics) for e in found)]
+    limits = [c for c in result.manifest.constraints if c.metric in measured]
+    names = before.names if loss_of(before.names) in measured else _judged_by(before.names, "error")
+    loss = loss_of(names)
     values = before.values[rows]
-    for row, place in enumerate(rows):
-        answer_there = answers[before.policies[place].key]
-        values[row, error] = answer_there.minimised("error")
-        if violations([answer_there], limits).any():
-            values[row] = np.inf
+    values[:, names.index(loss)] = [evaluation.minimised(loss) for evaluation in found]
+    values[(violations(found, limits) > 0).any(axis=1)] = np.inf
     policies = tuple(before.policies[row] for row in rows)
-    baseline = {**before.baseline, "error": baseline_error}
-    return Candidates(policies, before.names, values, baseline)
+    there = minimised_metrics({**before.baseline, **baseline})
+    return Candidates(policies, names, values, _errors(found, values), there)
+
+
+def _judged_by(objectives: Sequence[str], loss: str | None) -> tuple[str, ...]:
+    """Objectives with another loss."""
+    return tuple(loss if loss is not None and n in LOSSES else n for n in objectives)
+
+
+def _errors(evaluations: Sequence[Evaluation], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) errors of evaluations; inf where one of their (n, n_objectives) values is."""
+    errors = objective_values(evaluations, ["error"])[:, 0]
+    errors[~np.isfinite(values).all(axis=1)] = np.inf
+    return errors
 
 
 def climb(
@@ -154,11 +185,11 @@ def climb(
         InterruptedStudy: the user stopped it; finished evaluations are in the ledger.
     """
     result = StudyResult(folder)
-    standing = candidates_of_race(result)
+    standing = partial(candidates_of_race, result)
     counts = places([rung.keep for rung in ladder], finalists)
     records = []
     for rung, count in zip(ladder, counts, strict=True):
-        chosen = standing.climbing(count)
+        chosen = standing(by=rung.by).climbing(count)
         if rung.learned:
             record = _predicted(rung, race, result, chosen)
         else:
@@ -170,8 +201,8 @@ def climb(
         if chosen and not answers:
             reason = next(iter(found.values())).reason if found else "nothing was measured"
             raise EngineError(f"rung '{rung.name}' measured none of its candidates: {reason}")
-        standing = candidates_of_rung(result, answers, 1.0 - quality_of(record.baseline))
-    return standing, replace(manifest, rungs=tuple(records))
+        standing = partial(candidates_of_rung, result, answers, record.baseline)
+    return standing(), replace(manifest, rungs=tuple(records))
 
 
 def _measured(

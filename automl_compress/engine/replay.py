@@ -104,7 +104,7 @@ def replay(
             told = _race(table, problem, ContestantRecord("replay", strategy, seed), budget)
             values = objective_values(told, problem.objectives)
             values[[problem.violation(e) > 0 for e in told]] = np.inf
-            errors = np.minimum(values[:, problem.objectives.index("error")], 1.0)
+            errors = np.minimum(values[:, problem.loss_place], 1.0)
             done.append(
                 ReplayedContestant(
                     strategy,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from automl_compress.compress import REPAIRS, Repair
 from automl_compress.engine.trained import TrainedEstimator, TrainSettings
+from automl_compress.evaluate import LOSSES
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.pareto import Reference, front_mask, spread_subset
@@ -40,6 +41,8 @@ class RungSettings:
         repair: what is done after cutting and rounding; None as in the search.
         train: the training, on a rung that trains; its networks are measured on all images.
         learned: whether the quality is predicted from all evaluations of the race.
+        by: which of `LOSSES`, as measured by the rung before or by the race, decides who comes
+            here; None for the study's.
     """
 
     name: str
@@ -48,6 +51,7 @@ class RungSettings:
     repair: Repair | None = None
     train: TrainSettings | None = None
     learned: bool = False
+    by: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form of what decides its answers."""
@@ -96,6 +100,7 @@ def _read_rung(section: Section, boxed: bool) -> RungSettings:
         if "recover" in section
         else None,
         learned=section.get("learned", bool, False),
+        by=section.choice("by", LOSSES) if "by" in section else None,
     )
     section.close()
     return rung

@@ -43,7 +43,15 @@ from automl_compress.engine.serial import SerialEngine
 from automl_compress.engine.statement import state_manifest
 from automl_compress.engine.tuning import tuned
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
-from automl_compress.evaluate import COSTS, Evaluation, check_quality
+from automl_compress.evaluate import (
+    LOSSES,
+    Evaluation,
+    check_measured,
+    check_quality,
+    loss_of,
+    minimised_metrics,
+    useful_loss,
+)
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.latency import CostsWithLatency, WithLatency
 from automl_compress.ledger import (
@@ -250,7 +258,13 @@ class Study:
                 latency = latency_record(config.latency, model, search.identity)
             baseline, test_baseline = (_baseline(e) for e in (search, test))
         derived = _without_idle_choices(derived, cost, config)
-        minimised = {name: baseline.minimised(name) for name in ("error", *_costs(baseline))}
+        minimised = minimised_metrics(baseline.metrics)
+        named = {
+            "objectives": config.objectives,
+            "constraints": [constraint.metric for constraint in config.constraints],
+            "ladder": [rung.by for rung in config.ladder if rung.by is not None],
+        }
+        check_measured(named, minimised)
         constraints = tuple(c.absolute(minimised) for c in config.constraints)
         rungs = {
             rung.name: build_rung(rung, workload, network)
@@ -271,6 +285,7 @@ class Study:
             features=gene_features(derived.space, compressor.structure, compressor.cost),
             sensitivity=_sensitivity(config, workload, derived.space, compressor),
             rungs=offers,
+            useful_loss=useful_loss(loss_of(config.objectives)),
         )
         manifest = state_manifest(
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
@@ -303,7 +318,8 @@ def _without_idle_choices(
     derived: DerivedSpace, cost: Callable[[Policy], Mapping[str, float]], config: StudyConfig
 ) -> DerivedSpace:
     stated = dict.fromkeys((*config.objectives, *(c.metric for c in config.constraints)))
-    space, idle = without_idle_choices(derived.space, cost, [n for n in stated if n != "error"])
+    costs = [name for name in stated if name not in LOSSES]
+    space, idle = without_idle_choices(derived.space, cost, costs)
     return replace(derived, space=space, coverage=replace(derived.coverage, idle=idle))
 
 
@@ -319,10 +335,6 @@ def _sensitivity(
         compressor.model, compressor.structure, images.tensor(workload.normalization)
     )
     return low_rank_shares(space, ranks)
-
-
-def _costs(evaluation: Evaluation) -> list[str]:
-    return [name for name in COSTS if name in evaluation.metrics]
 
 
 def _baseline(estimator: Estimator) -> Evaluation:

@@ -17,15 +17,25 @@ them. An evaluation has one of them: that of its workload's task."""
 UNITS: Final[Mapping[str, str]] = {
     **dict.fromkeys(QUALITIES, "1"),
     "error": "1",
+    "divergence": "1",
     "macs": "multiply-accumulate",
     "params": "1",
     "size_bytes": "byte",
     "bitops": "bit-operation",
     "latency_ms": "ms",
 }
-"""Unit of every metric. Qualities and error are shares in [0, 1], costs are for one image,
-but a latency is for one run of the batch that its study states."""
+"""Unit of every metric. Qualities, error and divergence are shares in [0, 1], costs are for one
+image, but a latency is for one run of the batch that its study states."""
 
+DIVERGENCE: Final = "divergence"
+"""How far a network's answers are from those of the uncompressed one, in [0, 1]: 1 - exp(-d), d
+being the mean Kullback-Leibler divergence (`workload.Task.divergences`) over the images that the
+quality was measured on. It needs no labels, and is smooth where counted answers are not: of 512
+images it foretells other images' errors, and the accuracy after training, better than their own
+count does (results/audit_resnet20). Not every task has it, nor every estimator."""
+LOSSES: Final = ("error", DIVERGENCE)
+"""Metrics in [0, 1] that say how badly a network answers. They have to be measured, and a study
+minimises one of them."""
 LATENCY: Final = "latency_ms"
 _SE: Final = "_se"
 """Behind a quality's name: how far off it may be, from an estimator that does not count it."""

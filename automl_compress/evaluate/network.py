@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor, KernelCriterion, Repair
 from automl_compress.errors import WorkloadError
 from automl_compress.evaluate.estimator import Estimator
-from automl_compress.evaluate.evaluation import Evaluation, standard_error
+from automl_compress.evaluate.evaluation import DIVERGENCE, Evaluation, standard_error
 from automl_compress.evaluate.fast_form import FastForm, Precision
 from automl_compress.space import Policy
 from automl_compress.workload import Score, Workload
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Raised whenever the same policy would get another answer than before."""
 BUILDS: Final = 1
 """Raised whenever the same policy would be built into another network than before."""
@@ -123,8 +124,7 @@ class NetworkEstimator(Estimator):
             self.compressor.structure,
             keeps=settings.repair != "auto",  # it chooses by what the whole network gives
         )
-        with torch.inference_mode():
-            self._floor = settings.floor and settings.floor * self.quality(self.compressor.model)
+        self._original, self._floor = self._measured_original()
 
     @property
     def identity(self) -> str:
@@ -135,6 +135,26 @@ class NetworkEstimator(Estimator):
     def networks(self) -> str:
         """Hash of what decides the networks that are built; how they are measured is not in it."""
         return self._networks
+
+    def _measured_original(self) -> tuple[Tensor | None, float]:
+        """The uncompressed network's outputs, to compare others with, and the floor of qualities.
+
+        The final word is the quality alone: on test images nothing is compared.
+        """
+        if self.settings.split == "test" and not self.settings.floor:
+            return None, 0.0
+        kept: list[Tensor] = []
+
+        def outputs() -> Iterator[Tensor]:
+            for images in self._batches():
+                found = self.compressor.model(images)
+                if self._task.divergences(found[:1], found[:1]) is not None:
+                    kept.append(found)
+                yield found
+
+        with torch.inference_mode():
+            floor = self.settings.floor * self._quality(outputs())
+        return torch.cat(kept) if kept else None, floor
 
     def estimate(self, policy: Policy) -> Evaluation:
         """Build, repair and measure a policy's network."""
@@ -196,13 +216,29 @@ class NetworkEstimator(Estimator):
         return torch.split(self._images, self.settings.batch)
 
     def _measure(self, network: nn.Module, policy: Policy) -> Score:
-        """Score of a built network, on as many images as it took."""
-        outputs = self._form.outputs(network, policy, self._batches())
+        """Score of a built network, and its divergence, on as many images as it took."""
+        apart: list[Tensor] = []
+        outputs = self._compared(self._form.outputs(network, policy, self._batches()), apart)
         score = Score({}, 0, {})
         for score in self._task.scores(outputs, self._labels):
             if self._has_collapsed(score):
                 break
-        return score
+        if not apart:
+            return score
+        divergence = -math.expm1(-float(torch.cat(apart).mean()))
+        return replace(score, metrics={**score.metrics, DIVERGENCE: divergence})
+
+    def _compared(self, outputs: Iterable[Tensor], apart: list[Tensor]) -> Iterator[Tensor]:
+        """Outputs as they come; `apart` is given how far each is from the original's."""
+        start = 0
+        for batch in outputs:
+            if self._original is not None:
+                original = self._original[start : start + len(batch)]
+                found = self._task.divergences(batch, original)
+                assert found is not None
+                apart.append(found)
+            start += len(batch)
+            yield batch
 
     def _has_collapsed(self, score: Score) -> bool:
         images = score.images

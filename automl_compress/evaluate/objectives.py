@@ -16,12 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.errors import StudyError
-from automl_compress.evaluate.evaluation import COSTS, QUALITIES, UNITS, Evaluation
+from automl_compress.evaluate.evaluation import (
+    COSTS,
+    DIVERGENCE,
+    LOSSES,
+    QUALITIES,
+    UNITS,
+    Evaluation,
+    quality_of,
+)
 from automl_compress.pareto import Reference
 
-OBJECTIVES: Final = ("error", *COSTS)
+OBJECTIVES: Final = (*LOSSES, *COSTS)
 USEFUL_LOSS: Final = 0.10
 """A network that loses more quality than this against the baseline is of no use to anyone."""
+_USEFUL_DIVERGENCE: Final = 0.5
+"""ResNet-20's networks that lose `USEFUL_LOSS` diverge by 0.49 (results/audit_resnet20)."""
 
 _CONSTRAINT = re.compile(
     r"^\s*(?P<metric>[a-z][a-z_0-9]*)\s*(?P<sign><=|>=)\s*(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)"
@@ -71,7 +81,7 @@ class Constraint:
             right = ">=" if metric in QUALITIES else "<="
             raise StudyError(f"'{metric}' must be bounded by {right}, but is '{text}'; turn it")
         number = _number(found["number"], text)
-        share = metric in QUALITIES or metric == "error"
+        share = metric in QUALITIES or metric in LOSSES
         if unit == "x" and not share:
             return cls(metric, number, True, text)
         factors = {**_FACTORS, UNITS[metric]: 1.0}
@@ -123,7 +133,7 @@ def check_objectives(names: Iterable[str]) -> tuple[str, ...]:
     """Check the names of a study's objectives.
 
     Raises:
-        StudyError: one is unknown or repeated, `error` is missing, or no cost is among them.
+        StudyError: one is unknown or repeated, or they are not one of `LOSSES` and costs.
     """
     chosen = tuple(names)
     for name in chosen:
@@ -134,12 +144,48 @@ def check_objectives(names: Iterable[str]) -> tuple[str, ...]:
             )
     if len(set(chosen)) != len(chosen):
         raise StudyError(f"objectives must differ, but are {', '.join(chosen)}; remove repeats")
-    if "error" not in chosen or len(chosen) < 2:
+    losses = [name for name in LOSSES if name in chosen]
+    if len(losses) != 1 or len(chosen) < 2:
         raise StudyError(
-            f"objectives must hold 'error' and a cost, but are {', '.join(chosen) or 'none'}; "
-            "add what is missing"
+            f"objectives must hold 'error' or 'divergence' and a cost, but are "
+            f"{', '.join(chosen) or 'none'}; "
+            + ("leave one out" if len(losses) > 1 else "add what is missing")
         )
     return chosen
+
+
+def minimised_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What can be minimised of an evaluation's metrics, the error in place of the quality."""
+    known = {**metrics, "error": 1.0 - quality_of(metrics)}
+    return {name: known[name] for name in OBJECTIVES if name in known}
+
+
+def loss_of(objectives: Iterable[str]) -> str:
+    """The one of `LOSSES` among a study's objectives."""
+    return next(name for name in objectives if name in LOSSES)
+
+
+def useful_loss(loss: str) -> float:
+    """How much more of a loss than the baseline a network may have to be of use."""
+    return _USEFUL_DIVERGENCE if loss == DIVERGENCE else USEFUL_LOSS
+
+
+def check_measured(named: Mapping[str, Iterable[str]], baseline: Mapping[str, float]) -> None:
+    """Check that what a study goes by is what its networks are measured by.
+
+    Args:
+        named: metrics by the key of the settings that names them.
+        baseline: minimised metrics of the uncompressed network.
+
+    Raises:
+        StudyError: one is missing there.
+    """
+    for key, names in named.items():
+        if missing := sorted(set(names) - set(baseline)):
+            raise StudyError(
+                f"'{key}' must go by what is measured here, {', '.join(baseline)}, but goes by "
+                f"'{missing[0]}'; choose among them"
+            )
 
 
 def objective_values(
@@ -173,7 +219,7 @@ def references(
 ) -> tuple[Reference, Reference]:
     """Reference points of the plain and the useful hypervolume.
 
-    Plain: error 1 and the baseline's costs. Useful: the baseline's error plus `USEFUL_LOSS`, so
+    Plain: a loss of 1 and the baseline's costs. Useful: the baseline's loss plus `useful_loss`, so
     that ruined networks count nothing, and the baseline's costs.
 
     Args:
@@ -181,6 +227,6 @@ def references(
         baseline: minimised value of every objective for the uncompressed network.
     """
     names = tuple(objectives)
-    plain = [1.0 if name == "error" else baseline[name] for name in names]
-    useful = [min(1.0, baseline[n] + USEFUL_LOSS) if n == "error" else baseline[n] for n in names]
+    plain = [1.0 if name in LOSSES else baseline[name] for name in names]
+    useful = [min(1.0, baseline[n] + useful_loss(n)) if n in LOSSES else baseline[n] for n in names]
     return Reference(np.array(plain)), Reference(np.array(useful))

@@ -17,12 +17,14 @@ import numpy as np
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import (
     COSTS,
+    DIVERGENCE,
     LATENCY,
     QUALITIES,
     UNITS,
     Constraint,
     Evaluation,
     error_name,
+    minimised_metrics,
     objective_values,
     quality_name,
     violations,
@@ -186,6 +188,7 @@ class FrontPoint:
         policy: the candidate.
         objectives: minimised value by name, on the search's images.
         quality: what networks are judged by, a metric's name.
+        search_quality: share in [0, 1] on the search's images.
         quality_se: standard error of it on the search's images, as a share; NaN where it is not
             known.
         test_quality: share in [0, 1] on the final test images; None unless a finalist.
@@ -196,6 +199,7 @@ class FrontPoint:
     policy: Policy
     objectives: Mapping[str, float]
     quality: str
+    search_quality: float
     quality_se: float
     test_quality: float | None
     strategy: str
@@ -351,6 +355,7 @@ class StudyResult:
             policy=evaluation.policy,
             objectives={n: evaluation.minimised(n) for n in self.manifest.objectives},
             quality=quality_name(evaluation.metrics),
+            search_quality=evaluation.quality,
             quality_se=evaluation.quality_se,
             test_quality=test.quality if test is not None and test.ok else None,
             strategy=record.strategy,
@@ -360,9 +365,8 @@ class StudyResult:
     def front_document(self) -> dict[str, Any]:
         """The content of `front.json`."""
         names = self.manifest.objectives
-        baseline = dict(self.manifest.baseline)
-        quality = quality_name(baseline)
-        baseline["error"] = 1.0 - baseline[quality]
+        baseline = minimised_metrics(self.manifest.baseline)
+        quality = quality_name(self.manifest.baseline)
         return {
             "version": 1,
             "objectives": [_objective(name, quality) for name in names],
@@ -391,7 +395,7 @@ class StudyResult:
         ]
         others = [q for q in QUALITIES if q != quality_name(self.manifest.baseline)]
         unused = {*others, *map(error_name, others)}
-        unused |= set() if LATENCY in self.manifest.baseline else {LATENCY}
+        unused |= {DIVERGENCE, LATENCY} - set(self.manifest.baseline)
         return pd.DataFrame(rows, columns=[name for name in _COLUMNS if name not in unused])
 
     def save(self, folder: str | Path) -> None:
@@ -429,7 +433,7 @@ def _objective(name: str, quality: str) -> dict[str, str]:
 _JUDGED = tuple(name for quality in QUALITIES for name in (quality, error_name(quality)))
 _COLUMNS = (
     *("contestant", "strategy", "seed", "in_race", "position", "round", "policy_key", "policy"),
-    *("status", "reason", *_JUDGED, *COSTS, "images", "shared", *TIMING_COLUMNS),
+    *("status", "reason", *_JUDGED, DIVERGENCE, *COSTS, "images", "shared", *TIMING_COLUMNS),
 )
 
 
@@ -448,7 +452,7 @@ def _row(record: ContestantRecord, charge: Charge, shared: bool) -> dict[str, An
         "reason": evaluation.reason,
         **{name: evaluation.metrics.get(name, np.nan) for name in QUALITIES},
         **{error_name(name): evaluation.quality_se for name in QUALITIES},
-        **{name: evaluation.metrics.get(name, np.nan) for name in COSTS},
+        **{name: evaluation.metrics.get(name, np.nan) for name in (DIVERGENCE, *COSTS)},
         "images": evaluation.images,
         "shared": shared,
         "seconds": evaluation.seconds,

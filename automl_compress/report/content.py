@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
-from automl_compress.evaluate import USEFUL_LOSS
+from automl_compress.evaluate import DIVERGENCE, loss_of, useful_loss
 from automl_compress.report import formats, tables
 from automl_compress.report.audit import audit_note, audit_verdict
 from automl_compress.report.audit_views import audit_table
@@ -260,7 +260,8 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
     blocks: list[Block] = [Heading("Comparison of the strategies")]
     if summary.frame.empty:
         return [*blocks, Paragraph("No evaluation is made yet, so there is nothing to compare.")]
-    blocks += [Paragraph(text) for text in (_hypervolume_note(), _seeds_note(summary))]
+    note = _hypervolume_note(loss_of(summary.result.manifest.objectives))
+    blocks += [Paragraph(text) for text in (note, _seeds_note(summary))]
     blocks += [tables.hypervolume_table(summary, kind) for kind in ("useful", "plain")]
     if not summary.level:
         blocks.append(Paragraph(
@@ -274,12 +275,14 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
     return [*blocks, Paragraph(_timing_note(summary)), tables.timing_table(summary)]
 
 
-def _hypervolume_note() -> str:
+def _hypervolume_note(loss: str) -> str:
+    share = useful_loss(loss)
+    useful = f"{share:g}" if loss == DIVERGENCE else f"{100 * share:g} points"
     return (
         "Hypervolume is the share of a box that the networks found so far dominate; more is "
-        "better. The plain box reaches from 0 to error 1 and to the costs of the uncompressed "
-        "network. The useful box reaches only to the error of the uncompressed network plus "
-        f"{100 * USEFUL_LOSS:g} points, so that ruined networks count nothing. Errors are search "
+        f"better. The plain box reaches from 0 to {loss} 1 and to the costs of the uncompressed "
+        f"network. The useful box reaches only to the {loss} of the uncompressed network plus "
+        f"{useful}, so that ruined networks count nothing. {loss.capitalize()}s are search "
         "estimates. Failed evaluations and those that break a constraint count nothing. A dash "
         "means that not every seed has come that far."
     )

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import USEFUL_LOSS, quality_of
+from automl_compress.evaluate import LOSSES, USEFUL_LOSS, quality_of
 from automl_compress.report.formats import TITLES
 from automl_compress.report.statistics import Finalist, StrategyScores, Summary, cost_front
 
@@ -76,7 +76,7 @@ def draw_all(summary: Summary) -> dict[str, Drawing]:
     """Every figure of a report by name; none while no evaluation can be drawn."""
     if not summary.has_values:
         return {}
-    names = [name for name in summary.result.manifest.objectives if name != "error"]
+    names = [name for name in summary.result.manifest.objectives if name not in LOSSES]
     drawings = [draw_front(summary, name) for name in names]
     drawings += [draw_hypervolume(summary, kind) for kind in ("useful", "plain")]
     if summary.measured and summary.test_quality is not None:
@@ -133,12 +133,10 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
 
 def _front(summary: Summary, group: StrategyScores, cost: str) -> NDArray[np.float64]:
     """(n, 3) cost as % of the baseline, quality and its standard error in %, cheapest first."""
-    names = summary.result.manifest.objectives
-    error, place = names.index("error"), names.index(cost)
-    rows = cost_front(group.values, error, place)
-    values = group.values[rows]
-    share = values[:, place] / summary.result.manifest.baseline[cost]
-    return 100 * np.column_stack([share, 1 - values[:, error], group.standard_errors[rows]])
+    costs = group.values[:, summary.result.manifest.objectives.index(cost)]
+    rows = cost_front(group.qualities, costs)
+    shares = costs[rows] / summary.result.manifest.baseline[cost]
+    return 100 * np.column_stack([shares, group.qualities[rows], group.standard_errors[rows]])
 
 
 def _panels() -> tuple[Figure, tuple[Axes, Axes]]:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from automl_compress.evaluate import LATENCY
+from automl_compress.evaluate import LATENCY, LOSSES
 
 MISSING: Final = "–"
 """Stands for a number that does not exist (yet)."""
 
 TITLES: Final[Mapping[str, str]] = {
     "error": "error",
+    "divergence": "divergence",
     "size_bytes": "size",
     "macs": "MACs",
     "params": "parameters",
@@ -64,12 +65,14 @@ def cost(name: str, value: float | None, baseline: float) -> str:
     """A cost in a unit that the baseline decides, so that a column has one: `301.2 kB`.
 
     Args:
-        name: a metric of `COSTS`.
+        name: a metric of `COSTS` or `LOSSES`.
         value: in the metric's unit, or None.
         baseline: the uncompressed network's value, in the metric's unit.
     """
     if value is None:
         return MISSING
+    if name in LOSSES:
+        return f"{value:.4f}"
     if name == LATENCY:
         return milliseconds(value)
     unit = "B" if name == "size_bytes" else ""
@@ -90,10 +93,10 @@ def ratio(value: float, baseline: float) -> str:
 
 
 def cost_and_ratio(name: str, value: float | None, baseline: float | None) -> str:
-    """`301.2 kB (8.8 %)`; without a baseline only the number."""
+    """`301.2 kB (8.8 %)`; without a baseline, and of a loss, only the number."""
     if value is None:
         return MISSING
-    if not baseline:
+    if not baseline or name in LOSSES:
         return cost(name, value, value)
     return f"{cost(name, value, baseline)} ({ratio(value, baseline)})"
 

@@ -17,9 +17,9 @@ from automl_compress.evaluate import (
     Constraint,
     Evaluation,
     check_quality,
+    minimised_metrics,
     objective_values,
     quality_name,
-    quality_of,
     references,
     violations,
 )
@@ -172,7 +172,7 @@ def _baseline(result: StudyResult, picked: Pick) -> dict[str, float]:
     metrics = manifest.test_baseline if picked.tested else manifest.baseline
     whole = result.latency(Policy({})) if picked.tested else None
     measured = {} if whole is None else {LATENCY: whole.metrics[LATENCY]}
-    return {**metrics, **measured, "error": 1.0 - quality_of(metrics)}
+    return minimised_metrics({**manifest.baseline, **metrics, **measured})
 
 
 def _exceeded(

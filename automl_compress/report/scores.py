@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import (
     Evaluation,
+    minimised_metrics,
     objective_values,
-    quality_of,
     references,
     violations,
 )
@@ -29,6 +29,7 @@ class ContestantScores:
             break a constraint and of those charged for other rungs are inf.
         useful: (n_evaluations,) useful hypervolume in [0, 1], never falling.
         plain: (n_evaluations,) plain hypervolume in [0, 1], never falling.
+        qualities: (n_evaluations,) shares; NaN where the values are inf.
         standard_errors: (n_evaluations,) of the qualities, as shares; NaN where not known.
     """
 
@@ -36,6 +37,7 @@ class ContestantScores:
     values: Values
     useful: NDArray[np.float64]
     plain: NDArray[np.float64]
+    qualities: NDArray[np.float64]
     standard_errors: NDArray[np.float64]
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ class ContestantScores:
 
 def minimised_baseline(manifest: Manifest) -> dict[str, float]:
     """The uncompressed network on the search's images, every objective minimised."""
-    return {**manifest.baseline, "error": 1.0 - quality_of(manifest.baseline)}
+    return minimised_metrics(manifest.baseline)
 
 
 def usable_values(evaluations: Iterable[Evaluation], manifest: Manifest) -> Values:
@@ -73,6 +75,9 @@ def _scores(result: StudyResult, record: ContestantRecord) -> ContestantScores:
     places = [charge.place.position for charge in charges]
     values = np.full((result.spent(record.name), len(manifest.objectives)), np.inf)
     values[places] = usable_values(told, manifest)
-    errors = np.full(len(values), np.nan)
+    qualities, errors = np.full((2, len(values)), np.nan)
+    qualities[places] = [evaluation.quality if evaluation.ok else np.nan for evaluation in told]
+    qualities[~np.isfinite(values).all(axis=1)] = np.nan
     errors[places] = [evaluation.quality_se for evaluation in told]
-    return ContestantScores(record, values, useful.progress(values), plain.progress(values), errors)
+    curves = useful.progress(values), plain.progress(values)
+    return ContestantScores(record, values, *curves, qualities, errors)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from automl_compress.evaluate import (
     COSTS,
     LATENCY,
+    LOSSES,
     QUALITIES,
     Evaluation,
     error_name,
@@ -30,7 +31,7 @@ from automl_compress.report.recovered import RecoveredNetwork, recovered_network
 from automl_compress.report.scores import ContestantScores, contestant_scores
 from automl_compress.space import Policy
 
-LOSSES: Final = (0.005, 0.01, 0.02)
+HEADLINE_LOSSES: Final = (0.005, 0.01, 0.02)
 """Losses of test quality that the headline answers for."""
 
 _Z95: Final = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
@@ -136,6 +137,11 @@ class StrategyScores:
     def values(self) -> Values:
         """(n, n_objectives) minimised values of all members; inf where unusable."""
         return np.concatenate([member.values for member in self.members])
+
+    @property
+    def qualities(self) -> NDArray[np.float64]:
+        """(n,) qualities of all members, as shares; NaN where unusable."""
+        return np.concatenate([member.qualities for member in self.members])
 
     @property
     def standard_errors(self) -> NDArray[np.float64]:
@@ -460,7 +466,10 @@ def _dominated_on_test(
     measured = [i for i, test in enumerate(tests) if test is not None and test.ok]
     values = np.array(
         [
-            [(tests[i] if n == "error" else estimates[i]).minimised(n) for n in names]  # type: ignore[union-attr]
+            [
+                tests[i].minimised("error") if n in LOSSES else estimates[i].minimised(n)  # type: ignore[union-attr]
+                for n in names
+            ]
             for i in measured
         ]
     ).reshape(-1, len(names))
@@ -507,14 +516,14 @@ def wall_clock(frame: pd.DataFrame) -> float:
     return max(0.0, float(finished.max() - (finished - frame["seconds"].astype(float)).min()))
 
 
-def cost_front(values: Values, error: int, cost: int) -> NDArray[np.int64]:
-    """(n,) rows of the best error at every cost: the front of two objectives, cheapest first.
+def cost_front(qualities: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(n,) rows of the best quality at every cost: the front of these two, cheapest first.
 
     Args:
-        values: (n_points, n_objectives) minimised.
-        error: column of the error.
-        cost: column of the cost.
+        qualities: (n_points,) shares; NaN where a point does not count.
+        costs: (n_points,) minimised.
     """
-    pair = values[:, [cost, error]]
+    pair = np.column_stack([costs, 1.0 - qualities])
+    pair[np.isnan(qualities)] = np.inf
     kept = np.flatnonzero(front_mask(pair))
     return kept[np.argsort(pair[kept, 0])]

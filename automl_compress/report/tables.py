@@ -17,7 +17,7 @@ from automl_compress.ledger import FrontPoint, RungRecord
 from automl_compress.report import formats, markdown_text
 from automl_compress.report.formats import MISSING
 from automl_compress.report.statistics import (
-    LOSSES,
+    HEADLINE_LOSSES,
     Finalist,
     StrategyScores,
     Summary,
@@ -286,7 +286,7 @@ def picks_table(summary: Summary) -> Table:
             f"at most {100 * loss:g}",
             *(_pick(summary, loss, name) for name in summary.pick_costs),
         )
-        for loss in LOSSES
+        for loss in HEADLINE_LOSSES
     )
     return Table(
         f"Cheapest finalists by test {summary.quality} lost",
@@ -404,7 +404,7 @@ def _estimates_table(summary: Summary, caption: str, front: Iterable[FrontPoint]
     baseline = summary.result.manifest.baseline
     rows = tuple(
         (
-            formats.estimate(1.0 - point.objectives["error"], point.quality_se),
+            formats.estimate(point.search_quality, point.quality_se),
             *(formats.cost_and_ratio(n, point.objectives[n], baseline[n]) for n in names),
             f"{point.strategy}, seed {point.seed}",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import USEFUL_LOSS, Evaluation
+from automl_compress.evaluate import Evaluation
 from automl_compress.pareto import front_mask
 from automl_compress.search.strategy import TOLERATED, Problem, State
 from automl_compress.space import Indices
@@ -21,8 +21,8 @@ def excess(problem: Problem, evaluation: Evaluation) -> float:
     """
     if not evaluation.ok:
         return FAILED
-    lost = evaluation.minimised("error") - problem.baseline["error"]
-    return problem.violation(evaluation) + max(0.0, lost - TOLERATED * USEFUL_LOSS)
+    lost = evaluation.minimised(problem.loss) - problem.baseline[problem.loss]
+    return problem.violation(evaluation) + max(0.0, lost - TOLERATED * problem.useful_loss)
 
 
 class Archive:

@@ -23,7 +23,7 @@ Deviations from the papers:
 4. The executed action is stored, not the wanted one; no transition is stored that was not taken.
 5. Noise decays to a floor and does not die.
 6. b is the mean of the replayed rewards in place of a moving average; losses of accuracy count in
-   steps of `USEFUL_LOSS` (HAQ's factor of 0.1 for percent is just that), ruinous ones damped.
+   useful losses (HAQ's factor of 0.1 for percent is just that), ruinous ones damped.
 7. Where a space lacks the agent's kind of genes, it decides all genes.
 """
 
@@ -36,7 +36,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate import LOSSES, Evaluation
 from automl_compress.search.actor_critic import ActorCritic, Learning, Transitions
 from automl_compress.search.exploration import Noise, truncated_normal
 from automl_compress.search.layer_mdp import LayerMDP
@@ -219,7 +219,7 @@ class BudgetAgent(Strategy):
         found = outcome(self.problem, evaluation)
         if self._meet != "reward":
             return float(rewards(self.problem, found[None])[0])
-        error = self.problem.values(evaluation)[self.problem.objectives.index("error")]
+        error = self.problem.values(evaluation)[self.problem.loss_place]
         return float(-error * np.log(max(np.e, share * self._budget.full)) - found[-1])
 
     def _lessons(self) -> Transitions:
@@ -263,8 +263,8 @@ class BudgetAgent(Strategy):
 
 def _metric(problem: Problem, metrics: Sequence[str]) -> str:
     """The first preferred cost that is constrained, else minimised, else any that is."""
-    constrained = [c.metric for c in problem.constraints if c.metric != "error"]
-    minimised = [name for name in problem.objectives if name != "error"]
+    constrained = [c.metric for c in problem.constraints if c.metric not in LOSSES]
+    minimised = problem.minimised_costs
     preferred = [m for m in metrics if m in constrained] + [m for m in metrics if m in minimised]
     return [*preferred, *constrained, *minimised][0]
 

@@ -142,7 +142,7 @@ class DDPG(Strategy):
     def _draw_preference(self) -> Array:
         """(n_costs,) costs near those of an evaluated network on the useful front."""
         values = self._replay.outcomes[:, :-1]
-        useful = values[:, self.problem.objectives.index("error")] <= damped(TOLERATED)
+        useful = values[:, self.problem.loss_place] <= damped(TOLERATED)
         among = values[useful] if useful.any() else values
         front = among[front_mask(among)]
         chosen = scaled_costs(self.problem, front[int(self.rng.integers(len(front)))])
@@ -182,7 +182,7 @@ class DDPG(Strategy):
     def _shifted(self, wanted: Array, preference: Array) -> Indices:
         """The least compressed choices, all actions moved alike, within the preferred costs."""
         space = self.problem.space
-        names = [name for name in self.problem.objectives if name != "error"]
+        names = self.problem.minimised_costs
         limits = [2.0**p * self.problem.baseline[n] for p, n in zip(preference, names, strict=True)]
 
         def fits(shift: float) -> bool:

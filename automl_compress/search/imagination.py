@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import USEFUL_LOSS
 from automl_compress.search.record import Record
 from automl_compress.search.reward import undamped
 from automl_compress.search.strategy import Problem, Seen
@@ -58,7 +57,8 @@ class Imagination:
                 them; scaled as `reward.rewards`.
         """
         lost = np.array([undamped(-reward) for reward in rewards])
-        errors = np.clip(self._problem.baseline["error"] + USEFUL_LOSS * lost, 0.0, 1.0)
+        problem = self._problem
+        errors = np.clip(problem.baseline[problem.loss] + problem.useful_loss * lost, 0.0, 1.0)
         costs = self._record.shares(policies)
         best = int(np.argmax(self._cells.gains(costs, errors)))
         self._cells = self._cells.joined(costs[best], float(errors[best]))

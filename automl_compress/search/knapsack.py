@@ -118,7 +118,7 @@ class Knapsack(Strategy):
         """The posterior given everything that worked."""
         worked = self._record.worked
         kept = 1.0 - self._record.errors[worked]
-        whole = max(1.0 - self.problem.baseline["error"], 1e-3)
+        whole = max(1.0 - self.problem.baseline[self.problem.loss], 1e-3)
         harms = np.log(whole / np.maximum(kept, 0.02 * whole))
         return AdditiveModel(
             self.problem.space, self._record.indices[worked], harms, pairs=self._with_pairs
@@ -166,7 +166,7 @@ class Knapsack(Strategy):
         ]
         if not new:
             return self._drawn(), cells
-        kept = 1.0 - self.problem.baseline["error"]
+        kept = 1.0 - self.problem.baseline[self.problem.loss]
         errors = 1.0 - kept * np.exp([-expected.harm(indices[place]) for place in new])
         costs = self._record.shares(policies[place] for place in new)
         gains = cells.gains(costs, errors)

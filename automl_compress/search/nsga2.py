@@ -12,7 +12,7 @@ Deviations from the paper:
    and the population is small. A search pays for some hundred evaluations, not for 25,000.
 3. A child that was asked or told before, or that breaks a constraint on costs, which are known
    beforehand, is dropped and made again.
-4. Besides the study's constraints, a loss well beyond `USEFUL_LOSS` counts as a violation,
+4. Besides the study's constraints, a loss well beyond the useful counts as a violation,
    so that ruined networks, which are never dominated because they are small, do not crowd out
    the useful ones. `keep_ruined=True` switches this off.
 
@@ -41,7 +41,7 @@ from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
 
-from automl_compress.evaluate import USEFUL_LOSS, Evaluation
+from automl_compress.evaluate import Evaluation
 from automl_compress.search.priors import (
     Draw,
     draw_new,
@@ -68,7 +68,7 @@ class NSGA2(Strategy):
         batch: children made from one state of the population.
         crossover: a pymoo crossover; works on indices, rounded afterwards.
         mutation: a pymoo mutation, likewise.
-        keep_ruined: do not count a loss beyond `USEFUL_LOSS` as a violation.
+        keep_ruined: do not count a loss beyond the useful as a violation.
         scaled: draw policies by `priors.scaled_indices`; otherwise every gene uniformly.
         start: policies drawn for the first population; as many as survive when not given. With
             0, whoever composes this strategy tells it what to begin with.
@@ -198,8 +198,8 @@ class NSGA2(Strategy):
 
     def _excess(self, evaluation: Evaluation) -> list[float]:
         """Violations: of the constraints, of usefulness, and of having worked at all."""
-        lost = evaluation.minimised("error") - self.problem.baseline["error"]
-        ruined = lost - TOLERATED * USEFUL_LOSS
+        lost = evaluation.minimised(self.problem.loss) - self.problem.baseline[self.problem.loss]
+        ruined = lost - TOLERATED * self.problem.useful_loss
         useless = 0.0 if self._keep_ruined or not evaluation.ok else max(0.0, ruined)
         broken = self.problem.violation(evaluation) if evaluation.ok else 0.0
         return [broken, useless, 0.0 if evaluation.ok else 1e3]

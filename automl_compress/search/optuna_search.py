@@ -29,7 +29,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate import LOSSES, Evaluation
 from automl_compress.search.priors import draw_new, mildest, scaled_indices
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
@@ -150,7 +150,7 @@ class OptunaSearch(Strategy):
     def _values(self, evaluation: Evaluation) -> list[float]:
         """Minimised values: the error as it is, costs as shares of the baseline's."""
         return [
-            float(value if name == "error" else value / self.problem.baseline[name])
+            float(value if name in LOSSES else value / self.problem.baseline[name])
             for name, value in zip(
                 self.problem.objectives, self.problem.values(evaluation), strict=True
             )
@@ -161,7 +161,7 @@ class OptunaSearch(Strategy):
         known = (
             {name: evaluation.minimised(name) for name in ("error", *evaluation.metrics)}
             if evaluation.ok
-            else {"error": 1.0, **self.problem.cost(evaluation.policy)}
+            else {**dict.fromkeys(LOSSES, 1.0), **self.problem.cost(evaluation.policy)}
         )
         return {
             f"{place} {limit.text}": (known[limit.metric] - limit.limit) / max(limit.limit, 1e-12)

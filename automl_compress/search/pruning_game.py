@@ -75,7 +75,7 @@ class PruningGame:
     def costs(self, levels: Indices) -> Array:
         """(n_costs,) binary logarithms of the costs' shares of the baseline's."""
         found = self._problem.cost(self._problem.space.decode(levels))
-        names = [name for name in self._problem.objectives if name != "error"]
+        names = self._problem.minimised_costs
         shares = [max(1e-6, found[name] / self._problem.baseline[name]) for name in names]
         logarithms: Array = np.log2(np.array(shares))
         return logarithms

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import USEFUL_LOSS, Evaluation
+from automl_compress.evaluate import Evaluation
 from automl_compress.search.error_model import Known
 from automl_compress.search.improvement import CostCells
 from automl_compress.search.strategy import Problem, State
@@ -32,7 +32,7 @@ class Record:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self.names = tuple(name for name in problem.objectives if name != "error")
+        self.names = problem.minimised_costs
         self.indices: Indices = np.zeros((0, len(problem.space)), dtype=np.int64)
         self.errors: Array = np.zeros(0)
         self.costs: Array = np.zeros((0, len(self.names)))
@@ -45,7 +45,7 @@ class Record:
         """Add what was told."""
         for evaluation in evaluations:
             row = self._problem.space.encode(evaluation.policy)
-            error = evaluation.minimised("error") if evaluation.ok else 1.0
+            error = evaluation.minimised(self._problem.loss) if evaluation.ok else 1.0
             self.indices = np.vstack([self.indices, row])
             self.errors = np.append(self.errors, error)
             self.costs = np.vstack([self.costs, self.shares([evaluation.policy])])
@@ -71,8 +71,8 @@ class Record:
         Args:
             plain: weight of the plain hypervolume.
         """
-        allowed = [c.limit for c in self._problem.constraints if c.metric == "error"]
-        useful = self._problem.baseline["error"] + USEFUL_LOSS
+        allowed = [c.limit for c in self._problem.constraints if c.metric == self._problem.loss]
+        useful = self._problem.baseline[self._problem.loss] + self._problem.useful_loss
         weights = {1.0: plain, min(1.0, useful): 1.0}
         boxes = [(min([limit, *allowed]), weight) for limit, weight in weights.items() if weight]
         return CostCells(self.costs[self.worked], self.errors[self.worked], boxes)

@@ -15,20 +15,20 @@ _LARGEST_VIOLATION = 10.0
 def outcome(problem: Problem, evaluation: Evaluation) -> Array:
     """(n_objectives + 1,) scaled objectives, the error's damped, then the violation."""
     scaled = problem.scaled(problem.values(evaluation))
-    error = problem.objectives.index("error")
+    error = problem.loss_place
     scaled[error] = damped(scaled[error])
     return np.append(scaled, min(_LARGEST_VIOLATION, problem.violation(evaluation)))
 
 
 def rewards(problem: Problem, outcomes: Array) -> Array:
     """(episodes,) useful losses of accuracy and violations, negated."""
-    return -outcomes[:, problem.objectives.index("error")] - outcomes[:, -1]
+    return -outcomes[:, problem.loss_place] - outcomes[:, -1]
 
 
 def scaled_costs(problem: Problem, outcomes: Array) -> Array:
     """(..., n_costs) the scaled costs of (..., n_objectives) or longer outcomes."""
     count = len(problem.objectives)
-    return np.delete(outcomes[..., :count], problem.objectives.index("error"), axis=-1)
+    return np.delete(outcomes[..., :count], problem.loss_place, axis=-1)
 
 
 def damped(steps_lost: float) -> float:
@@ -43,6 +43,6 @@ def undamped(damped_steps: float) -> float:
 
 def attention(problem: Problem, outcomes: Array) -> Array:
     """(episodes,) how often each is learnt from: useful networks more than ruined ones."""
-    lost = outcomes[:, problem.objectives.index("error")]
+    lost = outcomes[:, problem.loss_place]
     weights: Array = 1.0 / (1.0 + np.maximum(lost, 0.0)) ** 2
     return weights

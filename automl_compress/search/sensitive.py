@@ -114,8 +114,8 @@ class Sensitive(Strategy):
     def _lost(self, evaluation: Evaluation) -> float:
         """Accuracy lost against the baseline, at least a little above 0."""
         values: NDArray[np.float64] = self.problem.values(evaluation)
-        error = values[self.problem.objectives.index("error")]
-        return max(1e-9, float(error - self.problem.baseline["error"]))
+        loss = values[self.problem.loss_place]
+        return max(1e-9, float(loss - self.problem.baseline[self.problem.loss]))
 
     def skip_start(self) -> None:
         """As the agent does, once there is one."""

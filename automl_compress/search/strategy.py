@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import USEFUL_LOSS, Constraint, Evaluation, violations
+from automl_compress.evaluate import LOSSES, USEFUL_LOSS, Constraint, Evaluation, violations
 from automl_compress.space import Policy, SearchSpace
 
 TOLERATED: float = 1.25
-"""Losses of accuracy up to this many times `USEFUL_LOSS` are worth a learner's attention: the
+"""Losses of accuracy up to this many times `useful_loss` are worth a learner's attention: the
 nearly useful are one step from the useful."""
 
 State = dict[str, Any]
@@ -47,11 +47,11 @@ class OnRung:
 class Problem:
     """What a strategy may know: the space, the aims, and what costs can be computed.
 
-    Costs are exact and free; only accuracy has to be asked for.
+    Costs are exact and free; only how well a network answers has to be asked for.
 
     Args:
         space: the search space.
-        objectives: names of minimised metrics, `error` among them.
+        objectives: names of minimised metrics, one of `LOSSES` among them.
         baseline: minimised value of every objective for the uncompressed network.
         cost: exact costs of a policy by metric name.
         constraints: absolute constraints.
@@ -60,6 +60,7 @@ class Problem:
         sensitivity: (n_genes,) how sensitive the layer of each gene is, in [0, 1]: the share of
             its feature maps whose rank is low; empty when nobody measured it.
         rungs: rungs that may be asked for, by name; empty where a study has no ladder.
+        useful_loss: how much more loss than the baseline a network may have to be of use.
     """
 
     space: SearchSpace
@@ -70,6 +71,22 @@ class Problem:
     features: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     sensitivity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     rungs: Mapping[str, RungOffer] = field(default_factory=dict)
+    useful_loss: float = USEFUL_LOSS
+
+    @property
+    def loss(self) -> str:
+        """The objective that has to be measured."""
+        return self.objectives[self.loss_place]
+
+    @property
+    def loss_place(self) -> int:
+        """Where it stands among the objectives."""
+        return next(place for place, name in enumerate(self.objectives) if name in LOSSES)
+
+    @property
+    def minimised_costs(self) -> tuple[str, ...]:
+        """The other objectives."""
+        return tuple(name for name in self.objectives if name not in LOSSES)
 
     def values(self, evaluation: Evaluation) -> NDArray[np.float64]:
         """(n_objectives,) minimised values, always finite.
@@ -80,19 +97,19 @@ class Problem:
             found = [evaluation.minimised(name) for name in self.objectives]
         else:
             costs = self.cost(evaluation.policy)
-            found = [1.0 if name == "error" else costs[name] for name in self.objectives]
+            found = [1.0 if name in LOSSES else costs[name] for name in self.objectives]
         return np.nan_to_num(np.array(found, dtype=np.float64), nan=1.0, posinf=1.0)
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., n_objectives) in units that compare: a useful loss of accuracy, a doubled cost.
 
-        Error counts from the baseline's error in steps of `USEFUL_LOSS`; a cost is the binary
+        The loss counts from the baseline's in steps of `useful_loss`; a cost is the binary
         logarithm of its share of the baseline's, so that halving it is worth as much at every
         size.
         """
         columns = [
-            (values[..., i] - self.baseline["error"]) / USEFUL_LOSS
-            if name == "error"
+            (values[..., i] - self.baseline[name]) / self.useful_loss
+            if name in LOSSES
             else np.log2(np.maximum(values[..., i] / self.baseline[name], 1e-6))
             for i, name in enumerate(self.objectives)
         ]
@@ -106,7 +123,7 @@ class Problem:
 
     def cost_violation(self, policy: Policy) -> float:
         """How far a policy breaks the constraints on costs, before it is evaluated."""
-        bounded = [c for c in self.constraints if c.metric != "error"]
+        bounded = [c for c in self.constraints if c.metric not in LOSSES]
         if not bounded:
             return 0.0
         costs = self.cost(policy)

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate import DIVERGENCE, Evaluation
 from automl_compress.search import (
     Problem,
     RungOffer,
@@ -209,6 +209,37 @@ def check_failures(build: Builder) -> None:
             _expect(not np.isnan(array).any(), "NaN is kept in the strategy's state")
 
 
+def check_any_loss(build: Builder) -> None:
+    """Where the divergence is minimised, it takes the place of the error everywhere."""
+    errors = _NETWORK.problem(constraints=["error <= 0.5", "size_bytes <= 0.5x"])
+    renamed = {"error": DIVERGENCE}
+    divergences = replace(
+        errors,
+        objectives=tuple(renamed.get(name, name) for name in errors.objectives),
+        baseline={renamed.get(name, name): value for name, value in errors.baseline.items()},
+        constraints=tuple(
+            replace(limit, metric=renamed.get(limit.metric, limit.metric))
+            for limit in errors.constraints
+        ),
+    )
+    by_error, by_divergence = build(errors, 10), build(divergences, 10)
+    for number in range(_ROUNDS):
+        asked = by_error.ask(8)
+        same = [policy.key for policy in by_divergence.ask(8)] == [policy.key for policy in asked]
+        _expect(same, f"ask {number} differs where the same loss is the divergence")
+        told = _estimates(ToyEstimator(_NETWORK, failing=0.1), asked)
+        by_error.tell(told)
+        by_divergence.tell([_diverging(evaluation) for evaluation in told])
+
+
+def _diverging(evaluation: Evaluation) -> Evaluation:
+    """The error as a divergence, beside an accuracy that says nothing."""
+    if not evaluation.ok:
+        return evaluation
+    losses = {"accuracy": 0.5, DIVERGENCE: evaluation.minimised("error")}
+    return replace(evaluation, metrics={**evaluation.metrics, **losses})
+
+
 def check_foreign_evaluations(build: Builder) -> None:
     """What was never asked for may be told, before the first ask and in between."""
     problem, estimator = _NETWORK.problem(), ToyEstimator(_NETWORK, failing=0.1)
@@ -300,6 +331,7 @@ STRATEGY_CHECKS: Final[tuple[Check, ...]] = (
     check_ask_before_tell,
     check_tell_in_any_way,
     check_failures,
+    check_any_loss,
     check_foreign_evaluations,
     check_rungs,
     check_state_is_plain,

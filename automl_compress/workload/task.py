@@ -63,6 +63,19 @@ class Task(ABC):
     def score_answers(self, answers: Tensor, labels: Tensor) -> Score:
         """The score of `answers` to n images with (n, ...) labels."""
 
+    def divergences(self, outputs: Tensor, original: Tensor) -> Tensor | None:  # noqa: ARG002
+        """How far answers to n images are from the original network's.
+
+        Args:
+            outputs: (n, ...) raw.
+            original: (n, ...) raw, of the original network.
+
+        Returns:
+            (n,) Kullback-Leibler divergences in nats, at least 0; None where answers are no
+            probabilities.
+        """
+        return None
+
     @abstractmethod
     def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
         """Score a network, as far as its answers are known.
@@ -134,6 +147,11 @@ class Classification(Task):
     def answers(self, outputs: Tensor) -> Tensor:
         """(n,) classes."""
         return outputs.argmax(dim=1).cpu()
+
+    def divergences(self, outputs: Tensor, original: Tensor) -> Tensor:
+        """(n,) of the class probabilities: what softer labels distillation would have to teach."""
+        found, wanted = (logits.double().log_softmax(dim=1) for logits in (outputs, original))
+        return (wanted.exp() * (wanted - found)).sum(dim=1).clamp(min=0.0)
 
     def score_answers(self, answers: Tensor, labels: Tensor) -> Score:
         """The share of right ones."""

@@ -140,6 +140,17 @@ def test_constraints_name_the_metric(folder: Path, capsys: pytest.CaptureFixture
     assert not (folder / "no").exists()
 
 
+def test_detections_have_no_divergence_to_minimise(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search", str(folder / "sweep.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--set", "objectives=[divergence, macs]"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "'objectives' must go by what is measured here, error, size_bytes" in error
+    assert "goes by 'divergence'" in error
+
+
 def test_a_packed_detector_is_the_one_that_was_measured(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

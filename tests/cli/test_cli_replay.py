@@ -78,6 +78,10 @@ def test_a_replay_goes_on_with_whom_its_file_lacks(
         (["table.csv", "--columns", "accuracy=top1", "--strategies", *["random"] * 2], "repeats"),
         (["table.csv", "--columns", "accuracy=top1", "--objectives", "error"], "a cost"),
         (["table.csv", "--columns", "accuracy=top1", "--constraints", "macs"], "must be like"),
+        (
+            ["table.csv", "--columns", "accuracy=top1", "--objectives", "divergence", "macs"],
+            "the table has no 'divergence'",
+        ),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(

@@ -60,6 +60,7 @@ def test_a_ladder_is_read() -> None:
         ({"name": "full", "images": 5, "repair": "magic"}, "one of"),
         ({"name": "search", "images": 5}, "names of their own"),
         ({"name": "full", "images": 5, "keep": 0}, "at least"),
+        ({"name": "full", "images": 5, "by": "size_bytes"}, "divergence"),
         ({"name": "full", "recover": {"steps": 1, "epochs": 1}}, "remove one"),
         ({"name": "full", "recover": {"stepps": 1}}, "did you mean 'steps'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 from torch import nn
 
 from automl_compress.compress import Compressor, space_of_structure
@@ -109,7 +111,44 @@ def test_a_candidate_is_measured_on_the_drawn_images(
         assert evaluation.estimator == estimator.identity
         assert evaluation.seconds > 0
         costs = estimator.compressor.cost(policy)
-        assert evaluation.metrics == {"accuracy": evaluation.metrics["accuracy"], **costs}
+        measured = {name: evaluation.metrics[name] for name in ("accuracy", "divergence")}
+        assert evaluation.metrics == {**measured, **costs}
+
+
+def slow_divergence(network: nn.Module, workload: Workload, images: Any) -> float:
+    """One image at a time, by SciPy."""
+    found = []
+    for place in range(len(images)):
+        x = images.tensor(workload.normalization, place, place + 1)
+        with torch.no_grad():
+            got, wanted = (n(x)[0].double().softmax(0).numpy() for n in (network, workload.model))
+        found.append(entropy(wanted, got))
+    return 1 - math.exp(-np.mean(found))
+
+
+def test_the_divergence_is_that_from_the_uncompressed_network(
+    workload: Workload, estimator: NetworkEstimator, space: SearchSpace
+) -> None:
+    images = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
+    settings = replace(SETTINGS, precision="float32", floor=0.0)
+    exact = NetworkEstimator(workload, settings, estimator.compressor)
+    assert exact.estimate(Policy({})).metrics["divergence"] == pytest.approx(0.0, abs=1e-9)
+    for policy in policies(space, 3):
+        found = exact.estimate(policy).metrics["divergence"]
+        built = estimator.compressor.build(policy)
+        assert found == pytest.approx(slow_divergence(built, workload, images), abs=1e-4)
+        assert found > 0.001
+        quick = estimator.estimate(policy)
+        if quick.images == len(images):
+            assert quick.metrics["divergence"] == pytest.approx(found, rel=0.05)
+
+
+def test_on_test_images_nothing_is_compared(
+    workload: Workload, estimator: NetworkEstimator
+) -> None:
+    settings = replace(SETTINGS, images=50, split="test", floor=0.0)
+    final = NetworkEstimator(workload, settings, estimator.compressor)
+    assert "divergence" not in final.estimate(Policy({})).metrics
 
 
 def test_estimates_do_not_depend_on_what_was_measured_before(
@@ -318,6 +357,8 @@ def test_a_collapsed_network_is_left_after_the_first_images(
             x = drawn.tensor(workload.normalization, 0, COLLAPSE_IMAGES)
             right = int((built(x).argmax(1).numpy() == drawn.labels[:COLLAPSE_IMAGES]).sum())
         assert short.metrics["accuracy"] == pytest.approx(right / 128, abs=2.5 / 128)
+        expected = slow_divergence(built, workload, drawn.take(np.arange(COLLAPSE_IMAGES)))
+        assert short.metrics["divergence"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_images_are_pickled_once(workload: Workload, estimator: NetworkEstimator) -> None:

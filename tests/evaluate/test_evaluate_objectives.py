@@ -9,8 +9,11 @@ from automl_compress.errors import StudyError
 from automl_compress.evaluate import (
     Constraint,
     Evaluation,
+    check_measured,
     check_objectives,
     check_quality,
+    loss_of,
+    minimised_metrics,
     objective_values,
     references,
     violations,
@@ -56,7 +59,8 @@ def test_constraints_are_read(text: str, metric: str, limit: float, relative: bo
     [
         "", "size_bytes", "size_bytes < 5", "size_bytes == 5", "size_bytes >= 5", "5 >= size_bytes",
         "accuracy <= 0.9", "accuracy >= 90", "accuracy >= 90%", "accuracy >= 0.9x", "error <= 5",
-        "error <= 0.1x", "size <= 5", "latency_ms <= 5 s", "size_bytes <= -5", "size_bytes <= nan",
+        "error <= 0.1x", "divergence <= 2", "divergence <= 0.5x",
+        "size <= 5", "latency_ms <= 5 s", "size_bytes <= -5", "size_bytes <= nan",
         "size_bytes <= 1.2.3", "size_bytes <= .", "size_bytes <= 5 TB", "size_bytes <= 5 mb",
         "size_bytes <= 5 kB MB", "size_bytes <= 1e999", "__import__('os')",
     ],
@@ -135,3 +139,31 @@ def test_bounds_on_quality_speak_of_the_metric_networks_are_judged_by() -> None:
     check_quality(bounds, "map50")
     with pytest.raises(StudyError, match=r"judged by accuracy, but 'map50 >= 0\.8' bounds"):
         check_quality(bounds, "accuracy")
+
+
+def test_a_divergence_is_minimised_in_place_of_the_error() -> None:
+    assert check_objectives(["divergence", "macs"]) == ("divergence", "macs")
+    assert loss_of(["macs", "divergence"]) == "divergence"
+    with pytest.raises(StudyError, match=r"'error' or 'divergence' and a cost.* leave one out"):
+        check_objectives(["divergence", "error", "macs"])
+    with pytest.raises(StudyError, match="add what is missing"):
+        check_objectives(["divergence"])
+    plain, useful = references(["divergence", "macs"], {**BASELINE, "divergence": 0.001})
+    np.testing.assert_allclose(plain.point, [1, 200])
+    np.testing.assert_allclose(useful.point, [0.501, 200])
+    limit = Constraint.parse("divergence <= 0.2")
+    near = Evaluation(POLICY, "e", {"accuracy": 0.1, "divergence": 0.1})
+    far = Evaluation(POLICY, "e", {"accuracy": 0.9, "divergence": 0.3})
+    np.testing.assert_allclose(violations([near, far], [limit]), [[0], [0.5]])
+    assert objective_values([near], ["divergence"]).tolist() == [[0.1]]
+
+
+def test_what_is_minimised_and_limited_must_be_measured() -> None:
+    metrics = {"divergence": 0.0, "accuracy": 0.94, "size_bytes": 1000.0, "macs": 200.0}
+    assert minimised_metrics(metrics) == pytest.approx({**BASELINE, "divergence": 0.0})
+    measured = minimised_metrics({"map50": 0.94, "size_bytes": 1000.0, "macs": 200.0})
+    assert measured == pytest.approx(BASELINE)
+    check_measured({"objectives": ("error", "macs"), "constraints": ["error"]}, measured)
+    with pytest.raises(StudyError, match=r"^'ladder' must .* but goes by 'divergence'") as caught:
+        check_measured({"objectives": ("error", "macs"), "ladder": ["divergence"]}, measured)
+    assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ def long_race(strategies, seeds, evaluations):
         for seed in range(seeds):
             curve = np.sort(rng.random(evaluations))
             record = ContestantRecord(f"{name}-{seed}", name, seed)
-            members.append(ContestantScores(record, values, curve, curve, curve))
+            members.append(ContestantScores(record, values, curve, curve, curve, curve))
         groups.append(StrategyScores(name, True, tuple(members)))
     return tuple(groups)
 

@@ -81,7 +81,8 @@ def test_cost_front_agrees_with_a_loop():
             o[0] <= row[0] and o[1] <= row[1] and (o[0], o[1]) != (row[0], row[1]) for o in values
         )
     ]
-    rows = cost_front(values, 0, 1)
+    qualities = np.where(np.isfinite(values[:, 0]), 1 - values[:, 0], np.nan)
+    rows = cost_front(qualities, values[:, 1])
     assert values[rows][:, [1, 0]].tolist() == [list(pair) for pair in sorted(best)]
 
 

@@ -31,6 +31,10 @@ def _boxes(*rows: tuple[float, ...]) -> Tensor:
     return torch.tensor([rows])
 
 
+def test_detections_have_no_divergence() -> None:
+    assert TASK.divergences(_raw(), _raw(1)) is None
+
+
 def test_places_are_the_centres_of_the_cells_row_by_row() -> None:
     assert len(TASK.places) == 8 * 12 + 4 * 6 + 2 * 3
     assert TASK.places[0].tolist() == [4, 4, 8]
