@@ -24,9 +24,11 @@ from automl_compress.engine.rungs import RungSettings, build_rung
 from automl_compress.engine.trained import TrainedEstimator, TrainSettings
 from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.evaluate import (
+    DIVERGENCE,
     USEFUL_LOSS,
     Evaluation,
     error_name,
+    loss_of,
     quality_name,
     quality_of,
 )
@@ -333,13 +335,24 @@ def _document(
     }
     costs = [dict(answers["search"][row].metrics) for row in good]
     bands = np.array([audited.band for audited in kept], dtype=np.int64)
-    estimates = {name: values for name, values in qualities.items() if name != TRAINED}
+    divergences = {
+        name: np.array([found[row].metrics[DIVERGENCE] for row in good])
+        for name, found in answers.items()
+        if all(DIVERGENCE in found[row].metrics for row in good)
+    }
+    estimates = {}
+    for name in answers:
+        if name != TRAINED:
+            estimates[name] = qualities[name]
+        if name in divergences:
+            estimates[f"{name} {DIVERGENCE}"] = -divergences[name]  # the higher, the better
     quality = quality_name(result.manifest.baseline)
     nulls = {name: np.array([cost[name] for cost in costs]) for name in NULLS}
     return {
         "version": VERSION,
         "study": result.manifest.fingerprint,
         "quality": quality,
+        "loss": loss_of(result.manifest.objectives),
         "settings": {
             "policies": settings.policies,
             "seed": settings.seed,
@@ -373,6 +386,7 @@ def _document(
                 error_name(quality): {
                     name: found[good[row]].quality_se for name, found in answers.items()
                 },
+                DIVERGENCE: {name: float(values[row]) for name, values in divergences.items()},
             }
             for row, (audited, cost) in enumerate(zip(kept, costs, strict=True))
         ],

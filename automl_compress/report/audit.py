@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.errors import StudyError
-from automl_compress.evaluate import error_name
+from automl_compress.evaluate import DIVERGENCE, error_name
 from automl_compress.ledger import AUDIT
 from automl_compress.report import formats
 
@@ -33,6 +33,8 @@ TITLES: Final[Mapping[str, str]] = {
     "bitops": "bit operations alone",
 }
 """What a reader calls each rung and each cost that ranks without an estimate."""
+_BY_DIVERGENCE: Final = f" {DIVERGENCE}"
+"""Behind a rung's name: not its quality ranks, but how little its networks diverge."""
 NULLS: Final = ("size_bytes", "macs", "bitops")
 """Costs that rank policies without any estimate."""
 
@@ -51,6 +53,7 @@ class Audit:
         settings: of the audit.
         failed: policies that a rung could not measure.
         quality: what networks are judged by, a metric's name.
+        loss: what of its estimates the search minimised, a metric's name.
     """
 
     policies: tuple[Mapping[str, Any], ...]
@@ -60,6 +63,7 @@ class Audit:
     settings: Mapping[str, Any]
     failed: int
     quality: str
+    loss: str
 
     def correlation(self, name: str, scope: str, measure: str) -> float:
         """A correlation with the trained quality; NaN where nothing could be ranked."""
@@ -67,10 +71,15 @@ class Audit:
         return math.nan if value is None else value
 
     @property
+    def searched(self) -> str:
+        """What the search went by."""
+        return f"{SEARCH}{_BY_DIVERGENCE}" if self.loss == DIVERGENCE else SEARCH
+
+    @property
     def trusted(self) -> bool:
-        """Whether the search's estimate ranks as training does, overall and within bands."""
-        overall = self.correlation(SEARCH, "overall", "kendall")
-        within = self.correlation(SEARCH, "within_bands", "spearman")
+        """Whether what the search went by ranks as training does, overall and within bands."""
+        overall = self.correlation(self.searched, "overall", "kendall")
+        within = self.correlation(self.searched, "within_bands", "spearman")
         return overall >= TRUSTED and within >= TRUSTED
 
     def best_null(self, scope: str, measure: str) -> float:
@@ -95,8 +104,10 @@ class Audit:
         return math.sqrt(squares / free), float(np.sqrt((errors**2).mean()))
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """(n,) qualities of a rung, or a cost."""
+        """(n,) qualities of a rung or, by a name of `correlations`, its divergences or a cost."""
         kind = "costs" if name in NULLS else self.quality
+        if name.endswith(_BY_DIVERGENCE):
+            kind, name = DIVERGENCE, rung_of(name)
         return np.array([policy[kind][name] for policy in self.policies], dtype=np.float64)
 
     def standard_errors(self, name: str) -> NDArray[np.float64]:
@@ -134,6 +145,7 @@ def read_audit(folder: Path, fingerprint: str) -> Audit | None:
             settings=data["settings"],
             failed=int(data["failed"]),
             quality=data.get("quality", "accuracy"),
+            loss=data.get("loss", "error"),
         )
         found.column(TRAINED)
     except (OSError, ValueError, KeyError, TypeError) as reason:
@@ -152,7 +164,7 @@ def read_audit(folder: Path, fingerprint: str) -> Audit | None:
 def audit_verdict(audit: Audit) -> str:
     """Whether the search's estimate can be trusted, and what costs alone reach."""
     scopes = (("overall", "kendall"), ("within_bands", "spearman"))
-    overall, within = (number_text(audit.correlation(SEARCH, *scope)) for scope in scopes)
+    overall, within = (number_text(audit.correlation(audit.searched, *scope)) for scope in scopes)
     sizes = [number_text(audit.best_null(*scope)) for scope in scopes]
     found = (
         f"Kendall's tau is {overall} overall, and Spearman's rho within budget bands {within}; "
@@ -165,6 +177,17 @@ def audit_verdict(audit: Audit) -> str:
         f"Both should be at least {TRUSTED:g}: raise estimate.images, change estimate.repair, or "
         "add a rung that trains to the ladder."
     )
+
+
+def rung_of(name: str) -> str:
+    """The rung, or the cost, that a key of an audit's correlations speaks of."""
+    return name.removesuffix(_BY_DIVERGENCE)
+
+
+def ranked_by(name: str) -> str:
+    """What a reader calls a key of an audit's correlations."""
+    rung = rung_of(name)
+    return TITLES.get(rung, rung) + (", by divergence" if rung != name else "")
 
 
 def audit_note(audit: Audit) -> str:

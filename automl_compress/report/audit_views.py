@@ -13,11 +13,20 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import QUALITIES
 from automl_compress.report import formats
-from automl_compress.report.audit import NULLS, TITLES, TRAINED, Audit, Values, number_text
+from automl_compress.report.audit import (
+    NULLS,
+    TITLES,
+    TRAINED,
+    Audit,
+    Values,
+    number_text,
+    ranked_by,
+    rung_of,
+)
 from automl_compress.report.figures import Drawing, band_colours, cost_axis, styled, svg_text
 from automl_compress.report.tables import Column, Table
 
-_DRAWN: Final = ("search", "full", "size_bytes")
+_DRAWN: Final = ("search", "search divergence", "full", "size_bytes")
 _SPREAD: Final = "#8a8a8a"
 
 
@@ -31,7 +40,7 @@ def audit_table(audit: Audit) -> Table:
     )
     rows = tuple(
         (
-            TITLES.get(name, name),
+            ranked_by(name),
             *_cells(by_scope["overall"]),
             *_cells(by_scope["within_bands"]),
             _seconds(audit, name),
@@ -53,18 +62,19 @@ def _cells(measures: Mapping[str, Values]) -> list[str]:
 
 
 def _seconds(audit: Audit, name: str) -> str:
-    rung = audit.rungs.get(name)
+    rung = audit.rungs.get(rung_of(name))
     return formats.MISSING if rung is None else f"{rung['seconds']:.2f} s"
 
 
 def draw_audit(audit: Audit) -> Drawing:
-    """Trained quality against two estimates and against the size, bands in colours."""
+    """Trained quality against estimates and against the size, bands in colours."""
     name, title = "audit", QUALITIES[audit.quality]
     bands = np.array([policy["band"] for policy in audit.policies])
     with styled(name):
-        figure = Figure(figsize=(9.6, 4.1), layout="constrained")
-        panels = figure.subplots(1, len(_DRAWN), sharey=True)
-        for axes, estimate in zip(panels, _DRAWN, strict=True):
+        drawn = [estimate for estimate in _DRAWN if estimate in audit.correlations]
+        figure = Figure(figsize=(3.2 * len(drawn), 4.1), layout="constrained")
+        panels = figure.subplots(1, len(drawn), sharey=True)
+        for axes, estimate in zip(panels, drawn, strict=True):
             _scatter(axes, audit, estimate, bands)
         figure.axes[0].set_ylabel(f"{title} after training, %")
         figure.legend(handles=_handles(bands), loc="outside upper center", ncols=6)
@@ -74,7 +84,7 @@ def draw_audit(audit: Audit) -> Drawing:
         svg,
         f"{formats.capital(title)} after brief training against cheap estimates and the size",
         "Each mark is a policy; bars are one standard error of the estimate. Coloured ones stand "
-        "in budget bands, of which one has one colour: among them a good estimate still rises, "
+        "in budget bands, of which one has one colour: among them a good estimate still orders, "
         "and the size, on the right, does not.",
     )
 
@@ -86,6 +96,9 @@ def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> N
         x = x / 1e3
         cost_axis(axes, x.min(), x.max())
         axes.set_xlabel("size, kB")
+    elif rung_of(name) != name:
+        x = 100 * (1.0 - x)  # the better, the farther to the right, as for accuracies
+        axes.set_xlabel(f"1 - divergence, {TITLES[rung_of(name)]}, %")
     else:
         x = 100 * x
         errors = 100 * audit.standard_errors(name)

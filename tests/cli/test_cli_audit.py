@@ -92,6 +92,20 @@ def test_correlations_are_those_of_the_accuracies(finished: Path) -> None:
     assert size == pytest.approx(spearmanr(sizes, trained)[0])
 
 
+def test_divergences_rank_too(finished: Path) -> None:
+    document = _document(finished)
+    trained = np.array([p["accuracy"]["trained"] for p in document["policies"]])
+    for rung in ("search", "redrawn", "full", "repair none"):
+        apart = np.array([p["divergence"][rung] for p in document["policies"]])
+        assert ((apart >= 0) & (apart <= 1)).all()
+        found = document["correlations"][f"{rung} divergence"]["overall"]
+        assert found["kendall"]["value"] == pytest.approx(kendalltau(-apart, trained).statistic)
+        assert found["spearman"]["value"] == pytest.approx(spearmanr(-apart, trained).statistic)
+    assert "learned" not in document["policies"][0]["divergence"]
+    assert "trained" not in document["policies"][0]["divergence"]
+    assert "| search estimate, by divergence | " in (finished / "report.md").read_text()
+
+
 def test_trainings_outlast_what_only_measures_otherwise(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
