@@ -72,11 +72,14 @@ def draw_audit(audit: Audit) -> Drawing:
     bands = np.array([policy["band"] for policy in audit.policies])
     with styled(name):
         drawn = [estimate for estimate in _DRAWN if estimate in audit.correlations]
-        figure = Figure(figsize=(3.2 * len(drawn), 4.1), layout="constrained")
-        panels = figure.subplots(1, len(drawn), sharey=True)
-        for axes, estimate in zip(panels, drawn, strict=True):
-            _scatter(axes, audit, estimate, bands)
-        figure.axes[0].set_ylabel(f"{title} after training, %")
+        shown = [0, 1] if bands.any() else [0]  # everyone, and those in bands
+        size = 3.2 * len(drawn), 0.7 + 3.2 * len(shown)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(shown), len(drawn), sharey="row", squeeze=False)
+        for row, least in zip(panels, shown, strict=True):
+            for axes, estimate in zip(row, drawn, strict=True):
+                _scatter(axes, audit, estimate, np.where(bands >= least, bands, -1))
+            row[0].set_ylabel(f"{title} after training, %")
         figure.legend(handles=_handles(bands), loc="outside upper center", ncols=6)
         svg = svg_text(figure, name)
     return Drawing(
@@ -84,13 +87,16 @@ def draw_audit(audit: Audit) -> Drawing:
         svg,
         f"{formats.capital(title)} after brief training against cheap estimates and the size",
         "Each mark is a policy; bars are one standard error of the estimate. Coloured ones stand "
-        "in budget bands, of which one has one colour: among them a good estimate still orders, "
-        "and the size, on the right, does not.",
+        "in budget bands, of which one has one colour, and are shown larger below: within a colour "
+        "a good estimate still rises, and the size, on the right, does not.",
     )
 
 
 def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> None:
-    x, y = audit.column(name), 100 * audit.column(TRAINED)
+    """Draw policies of (n,) bands; those of band -1 are left out."""
+    drawn = bands >= 0
+    bands = bands[drawn]
+    x, y = audit.column(name)[drawn], 100 * audit.column(TRAINED)[drawn]
     errors = np.zeros(len(x))
     if name in NULLS:
         x = x / 1e3
@@ -98,12 +104,10 @@ def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> N
         axes.set_xlabel("size, kB")
     elif rung_of(name) != name:
         x = 100 * (1.0 - x)  # the better, the farther to the right, as for accuracies
-        axes.set_xlabel(f"1 - divergence, {TITLES[rung_of(name)]}, %")
+        axes.set_xlabel("1 - divergence of the search estimate, %")
     else:
         x = 100 * x
-        errors = 100 * audit.standard_errors(name)
-        low, high = min(x.min(), y.min()), max(x.max(), y.max())
-        axes.plot([low, high], [low, high], color="#bbbbbb", linewidth=0.9, linestyle=":")
+        errors = 100 * audit.standard_errors(name)[drawn]
         axes.set_xlabel(f"{TITLES[name]}, %")
     for number in (0, *range(1, int(bands.max(initial=0)) + 1)):
         rows = bands == number
@@ -113,8 +117,9 @@ def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> N
         axes.plot(x[rows], y[rows], "o", color=colour, markersize=4.5, alpha=0.9)
     margin = 0.06 * (y.max() - y.min()) or 1.0
     axes.set_ylim(y.min() - margin, y.max() + margin)
-    tau = [audit.correlation(name, scope, "kendall") for scope in ("overall", "within_bands")]
-    axes.set_title(f"tau {number_text(tau[0])}, within bands {number_text(tau[1])}", fontsize=10)
+    scope, where = ("overall", "overall") if drawn.all() else ("within_bands", "within bands")
+    rho = audit.correlation(name, scope, "spearman")
+    axes.set_title(f"Spearman's rho {number_text(rho)} {where}", fontsize=10)
 
 
 def _colour(band: int) -> str:
