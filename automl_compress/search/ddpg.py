@@ -46,7 +46,7 @@ from automl_compress.pareto import front_mask
 from automl_compress.search.actor_critic import ActorCritic, Learning, Transitions
 from automl_compress.search.actor_critic import twin as twin_of
 from automl_compress.search.exploration import Noise, truncated_normal
-from automl_compress.search.imagination import IMAGINED, Imagination
+from automl_compress.search.imagination import IMAGINED, SIDE_BY_SIDE, Imagination
 from automl_compress.search.layer_mdp import LayerMDP
 from automl_compress.search.networks import one_thread
 from automl_compress.search.priors import draw_new
@@ -68,7 +68,6 @@ DECIDED_ANEW: Final = (0.03, 0.3)  # bounds of the share of its genes that they 
 PREFERENCE_SPREAD: Final = 0.5  # of preferred costs around a front's, in doublings
 OVERRUN: Final = 2.0  # useful losses of accuracy that doubling a preferred cost is worth
 HALVINGS: Final = 7
-
 Array = NDArray[np.float64]
 
 
@@ -105,75 +104,99 @@ class DDPG(Strategy):
 
     def ask(self, count: int) -> list[Policy]:
         """Warm-up draws, then episodes; fewer when the space is exhausted."""
-        asked = []
+        asked: list[Policy] = []
+        while len(asked) < count and (self._start or not len(self._replay)):
+            policy = self._start.draw(self._seen)
+            if policy is None:
+                return asked
+            asked.append(policy)
+        with one_thread():
+            while len(asked) < count:
+                found = self._explored(min(count - len(asked), SIDE_BY_SIDE))
+                if not found:
+                    break
+                asked += found
+        return asked
+
+    def _explored(self, count: int) -> list[Policy]:
+        """For each of some episodes the best of its walks; all are walked side by side."""
+        spreads = [NOISE.spread(self._episodes + number) for number in range(count)]
         imagination = Imagination(self.problem, self._record, self._seen)
-        for _ in range(count):
-            warming_up = self._start or not len(self._replay)
-            policy = self._start.draw(self._seen) if warming_up else self._episode(imagination)
+        walks = map(self.problem.space.decode, self._walks(np.repeat(spreads, IMAGINED)))
+        asked: list[Policy] = []
+        for spread in spreads:
+            self._episodes += 1
+            new = imagination.new([next(walks) for _ in range(IMAGINED)])
+            policy = imagination.choose(new, self._predicted(new)) if new else self._strayed(spread)
             if policy is None:
                 break
             asked.append(policy)
         return asked
 
-    def _episode(self, imagination: Imagination) -> Policy | None:
-        """The best of some walks, each under a preference of its own."""
-        spread = NOISE.spread(self._episodes)
-        self._episodes += 1
-
-        with one_thread():
-            walks = self._walks(IMAGINED, spread)
-            if new := imagination.new([self.problem.space.decode(walk) for walk in walks]):
-                return imagination.choose(new, self._predicted(new))
-            return draw_new(self.problem, self._seen, lambda: self._walks(1, spread)[0], self.rng)
+    def _strayed(self, spread: float) -> Policy | None:
+        """The first new policy of walks one by one."""
+        one = np.array([spread])
+        return draw_new(self.problem, self._seen, lambda: self._walks(one)[0], self.rng)
 
     def _predicted(self, policies: Sequence[Policy]) -> Array:
         """(n,) reward of each policy: the mean of what the critic expects at its decisions."""
         space, steps = self.problem.space, self._mdp.steps
-        points = [space.to_unit(space.encode(policy)) for policy in policies]
+        points = space.to_unit([space.encode(policy) for policy in policies])
         costs = np.log2(np.maximum(self._record.shares(policies), 1e-6))
-        states = np.vstack([self._mdp.states(point) for point in points])
+        states, actions = self._mdp.states(points), self._mdp.actions(points, self.rng)
         values = self._learner.values(
-            np.hstack([states, np.repeat(costs, steps, axis=0)]),
-            np.vstack([self._mdp.actions(point, self.rng) for point in points]),
+            np.hstack([states.reshape(-1, states.shape[-1]), np.repeat(costs, steps, axis=0)]),
+            actions.reshape(-1, actions.shape[-1]),
         )
         expected: Array = values.reshape(len(policies), steps).mean(axis=1)
         return expected
 
-    def _draw_preference(self) -> Array:
-        """(n_costs,) costs near those of an evaluated network on the useful front."""
+    def _draw_preferences(self, count: int) -> Array:
+        """(count, n_costs) costs near those of evaluated networks on the useful front."""
         values = self._replay.outcomes[:, :-1]
         useful = values[:, self.problem.loss_place] <= damped(TOLERATED)
         among = values[useful] if useful.any() else values
-        front = among[front_mask(among)]
-        chosen = scaled_costs(self.problem, front[int(self.rng.integers(len(front)))])
-        preferred: Array = chosen + PREFERENCE_SPREAD * self.rng.standard_normal(len(chosen))
+        front = scaled_costs(self.problem, among[front_mask(among)])
+        chosen = front[self.rng.integers(len(front), size=count)]
+        preferred: Array = chosen + PREFERENCE_SPREAD * self.rng.standard_normal(chosen.shape)
         return preferred
 
-    def _anchor(self, preference: Array) -> tuple[Array, float]:
-        """The point to return to, and the share of it to decide anew: all in a free walk."""
-        if self.rng.random() >= RETURNING:
-            return np.zeros(len(self.problem.space)), 1.0
+    def _anchors(self, preferences: Array) -> tuple[Array, Array]:
+        """Where episodes return to, and the share of it to decide anew: all in a free walk.
+
+        Args:
+            preferences: (n, n_costs).
+
+        Returns:
+            (n, n_genes) points and (n,) shares.
+        """
         outcomes = self._replay.outcomes
         costs = scaled_costs(self.problem, outcomes)
-        overrun = np.maximum(0.0, costs - preference).sum(axis=1)
-        best = int(np.argmax(rewards(self.problem, outcomes) - OVERRUN * overrun))
+        overrun = np.maximum(0.0, costs - preferences[:, None]).sum(axis=2)
+        best = (rewards(self.problem, outcomes) - OVERRUN * overrun).argmax(axis=1)
+        points = np.stack([self._mdp.point(self._replay.actions[episode]) for episode in best])
         low, high = DECIDED_ANEW
-        share = low * (high / low) ** self.rng.random()
-        return self._mdp.point(self._replay.actions[best]), float(share)
+        shares = low * (high / low) ** self.rng.random(len(best))
+        return points, np.where(self.rng.random(len(best)) < RETURNING, shares, 1.0)
 
-    def _walks(self, count: int, spread: float) -> list[Indices]:
-        """Episodes side by side, each shifted to the costs it prefers."""
+    def _walks(self, spreads: Array) -> list[Indices]:
+        """Episodes side by side, each shifted to the costs it prefers.
+
+        Args:
+            spreads: (n,) of each one's noise.
+        """
         cells = 1.0 / self.problem.space.sizes
-        preferences = np.array([self._draw_preference() for _ in range(count)])
-        anchors, shares = zip(*(self._anchor(row) for row in preferences), strict=True)
-        returning = self.rng.random((self._mdp.steps, count)) >= np.array(shares)
-        near = np.array(anchors) + cells * (self.rng.random((count, len(cells))) - 0.5)
+        preferences = self._draw_preferences(len(spreads))
+        anchors, shares = self._anchors(preferences)
+        returning = self.rng.random((self._mdp.steps, len(spreads))) >= shares
+        near = anchors + cells * (self.rng.random(anchors.shape) - 0.5)
         wanted, executed = np.zeros(near.shape), np.zeros(near.shape)
         for step in range(self._mdp.steps):
             genes = self._mdp.genes(step)
             states = np.hstack([self._mdp.state(step, executed), preferences])
             means = self._mdp.wanted(step, self._learner.act(states))
-            drawn = truncated_normal(self.rng, means, np.maximum(spread, CELLS * cells[genes]))
+            noise = np.maximum(spreads[:, None], CELLS * cells[genes])
+            drawn = truncated_normal(self.rng, means, noise)
             wanted[:, genes] = np.where(returning[step][:, None], near[:, genes], drawn)
             executed[:, genes] = self._mdp.execute(step, wanted[:, genes])[1]
         pairs = zip(wanted, preferences, strict=True)

@@ -23,6 +23,8 @@ Array = NDArray[np.float64]
 
 IMAGINED: Final = 8
 """Episodes imagined for each that is evaluated."""
+SIDE_BY_SIDE: Final = 20
+"""Evaluated ones at most whose episodes are imagined together, in one batch of the networks."""
 
 
 class Imagination:

@@ -41,10 +41,18 @@ class LayerMDP:
         self._steps = _layers(problem) if together else [[g] for g in range(len(self._space))]
         self._kinds = _kinds(problem) if together else []
         self._order = np.concatenate(self._steps)
+        self._step_of, self._slot_of = self._places()
         self._ends = np.cumsum([0, *map(len, self._steps)])
         shares = features[:, -2:] / np.maximum(features[:, -2:].sum(axis=0), 1e-12)
         self._shares = shares[self._order]
         self._static = self._describe(features)
+
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n_genes,) the step that decides each gene, and its part of the step's action."""
+        places = np.zeros((2, len(self._space)), dtype=np.int64)
+        for step, genes in enumerate(self._steps):
+            places[:, genes] = np.full(len(genes), step), self._slots(step)
+        return places[0], places[1]
 
     def _describe(self, features: Array) -> Array:
         """(steps, ...) features of what each step decides, zeros for what it lacks; the place."""
@@ -96,15 +104,32 @@ class LayerMDP:
         )
         return np.concatenate([static, saved, left, previous], axis=-1)
 
-    def states(self, point: Array) -> Array:
-        """(steps, state_size) all states of an episode that ends in a point."""
-        steps = (1.0 - point[self._order])[:, None] * self._shares
-        saved = np.vstack([np.zeros(2), np.cumsum(steps, axis=0)])[self._ends[:-1]]
-        done = np.vstack([np.zeros(2), np.cumsum(self._shares, axis=0)])[self._ends[:-1]]
-        previous = np.ones((self.steps, self.action_size))
-        for step in range(1, self.steps):
-            previous[step, self._slots(step - 1)] = point[self._steps[step - 1]]
-        return np.hstack([self._static, saved, self._shares.sum(axis=0) - done, previous])
+    def states(self, points: Array) -> Array:
+        """(..., steps, state_size) all states of episodes that end in (..., n_genes) points."""
+        saved = (1.0 - points[..., self._order, None]) * self._shares
+        left = self._shares.sum(axis=0) - self._before(self._shares)
+        rows = (*points.shape[:-1], self.steps)
+        return np.concatenate(
+            [
+                np.broadcast_to(self._static, (*rows, self._static.shape[1])),
+                self._before(saved),
+                np.broadcast_to(left, (*rows, left.shape[1])),
+                self._previous(points),
+            ],
+            axis=-1,
+        )
+
+    def _before(self, values: Array) -> Array:
+        """(..., steps, n) sums of (..., n_genes, n) values, in the walk's order, before steps."""
+        sums = np.cumsum(values, axis=-2)
+        sums = np.concatenate([np.zeros_like(sums[..., :1, :]), sums], axis=-2)
+        return np.take(sums, self._ends[:-1], axis=-2)
+
+    def _previous(self, points: Array) -> Array:
+        """(..., steps, action_size) the action before each step, ones before the first."""
+        actions = np.ones((*points.shape[:-1], self.steps + 1, self.action_size))
+        actions[..., self._step_of + 1, self._slot_of] = points
+        return actions[..., :-1, :]
 
     def wanted(self, step: int, actions: Array) -> Array:
         """(..., genes of the step) what (..., action_size) actions want of each gene."""
@@ -124,25 +149,21 @@ class LayerMDP:
         indices = np.clip(np.floor(wanted * sizes), 0, sizes - 1).astype(np.int64)
         return indices, (indices + 0.5) / sizes
 
-    def actions(self, point: Array, rng: np.random.Generator) -> Array:
-        """(steps, action_size) executed actions that lead to a point.
+    def actions(self, points: Array, rng: np.random.Generator) -> Array:
+        """(..., steps, action_size) executed actions that lead to (..., n_genes) points.
 
         Parts of an action that have no effect are drawn at random, so that a critic learns that
         they have none.
         """
-        present = np.zeros((self.steps, self.action_size), dtype=bool)
-        for step in range(self.steps):
-            present[step, self._slots(step)] = True
-        actions = np.ones(present.shape) if present.all() else rng.random(present.shape)
-        for step in range(self.steps):
-            actions[step, self._slots(step)] = point[self._steps[step]]
+        shape = (*points.shape[:-1], self.steps, self.action_size)
+        whole = len(self._space) == self.steps * self.action_size
+        actions = np.empty(shape) if whole else rng.random(shape)
+        actions[..., self._step_of, self._slot_of] = points
         return actions
 
     def point(self, actions: Array) -> Array:
         """(n_genes,) where (steps, action_size) actions lead."""
-        point = np.empty(len(self._space))
-        for step in range(self.steps):
-            point[self._steps[step]] = self.wanted(step, actions[step])
+        point: Array = actions[self._step_of, self._slot_of]
         return point
 
 

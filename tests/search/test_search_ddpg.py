@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from automl_compress.evaluate import USEFUL_LOSS, Evaluation, objective_values, references
-from automl_compress.search import Problem
+from automl_compress.search import Problem, build_strategy, ddpg
 from automl_compress.search.ddpg import DDPG, NOISE, WARM_UP
 from automl_compress.search.layer_mdp import LayerMDP
 from automl_compress.search.replay import EpisodeReplay
@@ -191,7 +191,7 @@ def test_a_walk_keeps_within_the_preferred_costs_and_comes_near() -> None:
 def test_preferences_spread_over_the_useful_front() -> None:
     strategy, told = _told(75)
     problem = strategy.problem
-    drawn = np.array([strategy._draw_preference() for _ in range(200)])
+    drawn = strategy._draw_preferences(200)
     sizes = [np.log2(e.minimised("size_bytes") / problem.baseline["size_bytes"]) for e in told]
     assert drawn[:, 0].std() > 0.2
     assert min(sizes) - 2 < drawn[:, 0].min() < drawn[:, 0].max() < max(sizes) + 2
@@ -221,9 +221,30 @@ def test_the_search_is_better_than_its_warm_up(settings: dict[str, bool]) -> Non
     _, useful = references(problem.objectives, problem.baseline)
     _, told = _told(90, problem, settings=settings)
     values = objective_values(told, problem.objectives)
-    assert useful.share(values[-WARM_UP:]) > useful.share(values[:WARM_UP])
     useful_networks = values[:, 0] <= problem.baseline["error"] + USEFUL_LOSS
     assert useful_networks[-WARM_UP:].sum() > useful_networks[:WARM_UP].sum()
+    drawn = build_strategy("scaled-random", problem, 0).ask(len(told))  # the warm-up gone on with
+    warm_up = [ToyEstimator(NETWORK).estimate(policy) for policy in drawn]
+    assert useful.share(values) > useful.share(objective_values(warm_up, problem.objectives))
+
+
+def test_walks_side_by_side_are_walks_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is left to chance, a walk does not depend on who walks beside it."""
+    strategy, _ = _told(40)
+    monkeypatch.setattr(ddpg, "truncated_normal", lambda _, means, __: means)
+    genes = len(NETWORK.space)  # all decided anew
+    monkeypatch.setattr(
+        strategy, "_anchors", lambda p: (np.zeros((len(p), genes)), np.ones(len(p)))
+    )
+    preferences = np.log2([[0.1, 0.3], [0.2, 0.2], [0.15, 0.5]])
+
+    def walked(chosen: list[int]) -> list[list[int]]:
+        monkeypatch.setattr(strategy, "_draw_preferences", lambda _: preferences[chosen])
+        return [walk.tolist() for walk in strategy._walks(np.ones(len(chosen)))]
+
+    together = walked([0, 1, 2])
+    assert together == [*walked([0]), *walked([1]), *walked([2])]
+    assert together[0] != together[1]
 
 
 def test_the_number_of_threads_is_left_alone_and_changes_nothing() -> None:
