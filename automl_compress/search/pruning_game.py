@@ -5,6 +5,7 @@ There is one agent per gene; iteration by iteration, all of them lower their gen
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -60,7 +61,7 @@ class PruningGame:
         return able
 
     def cuts(self, step: int, levels: Indices, end: Indices) -> NDArray[np.int64]:
-        """(agents,) the actions that lead evenly from (agents,) levels to an end not above them."""
+        """(..., agents) the actions that lead evenly from levels to an end not above them."""
         left = self.steps - step
         cuts: NDArray[np.int64] = -((end - levels) // left)
         return cuts
@@ -74,17 +75,30 @@ class PruningGame:
 
     def costs(self, levels: Indices) -> Array:
         """(n_costs,) binary logarithms of the costs' shares of the baseline's."""
+        return self._start_costs if np.array_equal(levels, self.start) else self._costs(levels)
+
+    @cached_property
+    def _start_costs(self) -> Array:
+        """Those of the levels at which every episode begins."""
+        return self._costs(self.start)
+
+    def _costs(self, levels: Indices) -> Array:
         found = self._problem.cost(self._problem.space.decode(levels))
         names = self._problem.minimised_costs
         shares = [max(1e-6, found[name] / self._problem.baseline[name]) for name in names]
         logarithms: Array = np.log2(np.array(shares))
         return logarithms
 
-    def observations(self, step: int, levels: Indices, preference: Array) -> Array:
-        """(agents, observation_size) what the agents see."""
-        common = self._common(np.array([step]), self.costs(levels)[None], preference[None])
-        seen: Array = self._seen(levels[None], common)[0]
-        return seen
+    def observations(self, step: int, levels: Indices, preferences: Array) -> Array:
+        """(n, agents, observation_size) what the agents of n teams see.
+
+        Args:
+            step: the iteration.
+            levels: (n, agents).
+            preferences: (n, n_costs) worth of halving each cost.
+        """
+        costs = np.array([self.costs(row) for row in levels])
+        return self._seen(levels, self._common(np.full(len(levels), step), costs, preferences))
 
     def episodes(
         self, levels: NDArray[np.int64], costs: Array, final: Array, preferences: Array

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.exploration import Noise
-from automl_compress.search.imagination import IMAGINED, Imagination
+from automl_compress.search.imagination import IMAGINED, SIDE_BY_SIDE, Imagination
 from automl_compress.search.networks import one_thread
 from automl_compress.search.priors import draw_new
 from automl_compress.search.pruning_game import PruningGame
@@ -89,29 +89,47 @@ class QMIX(Strategy):
 
     def ask(self, count: int) -> list[Policy]:
         """Warm-up draws, then episodes; fewer when the space is exhausted."""
-        asked = []
+        asked: list[Policy] = []
+        while len(asked) < count and (self._start or not len(self._replay)):
+            policy = self._start.draw(self._seen)
+            if policy is None:
+                return asked
+            asked.append(policy)
+        with one_thread():
+            while len(asked) < count:
+                found = self._explored(min(count - len(asked), SIDE_BY_SIDE))
+                if not found:
+                    break
+                asked += found
+        return asked
+
+    def _explored(self, count: int) -> list[Policy]:
+        """For each of some episodes the best of those imagined; all are played side by side."""
+        exploring = [EXPLORING.spread(self._episodes + number) for number in range(count)]
         imagination = Imagination(self.problem, self._record, self._seen)
-        for _ in range(count):
-            warming_up = self._start or not len(self._replay)
-            policy = self._start.draw(self._seen) if warming_up else self._episode(imagination)
+        ends = map(self.problem.space.decode, self._played(np.repeat(exploring, IMAGINED)))
+        asked: list[Policy] = []
+        for chance in exploring:
+            self._episodes += 1
+            new = imagination.new([next(ends) for _ in range(IMAGINED)])
+            policy = imagination.choose(new, self._predicted(new)) if new else self._strayed(chance)
             if policy is None:
                 break
             asked.append(policy)
         return asked
 
-    def _episode(self, imagination: Imagination) -> Policy | None:
-        """The best of some episodes, each under a preference of its own."""
-        exploring = EXPLORING.spread(self._episodes)
-        self._episodes += 1
+    def _strayed(self, exploring: float) -> Policy | None:
+        """The first new end of episodes one by one."""
+        one = np.array([exploring])
+        return draw_new(self.problem, self._seen, lambda: self._played(one)[0], self.rng)
 
-        def played() -> Indices:
-            return self._play(self._draw_preferences(1)[0], exploring)
+    def _played(self, exploring: Array) -> Indices:
+        """(n, agents) where episodes lead, each under a preference of its own.
 
-        with one_thread():
-            ends = [self.problem.space.decode(played()) for _ in range(IMAGINED)]
-            if new := imagination.new(ends):
-                return imagination.choose(new, self._predicted(new))
-            return draw_new(self.problem, self._seen, played, self.rng)
+        Args:
+            exploring: (n,) probability of a random action in each.
+        """
+        return self._play(self._draw_preferences(len(exploring)), exploring)
 
     def _predicted(self, policies: Sequence[Policy]) -> Array:
         """(n,) final reward of each policy: what the team expects, less the costs it will save."""
@@ -134,35 +152,40 @@ class QMIX(Strategy):
         preferences: Array = worth * self.rng.dirichlet(np.ones(costs), size=count)
         return preferences
 
-    def _play(self, preference: Array, exploring: float) -> Indices:
-        """One episode; agents that do not decide anew follow the best known policy."""
-        game = self._game
-        anchor, following = self._anchor(preference)
-        levels, memory = game.start, self._learner.memory()
-        last = np.full(game.team.agents, -1)
+    def _play(self, preferences: Array, exploring: Array) -> Indices:
+        """(n, agents) where episodes side by side lead.
+
+        Agents that do not decide anew follow the best known policy.
+
+        Args:
+            preferences: (n, n_costs).
+            exploring: (n,) probability of a random action.
+        """
+        game, teams = self._game, len(preferences)
+        anchors, following = self._anchors(preferences)
+        levels, memory = np.repeat(game.start[None], teams, axis=0), self._learner.memory(teams)
+        last = np.full(levels.shape, -1)
         for step in range(game.steps):
-            seen = game.observations(step, levels, preference)
+            seen = game.observations(step, levels, preferences)
             values, memory = self._learner.values(seen, last, memory)
             allowed = game.allowed(levels)
-            greedy = np.where(allowed, values, -np.inf).argmax(axis=1)
-            chance = np.where(allowed, self.rng.random(allowed.shape), -np.inf).argmax(axis=1)
-            own = np.where(self.rng.random(len(levels)) < exploring, chance, greedy)
-            last = np.where(following, game.cuts(step, levels, anchor), own)
+            greedy = np.where(allowed, values, -np.inf).argmax(axis=-1)
+            chance = np.where(allowed, self.rng.random(allowed.shape), -np.inf).argmax(axis=-1)
+            own = np.where(self.rng.random(levels.shape) < exploring[:, None], chance, greedy)
+            last = np.where(following, game.cuts(step, levels, anchors), own)
             levels = levels - last
         return levels
 
-    def _anchor(self, preference: Array) -> tuple[Indices, NDArray[np.bool_]]:
-        """Levels of the policy that earned most, and (agents,) who follows it."""
-        agents = self._game.team.agents
-        if self.rng.random() >= self._returning:
-            return self._game.start, np.zeros(agents, dtype=bool)
-        outcomes = self._replay.outcomes
-        saved = -scaled_costs(self.problem, outcomes) @ preference
-        best = int(np.argmax(rewards(self.problem, outcomes) + saved))
+    def _anchors(self, preferences: Array) -> tuple[Indices, NDArray[np.bool_]]:
+        """(n, agents) levels of the policies that earned most, and who follows them."""
+        outcomes, teams = self._replay.outcomes, len(preferences)
+        saved = -preferences @ scaled_costs(self.problem, outcomes).T
+        best = (rewards(self.problem, outcomes) + saved).argmax(axis=1)
         low, high = DECIDED_ANEW
-        share = low * (high / low) ** self.rng.random()
-        following = self.rng.random(agents) >= share
-        following[self.rng.integers(agents)] = False
+        shares = low * (high / low) ** self.rng.random((teams, 1))
+        following = self.rng.random((teams, self._game.team.agents)) >= shares
+        following[np.arange(teams), self.rng.integers(self._game.team.agents, size=teams)] = False
+        following[self.rng.random(teams) >= self._returning] = False
         return self._replay.actions[best, -1].astype(np.int64), following
 
     def skip_start(self) -> None:

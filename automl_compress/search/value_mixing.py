@@ -118,28 +118,27 @@ class TeamLearner:
         parameters = [*self._agents.parameters(), *self._mixer.parameters()]
         self._step = torch.optim.Adam(parameters, mixing.rate, fused=True)
 
-    def memory(self) -> Array:
-        """(agents, hidden) what the agents remember before their first step: nothing."""
-        return np.zeros((self._team.agents, self._mixing.hidden))
+    def memory(self, *teams: int) -> Array:
+        """(*teams, agents, hidden) what agents remember before their first step: nothing."""
+        return np.zeros((*teams, self._team.agents, self._mixing.hidden))
 
     @torch.no_grad()
     def values(
         self, observations: Array, last_actions: NDArray[np.int64], memory: Array
     ) -> tuple[Array, Array]:
-        """The agents' values of their actions, one step on.
+        """The agents' values of their actions, one step on, of one team or of several at once.
 
         Args:
-            observations: (agents, observation_size).
-            last_actions: (agents,) the actions taken before; -1 in the first step.
-            memory: (agents, hidden) what the agents remember.
+            observations: (..., agents, observation_size).
+            last_actions: (..., agents) the actions taken before; -1 in the first step.
+            memory: (..., agents, hidden) what the agents remember.
 
         Returns:
-            (agents, actions) values, and (agents, hidden) the new memory.
+            (..., agents, actions) values, and (..., agents, hidden) the new memory.
         """
-        last = _one_hot(torch.from_numpy(last_actions), self._team.actions)[None]
-        seen, kept = tensor(observations)[None], tensor(memory)[None]
-        values, kept = self._agents(seen, last, kept)
-        return values[0].numpy().astype(np.float64), kept[0].numpy().astype(np.float64)
+        last = _one_hot(torch.from_numpy(last_actions), self._team.actions)
+        values, kept = self._agents(tensor(observations), last, tensor(memory))
+        return values.numpy().astype(np.float64), kept.numpy().astype(np.float64)
 
     @torch.no_grad()
     def joint_values(self, episodes: TeamEpisodes) -> Array:
@@ -173,18 +172,18 @@ class TeamLearner:
         own = _returns(rewards, self._mixing.discount)
         return self._mixing.own_return * own + (1 - self._mixing.own_return) * targets
 
-    def _unroll(self, agents: nn.Module, episodes: TeamEpisodes) -> Tensor:
+    def _unroll(self, agents: _Agents, episodes: TeamEpisodes) -> Tensor:
         """(n, steps, agents, actions) values of all actions along episodes."""
-        observations = tensor(episodes.observations)
         taken = _one_hot(torch.from_numpy(episodes.actions), self._team.actions)
-        last = torch.zeros_like(taken[:, 0])
-        memory = torch.zeros(*last.shape[:2], self._mixing.hidden)
-        values = []
-        for step in range(observations.shape[1]):
-            found, memory = agents(observations[:, step], last, memory)
-            values.append(found)
-            last = taken[:, step]
-        return torch.stack(values, 1)
+        last = torch.cat([torch.zeros_like(taken[:, :1]), taken[:, :-1]], 1)
+        inputs = agents.inputs(tensor(episodes.observations), last)
+        memory = torch.zeros_like(inputs[:, 0])
+        kept = []
+        for step in range(inputs.shape[1]):
+            memory = agents.remembered(inputs[:, step], memory)
+            kept.append(memory)
+        values: Tensor = agents.values(torch.stack(kept, 1))
+        return values
 
     def _networks(self) -> dict[str, nn.Module]:
         return {
@@ -214,11 +213,18 @@ class _Agents(nn.Module):
         self.values = nn.Linear(hidden, team.actions)
 
     def forward(self, observations: Tensor, last: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, agents, actions) values and (n, agents, hidden) memory, one step on."""
-        inputs = self.seen(torch.cat([observations, last], -1)) + self.identity
-        kept = self.memory(torch.relu(inputs).flatten(0, 1), memory.flatten(0, 1))
-        kept = kept.view(memory.shape)
+        """(..., agents, actions) values and (..., agents, hidden) memory, one step on."""
+        kept = self.remembered(self.inputs(observations, last), memory)
         return self.values(kept), kept
+
+    def inputs(self, observations: Tensor, last: Tensor) -> Tensor:
+        """(..., agents, hidden) what goes into the memory."""
+        return torch.relu(self.seen(torch.cat([observations, last], -1)) + self.identity)
+
+    def remembered(self, inputs: Tensor, memory: Tensor) -> Tensor:
+        """(..., agents, hidden) memory, one step on."""
+        kept: Tensor = self.memory(inputs.flatten(0, -2), memory.flatten(0, -2))
+        return kept.view(memory.shape)
 
 
 class _Monotonic(nn.Module):

@@ -55,8 +55,8 @@ def test_what_is_seen_in_play_is_what_is_learnt_from() -> None:
     costs = np.array([game.costs(levels) for levels in path])
     episodes = game.episodes(path[None], costs[None], np.zeros(1), preference[None])
     for step in range(game.steps):
-        seen = game.observations(step, path[step], preference)
-        np.testing.assert_allclose(episodes.observations[0, step], seen)
+        seen = game.observations(step, path[step][None], preference[None])
+        np.testing.assert_allclose(episodes.observations[:, step], seen)
 
 
 def test_replay_holds_the_episodes_that_were_told() -> None:
@@ -105,10 +105,8 @@ def test_agents_alone_learn_what_a_preference_asks_for(monotonic: bool) -> None:
     for _ in range(10):
         drawn = [scaled_indices(space, rng, rng.random(), spread=0.25) for _ in range(20)]
         strategy.tell([estimator.estimate(space.decode(indices)) for indices in drawn])
-    sizes = [
-        strategy._game.costs(strategy._play(np.array([worth]), exploring=0.0))[0]
-        for worth in (0.03, 2.0)
-    ]
+    ends = strategy._play(np.array([[0.03], [2.0]]), exploring=np.zeros(2))
+    sizes = [strategy._game.costs(levels)[0] for levels in ends]
     assert sizes[1] < sizes[0] - 0.3
 
 
