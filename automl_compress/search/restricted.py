@@ -72,6 +72,7 @@ class Restricted(Strategy):
         values = problem.space.decode(fixed)
         names = {genes[place].name for place in free}
         self._fixed = {name: value for name, value in values.items() if name not in names}
+        self._names = list(values)  # sorted, as a policy holds them
         self._part = build(self._restrict(problem), seed)
         self.batch = self._part.batch
 
@@ -90,7 +91,8 @@ class Restricted(Strategy):
         )
 
     def _whole(self, policy: Policy) -> Policy:
-        return Policy({**self._fixed, **policy})
+        chosen = {**self._fixed, **policy.to_dict()["genes"]}
+        return Policy.trusted({name: chosen[name] for name in self._names})
 
     def fits(self, evaluation: Evaluation) -> bool:
         """Whether the genes that are not free are as they are fixed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 import numpy as np
@@ -44,18 +44,20 @@ class Policy(Mapping[str, Value]):
                 )
             check_value(kind, value, f"gene '{name}' of the policy")
         self._genes = {name: canonical(name, genes[name]) for name in sorted(genes)}
-        self._key = _key(self._genes)
+        self._key = ""
 
     @classmethod
     def trusted(cls, genes: dict[str, Value]) -> Policy:
         """A policy of genes that need no check: names sorted, values allowed and `canonical`."""
         policy = cls.__new__(cls)
-        policy._genes, policy._key = genes, _key(genes)
+        policy._genes, policy._key = genes, ""
         return policy
 
     @property
     def key(self) -> str:
         """32 hexadecimal digits that name this policy in ledgers and caches."""
+        if not self._key:  # many policies are only costed
+            self._key = _key(self._genes)
         return self._key
 
     def of_kind(self, kind: Kind) -> dict[str, Value]:
@@ -109,8 +111,22 @@ class Policy(Mapping[str, Value]):
     def __len__(self) -> int:
         return len(self._genes)
 
+    # As a dictionary has them: those of `Mapping` look up every gene by itself.
+
+    def keys(self) -> KeysView[str]:
+        """Names of the genes."""
+        return self._genes.keys()
+
+    def items(self) -> ItemsView[str, Value]:
+        """Names and values."""
+        return self._genes.items()
+
+    def values(self) -> ValuesView[Value]:
+        """Values, in the order of names."""
+        return self._genes.values()
+
     def __hash__(self) -> int:
-        return hash(self._key)
+        return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Policy) and self._genes == other._genes

@@ -108,7 +108,7 @@ class SearchSpace:
         Raises:
             SpaceError: the policy lacks a gene, has an unknown one, or a value is not allowed.
         """
-        if set(policy) != self._names:
+        if policy.keys() != self._names:
             missing = [gene.name for gene in self._genes if gene.name not in policy]
             extra = sorted(set(policy) - self._names)
             what = f"lacks '{missing[0]}'" if missing else f"has the unknown '{extra[0]}'"
@@ -116,12 +116,11 @@ class SearchSpace:
                 f"a policy must have exactly the {len(self)} genes of its space, but {what}; "
                 "use a policy made for this space"
             )
-        found = []
-        for gene, places in zip(self._genes, self._places, strict=True):
-            value = policy[gene.name]
-            known = places.get(value)
+        chosen = dict(policy.items())
+        found = [places.get(chosen[name]) for name, places in self._places]
+        if None in found or any(value is True for value in chosen.values()):
             # What a table does not know is the gene's to refuse; True is no 1.
-            found.append(gene.index(value) if known is None or value is True else known)
+            found = [gene.index(chosen[gene.name]) for gene in self._genes]
         return np.array(found, dtype=np.int64)
 
     def decode(self, indices: ArrayLike) -> Policy:
@@ -146,9 +145,12 @@ class SearchSpace:
         return Policy.trusted({name: values[chosen[at]] for name, at, values in self._by_name})
 
     @cached_property
-    def _places(self) -> list[dict[Value, int]]:
-        """Index by value, for every gene."""
-        return [{value: index for index, value in enumerate(gene.values)} for gene in self._genes]
+    def _places(self) -> list[tuple[str, dict[Value, int]]]:
+        """Name, and index by value, of every gene."""
+        return [
+            (gene.name, {value: index for index, value in enumerate(gene.values)})
+            for gene in self._genes
+        ]
 
     @cached_property
     def _names(self) -> frozenset[str]:
