@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 
 import numpy as np
@@ -39,6 +40,20 @@ def test_the_study_holds_what_was_told_and_what_is_out() -> None:
         assert list(trial.params.values()) == list(NETWORK.space.encode(evaluation.policy))
     for trial, evaluation in zip(trials[5:], told[4:], strict=True):
         assert list(trial.params.values()) == list(NETWORK.space.encode(evaluation.policy))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_study_leaves_the_trials_it_shares_as_they_are(sampler: str) -> None:
+    strategy = OptunaSearch(NETWORK.problem(), 0, sampler)  # type: ignore[arg-type]
+    strategy.tell(_estimates(strategy.ask(12)))
+    before, kept = copy.deepcopy(strategy.state_dict()["told"]), list(strategy._told)
+    strategy.ask(3)
+    assert strategy._told == kept
+    assert strategy.state_dict()["told"] == before
+    assert {trial.number for trial in kept} == {-1}
+    trials = strategy._study().trials
+    assert [trial.number for trial in trials] == list(range(15))
+    assert trials[0]._params is kept[0]._params
 
 
 def test_evolution_counts_generations_foreign_ones_included() -> None:
