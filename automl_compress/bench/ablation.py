@@ -8,9 +8,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import Evaluation, objective_values, references
+from automl_compress.engine.replay import curves
+from automl_compress.evaluate import Evaluation, references
 from automl_compress.evaluate.estimator import Estimator, answer
-from automl_compress.evaluate.recorded import RecordedEstimator
+from automl_compress.evaluate.recorded import Simulation
 from automl_compress.pareto import Reference
 from automl_compress.search import Problem
 from automl_compress.search.hybrid import MEMBERS, Hybrid
@@ -43,29 +44,27 @@ class Landscape:
     Args:
         problem: what is searched.
         estimator: answers.
-        reference: of the hypervolume.
-        whole: share of the reference's box that counts as 1.
+        scale: reference of the hypervolume, and the share of its box that counts as 1.
     """
 
     def __init__(
-        self, problem: Problem, estimator: Estimator, reference: Reference, whole: float
+        self, problem: Problem, estimator: Estimator, scale: tuple[Reference, float]
     ) -> None:
         self.problem = problem
         self._estimator = estimator
-        self._reference = reference
-        self._whole = whole
+        self._scale = scale
 
     @classmethod
-    def of_table(cls, table: RecordedEstimator, problem: Problem) -> Landscape:
-        """A recorded table: hypervolume as a share of its exact front's."""
-        return cls(problem, table, *table.scale(problem.objectives, problem.constraints))
+    def of_table(cls, table: Simulation, problem: Problem) -> Landscape:
+        """A recorded table, or the surrogate of a ledger, and its own scale."""
+        return cls(problem, table, table.scale(problem.objectives, problem.constraints))
 
     @classmethod
     def of_toy(cls, network: ToyNetwork = TOY) -> Landscape:
         """A toy: useful hypervolume of error, bytes and multiply-accumulates."""
         problem = network.problem()
         _, useful = references(problem.objectives, problem.baseline)
-        return cls(problem, ToyEstimator(network), useful, 1.0)
+        return cls(problem, ToyEstimator(network), (useful, 1.0))
 
     def race(self, strategy: Strategy, budget: int) -> Array:
         """(2, budget) hypervolume and best accuracy after each evaluation.
@@ -80,15 +79,7 @@ class Landscape:
             evaluations = [answer(self._estimator, policy) for policy in asked]
             strategy.tell(evaluations)
             told += evaluations
-        values = objective_values(told, self.problem.objectives)
-        errors = np.minimum(values[:, self.problem.loss_place], 1.0)
-        curves = np.stack(
-            [
-                self._reference.progress(values) / self._whole,
-                1.0 - np.minimum.accumulate(errors),
-            ]
-        )
-        return np.pad(curves, ((0, 0), (0, budget - len(told))), mode="edge")
+        return np.stack(curves(told, self.problem, self._scale, budget))
 
 
 def ablate(
@@ -102,12 +93,11 @@ def ablate(
         budget: evaluations of each.
         listener: hears of each variant before it races.
     """
-    curves = {}
+    raced = {}
     for name, settings in PARTS.items():
         listener(name)
         strategies: Sequence[Strategy] = [
             Hybrid(landscape.problem, seed, **settings) for seed in range(seeds)
         ]
-        raced = [landscape.race(strategy, budget) for strategy in strategies]
-        curves[name] = np.stack(raced, axis=1)
-    return curves
+        raced[name] = np.stack([landscape.race(s, budget) for s in strategies], axis=1)
+    return raced

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl_compress.cli.options import add_json_option, add_markdown_option, write_file
-from automl_compress.cli.replay import read_columns
+from automl_compress.cli.replay import read_simulation
 from automl_compress.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ class AblationRequest:
     """The words of the command.
 
     Args:
-        table: a recorded table; None for the toy.
-        objectives: names of a table's; empty for all recorded.
+        table: a recorded table, or a study's folder; None for the toy.
+        objectives: names; empty for all recorded.
+        constraints: texts such as `macs <= 0.5x`.
         columns: `metric=column` texts.
         seeds: how many, from 0.
         budget: evaluations of each contestant.
@@ -32,6 +33,7 @@ class AblationRequest:
 
     table: Path | None
     objectives: Sequence[str]
+    constraints: Sequence[str]
     columns: Sequence[str]
     seeds: int
     budget: int
@@ -43,10 +45,17 @@ def add_ablation(benches: Any) -> None:
     """Add the benchmark to a parser of benchmarks."""
     parser = benches.add_parser("ablation", help="what each part of hybrid contributes")
     parser.add_argument(
-        "table", type=Path, nargs="?", metavar="TABLE", help="default: an additive toy of 90 genes"
+        "table",
+        type=Path,
+        nargs="?",
+        metavar="TABLE|DIR",
+        help="recorded, or a study; default: an additive toy of 90 genes",
     )
     parser.add_argument(
         "--objectives", nargs="+", metavar="NAME", default=[], help="default: all recorded"
+    )
+    parser.add_argument(
+        "--constraints", nargs="+", metavar="TEXT", default=[], help="such as 'macs <= 0.5x'"
     )
     parser.add_argument(
         "--columns", nargs="+", metavar="METRIC=COLUMN", default=[], help="columns of metrics"
@@ -58,7 +67,8 @@ def add_ablation(benches: Any) -> None:
     parser.set_defaults(
         run=lambda a: run_ablation(
             AblationRequest(
-                *(a.table, a.objectives, a.columns, a.seeds, a.budget, a.json, a.markdown)
+                *(a.table, a.objectives, a.constraints, a.columns),
+                *(a.seeds, a.budget, a.json, a.markdown),
             )
         )
     )
@@ -72,7 +82,7 @@ def run_ablation(request: AblationRequest) -> int:
     for name, number in (("--seeds", request.seeds), ("--budget", request.budget)):
         if number < 1:
             raise InputError(f"{name} must be at least 1, but is {number}; correct it")
-    landscape, where = _landscape(request)
+    landscape, where, note = _landscape(request)
     curves = ablate(landscape, request.seeds, request.budget, _say)
     points = sorted({max(1, request.budget // 4), max(1, request.budget // 2), request.budget})
     rows = compare_curves(
@@ -84,7 +94,7 @@ def run_ablation(request: AblationRequest) -> int:
     caption = (
         f"{where}, mean ± standard deviation of {request.seeds} seeds; p: Mann-Whitney, "
         f"Holm-corrected; {', '.join(landscape.problem.objectives)}"
-    )
+    ) + (f". {note}" if note else "")
     table = curves_table(rows, WHOLE, caption)
     print(f"{caption}\n{table.to_text()}")
     if request.markdown:
@@ -98,15 +108,20 @@ def _say(name: str) -> None:
     print(f"racing {name} ...", flush=True)
 
 
-def _landscape(request: AblationRequest) -> tuple[Landscape, str]:
-    """Where to race, and what hypervolumes are."""
+def _landscape(request: AblationRequest) -> tuple[Landscape, str, str]:
+    """Where to race, what hypervolumes are, and what is to be said of the answers."""
     from automl_compress.bench.ablation import TOY, Landscape
-    from automl_compress.engine.replay import table_problem
-    from automl_compress.evaluate.recorded import read_table
 
     if request.table is None:
+        if request.objectives or request.constraints or request.columns:
+            raise InputError(
+                "--objectives, --constraints and --columns must go with a table or a study, but "
+                "none is given; name one"
+            )
         genes = len(TOY.space)
-        return Landscape.of_toy(), f"Useful hypervolume on an additive toy of {genes} genes"
-    table = read_table(request.table, read_columns(request.columns))
-    problem = table_problem(table, request.objectives)
-    return Landscape.of_table(table, problem), f"{request.table.name}: {table.scored_by}"
+        return Landscape.of_toy(), f"Useful hypervolume on an additive toy of {genes} genes", ""
+    table, problem = read_simulation(
+        request.table, request.columns, request.objectives, request.constraints
+    )
+    where = f"{request.table.name}: {table.scored_by}"
+    return Landscape.of_table(table, problem), where, table.note

@@ -58,7 +58,9 @@ def run_replay(request: ReplayRequest) -> int:
     from automl_compress.report import compare_curves, curves_table
 
     _check(request)
-    table, problem = _read(request)
+    table, problem = read_simulation(
+        request.table, request.columns, request.objectives, request.constraints
+    )
     names = tuple(request.strategies) or strategy_names()
     print(
         f"{request.table.name}: {table.space.cardinality:.6g} policies of {len(table.space)} "
@@ -90,25 +92,36 @@ def run_replay(request: ReplayRequest) -> int:
     return 0
 
 
-def _read(request: ReplayRequest) -> tuple[Simulation, Problem]:
-    """The table, or the surrogate of a study's ledger, and the problem it poses."""
+def read_simulation(
+    path: Path, columns: Sequence[str], objectives: Sequence[str], constraints: Sequence[str]
+) -> tuple[Simulation, Problem]:
+    """The table, or the surrogate of a study's ledger, and the problem it poses.
+
+    Args:
+        path: of the recorded table, or a study's folder.
+        columns: `metric=column` texts, for tables.
+        objectives: names; empty for all recorded, or for the study's.
+        constraints: texts such as `macs <= 0.5x`; empty for none, or for the study's.
+
+    Raises:
+        InputError: columns are given for a study.
+        StudyError: neither can be read, or an objective is not recorded.
+    """
     from automl_compress.engine.ledger_surrogate import LedgerSurrogate
     from automl_compress.engine.replay import table_problem
     from automl_compress.evaluate.recorded import read_table
     from automl_compress.ledger import StudyResult
 
-    if not request.table.is_dir():
-        table = read_table(request.table, read_columns(request.columns))
-        return table, table_problem(table, request.objectives, request.constraints)
-    if request.columns:
+    if not path.is_dir():
+        table = read_table(path, read_columns(columns))
+        return table, table_problem(table, objectives, constraints)
+    if columns:
         raise InputError("--columns must go with a table, but a study names its metrics; leave out")
-    result = StudyResult(request.table)
+    result = StudyResult(path)
     stated = [constraint.text for constraint in result.manifest.constraints]
     surrogate = LedgerSurrogate(result)
     return surrogate, table_problem(
-        surrogate,
-        request.objectives or result.manifest.objectives,
-        request.constraints or stated,
+        surrogate, objectives or result.manifest.objectives, constraints or stated
     )
 
 

@@ -14,6 +14,7 @@ from automl_compress.evaluate import Constraint, Evaluation, check_objectives, o
 from automl_compress.evaluate.estimator import answer
 from automl_compress.evaluate.recorded import Simulation
 from automl_compress.ledger import ContestantRecord
+from automl_compress.pareto import Reference
 from automl_compress.search import Problem, check_strategy
 
 
@@ -93,7 +94,7 @@ def replay(
     """
     for name in strategies:
         check_strategy(name)
-    reference, whole = table.scale(problem.objectives, problem.constraints)
+    scale = table.scale(problem.objectives, problem.constraints)
     before = {(contestant.strategy, contestant.seed): contestant for contestant in known}
     done = []
     for strategy in strategies:
@@ -102,17 +103,7 @@ def replay(
                 done.append(before[strategy, seed])
                 continue
             told = _race(table, problem, ContestantRecord("replay", strategy, seed), budget)
-            values = objective_values(told, problem.objectives)
-            values[[problem.violation(e) > 0 for e in told]] = np.inf
-            errors = np.minimum(values[:, problem.loss_place], 1.0)
-            done.append(
-                ReplayedContestant(
-                    strategy,
-                    seed,
-                    _padded(reference.progress(values) / whole, budget),
-                    _padded(1.0 - np.minimum.accumulate(errors), budget),
-                )
-            )
+            done.append(ReplayedContestant(strategy, seed, *curves(told, problem, scale, budget)))
             listener(done[-1])
     return done
 
@@ -128,6 +119,29 @@ def _race(
         contestant.finish_round(evaluations, hits=0)
         told += evaluations
     return told
+
+
+def curves(
+    told: Sequence[Evaluation], problem: Problem, scale: tuple[Reference, float], budget: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Hypervolume and best quality after each evaluation, (budget,) each.
+
+    Evaluations that break a constraint count nothing. Where there are fewer, the last values stay.
+
+    Args:
+        told: at most `budget`.
+        problem: objectives and constraints.
+        scale: a reference, and the share of its box that counts as 1.
+        budget: evaluations there might have been.
+    """
+    reference, whole = scale
+    values = objective_values(told, problem.objectives)
+    values[[problem.violation(e) > 0 for e in told]] = np.inf
+    errors = np.minimum(values[:, problem.loss_place], 1.0)
+    return (
+        _padded(reference.progress(values) / whole, budget),
+        _padded(1.0 - np.minimum.accumulate(errors), budget),
+    )
 
 
 def _padded(curve: NDArray[np.float64], length: int) -> NDArray[np.float64]:

@@ -46,6 +46,8 @@ def test_the_command_races_all_variants_on_a_table(
     assert "share of the exact front's" in capsys.readouterr().out
     assert main([*words, "--seeds", "0"]) == 2
     assert "--seeds must be at least 1" in capsys.readouterr().err
+    assert main(["bench", "ablation", "--objectives", "error", "macs"]) == 2
+    assert "must go with a table" in capsys.readouterr().err
 
 
 def test_a_toy_race_counts_useful_networks_and_goes_on_when_the_space_ends() -> None:

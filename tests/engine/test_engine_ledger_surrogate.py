@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from automl_compress.bench.ablation import PARTS
 from automl_compress.cli import main
 from automl_compress.engine.ledger_surrogate import LEAST, LedgerSurrogate, _kendall_tau
 from automl_compress.engine.replay import replay, table_problem
@@ -157,3 +158,20 @@ def test_the_replay_of_a_detectors_study_names_its_metric(
     assert json.loads(out.read_text())["map50"]["random-1"] == first["map50"]["random-1"]
     for text in (printed, out.read_text()):
         assert "accurac" not in text
+
+
+def test_the_ablation_races_on_a_study_as_the_replay_does(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole of `hybrid` and `replay` of it are one race."""
+    rows, raced = tmp_path / "rows.json", tmp_path / "raced.json"
+    words = [str(folder), "--objectives", "error", "macs", "--constraints", "macs <= 0.9x"]
+    words += ["--seeds", "1", "--budget", "16", "--json"]
+    assert main(["bench", "ablation", *words, str(rows)]) == 0
+    assert "Kendall's tau" in capsys.readouterr().out
+    assert main(["replay", *words, str(raced), "--strategies", "hybrid"]) == 0
+    found, same = (json.loads(path.read_text()) for path in (rows, raced))
+    whole = [row["hypervolume"] for row in found if row["strategy"] == "hybrid"]
+    assert whole == pytest.approx([row["hypervolume"] for row in same["comparison"]])
+    assert whole[-1] > 0
+    assert len({row["strategy"] for row in found}) == len(PARTS)
