@@ -63,6 +63,7 @@ def table_problem(
         baseline=table.baseline,
         cost=table.costs,
         constraints=tuple(limit.absolute(table.baseline) for limit in limits),
+        counted_error=table.counted_error,
     )
 
 

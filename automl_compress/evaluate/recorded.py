@@ -53,6 +53,11 @@ class Simulation(Estimator):
     def recorded(self) -> tuple[str, ...]:
         """Names of the metrics that can be minimised."""
 
+    @property
+    def counted_error(self) -> float | None:
+        """Error at which the hypervolume ends that counts; None where a study's count."""
+        return None
+
     @abstractmethod
     def costs(self, policy: Policy) -> dict[str, float]:
         """The costs of a policy by name."""
@@ -119,6 +124,11 @@ class RecordedEstimator(Simulation):
     def recorded(self) -> tuple[str, ...]:
         """Names of the metrics that can be minimised."""
         return ("error", *(name for name in COSTS if name in self._metrics))
+
+    @property
+    def counted_error(self) -> float:
+        """The worst error of the table."""
+        return float(self._column("error").max())
 
     def scale(
         self, objectives: Sequence[str], constraints: Sequence[Constraint]

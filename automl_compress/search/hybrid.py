@@ -6,11 +6,11 @@ filled from whatever was evaluated, and the front is refined by whoever is good 
 (`bandit`: Garivier and Moulines 2011) gives the next batch to the member whose evaluations lately
 gained most hypervolume, as adaptive operator selection does with operators (Fialho et al. 2010).
 
-Costs are exact and free, so nobody needs to pay for a bad proposal: members propose many
-candidates, and those of largest expected hypervolume improvement (`screening`) are evaluated. The
-others wait for the next choice. Where a space has few genes, so that the surrogate soon knows it,
-further candidates are bred from the most promising ones, as Bayesian optimization climbs its
-acquisition function.
+Costs are exact and free, so nobody needs to pay for a bad proposal: before every choice all
+members propose candidates, the one in turn as many as the others together, and those of largest
+expected hypervolume improvement (`screening`) are evaluated. The others wait for the next choice.
+Where a space has few genes, so that the surrogate soon knows it, further candidates are bred from
+the most promising ones, as Bayesian optimization climbs its acquisition function.
 
 Every part has a switch: which members there are, whether they share, whether the bandit or the
 round robin chooses, whether candidates are screened and bred, and what the search starts with.
@@ -37,7 +37,9 @@ from automl_compress.space import Policy
 MEMBERS: Final = ("nsga2", "ddpg", "local", "knapsack")
 START: Final = ("knapsack", 20)
 PROPOSALS: Final = 20
-"""Candidates a member proposes when it is its turn."""
+"""Candidates that members propose before a choice."""
+OWN_TURN: Final = 0.5
+"""Share of them that the member in turn proposes; the others have equal parts of the rest."""
 WAITING: Final = 300
 """Candidates that wait for another choice, at most; the least promising are forgotten."""
 PER_GENE: Final = 4
@@ -144,13 +146,10 @@ class Hybrid(Strategy):
         return []
 
     def _chosen(self, surrogate: Surrogate, count: int) -> list[Policy]:
-        """The most promising candidates: those that wait, and those of the member in turn."""
-        for member in self._order():
-            proposed = self._members[member].ask(PROPOSALS)
-            for policy in proposed:
+        """The most promising candidates: those that wait, and what members propose now."""
+        for member, proposals in zip(self._order(), _parts(len(self._members)), strict=True):
+            for policy in self._members[member].ask(proposals):
                 self._waiting.setdefault(policy, member)
-            if proposed:
-                break
         self._keep_best(surrogate)
         if self._breeding and len(self._record) >= PER_GENE * len(self.problem.space):
             for _ in range(GENERATIONS):
@@ -268,6 +267,14 @@ class Hybrid(Strategy):
         waiting = [self.problem.space.decode(indices) for indices in state["waiting"]]
         self._waiting = dict(zip(waiting, state["proposers"], strict=True))
         self._asked_by = dict(state["asked_by"])
+
+
+def _parts(members: int) -> list[int]:
+    """How many candidates each member proposes, whoever's turn it is first; one at least."""
+    if members == 1:
+        return [PROPOSALS]
+    own = round(OWN_TURN * PROPOSALS)
+    return [own] + [max(1, (PROPOSALS - own) // (members - 1))] * (members - 1)
 
 
 class _Progress:

@@ -64,9 +64,10 @@ class Record:
         return np.array(rows).reshape(len(rows), len(self.names)) / baseline
 
     def cells(self, plain: float = PLAIN) -> CostCells:
-        """What is known at which costs, by the useful hypervolume and a part of the plain one.
+        """What is known at which costs, by the hypervolume that counts.
 
-        Errors beyond use fill only the latter, and those beyond a constraint neither.
+        In a study that is the useful one and a part of the plain one: errors beyond use fill only
+        the latter. Errors beyond a constraint fill nothing.
 
         Args:
             plain: weight of the plain hypervolume.
@@ -74,6 +75,8 @@ class Record:
         allowed = [c.limit for c in self._problem.constraints if c.metric == self._problem.loss]
         useful = self._problem.baseline[self._problem.loss] + self._problem.useful_loss
         weights = {1.0: plain, min(1.0, useful): 1.0}
+        if self._problem.counted_error is not None:
+            weights = {self._problem.counted_error: 1.0}
         boxes = [(min([limit, *allowed]), weight) for limit, weight in weights.items() if weight]
         return CostCells(self.costs[self.worked], self.errors[self.worked], boxes)
 

@@ -61,6 +61,8 @@ class Problem:
             its feature maps whose rank is low; empty when nobody measured it.
         rungs: rungs that may be asked for, by name; empty where a study has no ladder.
         useful_loss: how much more loss than the baseline a network may have to be of use.
+        counted_error: error at which the only hypervolume that counts ends; None where the plain
+            and the useful one count, as in a study (`evaluate.references`).
     """
 
     space: SearchSpace
@@ -72,6 +74,7 @@ class Problem:
     sensitivity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     rungs: Mapping[str, RungOffer] = field(default_factory=dict)
     useful_loss: float = USEFUL_LOSS
+    counted_error: float | None = None
 
     @property
     def loss(self) -> str:

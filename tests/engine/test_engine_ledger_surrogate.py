@@ -85,6 +85,7 @@ def test_answers_are_pure_and_costs_are_those_of_the_evaluation(folder: Path) ->
 def test_strategies_rank_on_a_surrogate_as_on_the_truth(folder: Path) -> None:
     surrogate = LedgerSurrogate(StudyResult(folder))
     problem = table_problem(surrogate, ("error", "size_bytes"))
+    assert problem.counted_error is None  # as in the study
     done = replay(surrogate, problem, ["random", "knapsack"], [0, 1], 40, lambda _: None)
     last = {c.strategy: c.hypervolume[-1] for c in done}
     assert 0 <= last["random"] < last["knapsack"] < 1

@@ -204,6 +204,26 @@ def test_the_surrogate_chooses_and_the_others_wait(scripted: dict[str, _Diary]) 
     assert scripted["mixed"].told == [policy.key for policy in _policies(60, seed=3)]
 
 
+@pytest.mark.parametrize(
+    ("members", "parts"),
+    [
+        (("bad", "start", "good"), [10, 5, 5]),
+        (("bad", "start"), [10, 10]),
+        (("bad",), [20]),
+        (("empty", "bad"), [0, 10]),
+    ],
+)
+def test_all_members_propose_and_the_one_in_turn_most(
+    scripted: dict[str, _Diary], members: tuple[str, ...], parts: list[int]
+) -> None:
+    settings = {"start": None, "bandit": False, "breeding": False}
+    strategy = Hybrid(NETWORK.problem(), 0, members=members, **settings)
+    strategy.tell([ESTIMATOR.estimate(policy) for policy in _policies(5, seed=3)])
+    strategy.ask(1)
+    proposed = [*strategy._waiting.values(), *strategy._asked_by.values()]
+    assert [proposed.count(member) for member in range(len(members))] == parts
+
+
 def test_a_start_that_is_a_member_is_told_once(scripted: dict[str, _Diary]) -> None:
     strategy = Hybrid(NETWORK.problem(), 0, members=("good", "bad"), start=("good", 4))
     asked = [policy.key for policy in _round(strategy, 4)]

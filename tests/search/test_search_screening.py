@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from automl_compress.evaluate import Evaluation
+import numpy as np
+import pytest
+
+from automl_compress.evaluate import USEFUL_LOSS, Evaluation
 from automl_compress.search.record import Record
 from automl_compress.search.screening import Screen, Surrogate, _expected
 from automl_compress.space import Policy
@@ -87,3 +90,17 @@ def test_lazily_chosen_are_the_greedily_chosen() -> None:
         slow.append(left.pop(int(np.argmax(gains))))
         cells = cells.joined(costs[slow[-1]], float(believed[slow[-1]]))
     assert surrogate.choose(pool, 12) == slow
+
+
+def test_where_one_hypervolume_counts_errors_fill_it_evenly_and_no_further() -> None:
+    """As in a replayed table; in a study an error below use fills two hypervolumes at once."""
+    problem = replace(NETWORK.problem(("error", "macs")), counted_error=0.5)
+    record = Record(problem)
+    errors, share = np.array([0.1, 0.15, 0.3, 0.5, 0.7]), np.full((5, 1), 0.25)
+    expected = 0.75 * np.array([0.8, 0.7, 0.4, 0.0, 0.0])
+    for plain in (0.0, 1.0):
+        assert record.cells(plain).gains(share, errors) == pytest.approx(expected)
+    record = Record(replace(problem, counted_error=None))
+    kinked = record.cells(plain=1.0).gains(share, errors)
+    useful = NETWORK.baseline["error"] + USEFUL_LOSS
+    assert kinked == pytest.approx(0.75 * ((1 - errors) + np.maximum(0, 1 - errors / useful)))
