@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from automl_compress.search.error_model import ErrorModel
 from automl_compress.search.improvement import CostCells
 from automl_compress.search.record import Record
-from automl_compress.space import Policy, SearchSpace
+from automl_compress.space import Indices, Policy, SearchSpace
 
 Array = NDArray[np.float64]
 
@@ -36,6 +36,8 @@ _AT_ONCE: Final = 16
 _Row = tuple[Array, float, Array, float]
 """Of a candidate: (n_costs,) costs, predicted error, (n_nodes,) errors that may be measured, gain
 by itself."""
+_LookedAt = dict[Policy, tuple[Indices, Array]]
+"""(n_genes,) indices and (n_costs,) costs of policies."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 
 
@@ -54,6 +56,7 @@ class Screen:
         self._space = space
         self._record = record
         self._fitted_on = 0
+        self._looked_at: _LookedAt = {}
 
     def surrogate(self) -> Surrogate | None:
         """What the record teaches; None before `LEAST` evaluations worked."""
@@ -64,7 +67,10 @@ class Screen:
         if self._fitted_on != (rows := _milestone(count)):
             self._fit = known.first(rows).likeliest()
             self._fitted_on = rows
-        return Surrogate(self._space, self._record, ErrorModel(known, *self._fit))
+        model = ErrorModel(known, *self._fit)
+        surrogate = Surrogate(self._space, self._record, model, self._looked_at)
+        self._looked_at = surrogate.looked_at
+        return surrogate
 
 
 def _milestone(count: int) -> int:
@@ -82,12 +88,16 @@ class Surrogate:
         space: the search space.
         record: what was told.
         model: what it teaches.
+        known: policies that an earlier surrogate looked at, so that they are not costed again.
     """
 
-    def __init__(self, space: SearchSpace, record: Record, model: ErrorModel) -> None:
-        self._space, self._record, self._model = space, record, model
+    def __init__(
+        self, space: SearchSpace, record: Record, model: ErrorModel, known: _LookedAt
+    ) -> None:
+        self._space, self._record, self._model, self._known = space, record, model, known
         self._cells = record.cells()
         self._rows: dict[Policy, _Row] = {}
+        self.looked_at: _LookedAt = {}
 
     def gains(self, pool: Sequence[Policy]) -> Array:
         """(n,) expected improvement by each of several policies alone."""
@@ -121,13 +131,24 @@ class Surrogate:
     def _predicted(self, pool: Sequence[Policy]) -> list[_Row]:
         """What is expected of every policy; each is looked at once."""
         if new := [policy for policy in pool if policy not in self._rows]:
-            costs = self._record.shares(new)
-            indices = np.stack([self._space.encode(policy) for policy in new])
+            indices, costs = self._inputs(new)
             believed, errors = self._model.predict(indices, costs, _NODES)
             gains = _expected(self._cells, costs, errors)
             rows = zip(costs, believed.tolist(), errors, gains.tolist(), strict=True)
             self._rows.update(zip(new, rows, strict=True))
         return [self._rows[policy] for policy in pool]
+
+    def _inputs(self, policies: Sequence[Policy]) -> tuple[Indices, Array]:
+        """(n, n_genes) indices and (n, n_costs) costs as shares of the baseline's."""
+        unknown = [policy for policy in policies if policy not in self._known]
+        encoded = map(self._space.encode, unknown)
+        found = dict(
+            zip(unknown, zip(encoded, self._record.shares(unknown), strict=True), strict=True)
+        )
+        rows = {policy: self._known.get(policy) or found[policy] for policy in policies}
+        self.looked_at |= rows
+        indices, costs = zip(*rows.values(), strict=True)
+        return np.stack(indices), np.stack(costs)
 
 
 def _expected(cells: CostCells, costs: Array, errors: Array) -> Array:
