@@ -116,6 +116,8 @@ def space(model: str, output: Path, input_shape: str | None, *, force: bool) -> 
     """Derive a search space from a network and write it for editing."""
     from automl_compress.cli.space_file import write_space_file
 
+    if output.is_dir():
+        raise StudyError(f"-o must be a file, but '{output}' is a folder; add a name")
     if output.exists() and not force:
         raise StudyError(f"-o must not exist yet, but '{output}' does; give --force to replace it")
     coverage = write_space_file(model, output, read_shape(input_shape))

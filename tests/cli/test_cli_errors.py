@@ -257,6 +257,9 @@ def test_workers_below_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         (["resnet57", "-o", "s.yaml"], "resnet56"),
         (["resnet20", "-o", "s.yaml", "--input-shape", "3,x"], "--input-shape"),
+        (["resnet20", "-o", "s.yaml", "--input-shape", "3,²"], "must be like 3,32,32"),
+        (["resnet20", "-o", "s.yaml", "--input-shape", "3,100000,100000"], "one input"),
+        (["resnet20", "-o", ".", "--force"], "is a folder; add a name"),
         (["torch.nn:Identity", "-o", "s.yaml"], "--input-shape"),
         (["torch.nn:Identity", "-o", "s.yaml", "--input-shape", "3,8,8"], "compress"),
     ],
