@@ -45,19 +45,26 @@ class Landscape:
         problem: what is searched.
         estimator: answers.
         scale: reference of the hypervolume, and the share of its box that counts as 1.
+        judged_by: the quality of the answers, see `QUALITIES`.
     """
 
     def __init__(
-        self, problem: Problem, estimator: Estimator, scale: tuple[Reference, float]
+        self,
+        problem: Problem,
+        estimator: Estimator,
+        scale: tuple[Reference, float],
+        judged_by: str = "accuracy",
     ) -> None:
         self.problem = problem
+        self.judged_by = judged_by
         self._estimator = estimator
         self._scale = scale
 
     @classmethod
     def of_table(cls, table: Simulation, problem: Problem) -> Landscape:
         """A recorded table, or the surrogate of a ledger, and its own scale."""
-        return cls(problem, table, table.scale(problem.objectives, problem.constraints))
+        scale = table.scale(problem.objectives, problem.constraints)
+        return cls(problem, table, scale, table.judged_by)
 
     @classmethod
     def of_toy(cls, network: ToyNetwork = TOY) -> Landscape:
@@ -67,7 +74,7 @@ class Landscape:
         return cls(problem, ToyEstimator(network), (useful, 1.0))
 
     def race(self, strategy: Strategy, budget: int) -> Array:
-        """(2, budget) hypervolume and best accuracy after each evaluation.
+        """(2, budget) hypervolume and best quality after each evaluation.
 
         Where the space ends earlier, their last values stay.
         """

@@ -90,6 +90,7 @@ def run_ablation(request: AblationRequest) -> int:
         {name: pair[1] for name, pair in curves.items()},
         points,
         WHOLE,
+        landscape.judged_by,
     )
     caption = (
         f"{where}, mean ± standard deviation of {request.seeds} seeds; p: Mann-Whitney, "

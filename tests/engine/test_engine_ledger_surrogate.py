@@ -157,7 +157,11 @@ def test_the_replay_of_a_detectors_study_names_its_metric(
     assert {"map50", "map50_sd"} <= set(first["comparison"][0])
     assert main([*words[:3], "random", "uniform", *words[4:]]) == 0
     assert json.loads(out.read_text())["map50"]["random-1"] == first["map50"]["random-1"]
-    for text in (printed, out.read_text()):
+    capsys.readouterr()
+    assert main(["bench", "ablation", str(study), "--seeds", "1", "--budget", "4"]) == 0
+    ablated = capsys.readouterr().out
+    assert "best mAP50, %" in ablated
+    for text in (printed, out.read_text(), ablated):
         assert "accurac" not in text
 
 
