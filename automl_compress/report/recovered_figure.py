@@ -29,7 +29,7 @@ def draw_recovered(summary: Summary) -> Drawing:
     name = "recovered"
     costs = [cost for cost in summary.result.manifest.objectives if cost in _known(summary)]
     with styled(name):
-        figure = Figure(figsize=(max(5.0, 4.3 * len(costs)), 4.2), layout="constrained")
+        figure = Figure(figsize=(max(6.0, 4.3 * len(costs)), 4.2), layout="constrained")
         panels: Sequence[Axes] = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
         for axes, cost in zip(panels, costs, strict=True):
             _draw_panel(axes, summary, cost)
