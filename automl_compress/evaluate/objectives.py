@@ -215,7 +215,7 @@ def violations(
 
 
 def references(
-    objectives: Iterable[str], baseline: Mapping[str, float]
+    objectives: Iterable[str], baseline: Mapping[str, float], tolerated: float | None = None
 ) -> tuple[Reference, Reference]:
     """Reference points of the plain and the useful hypervolume.
 
@@ -225,8 +225,10 @@ def references(
     Args:
         objectives: names, in the order of the columns that will be scored.
         baseline: minimised value of every objective for the uncompressed network.
+        tolerated: how much more loss is useful; the loss's own `useful_loss` when not given.
     """
     names = tuple(objectives)
+    more = {n: useful_loss(n) if tolerated is None else tolerated for n in names if n in LOSSES}
     plain = [1.0 if name in LOSSES else baseline[name] for name in names]
-    useful = [min(1.0, baseline[n] + useful_loss(n)) if n in LOSSES else baseline[n] for n in names]
+    useful = [min(1.0, baseline[n] + more[n]) if n in more else baseline[n] for n in names]
     return Reference(np.array(plain)), Reference(np.array(useful))

@@ -285,7 +285,7 @@ class _Progress:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._references = references(problem.objectives, problem.baseline)
+        self._references = references(problem.objectives, problem.baseline, problem.useful_loss)
         self.front = np.empty((0, len(problem.objectives)))
 
     def add(self, evaluation: Evaluation) -> float:
