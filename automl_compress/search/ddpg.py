@@ -46,15 +46,12 @@ from automl_compress.pareto import front_mask
 from automl_compress.search.actor_critic import ActorCritic, Learning, Transitions
 from automl_compress.search.actor_critic import twin as twin_of
 from automl_compress.search.exploration import Noise, truncated_normal
-from automl_compress.search.imagination import IMAGINED, SIDE_BY_SIDE, Imagination
+from automl_compress.search.imagination import ImaginingAgent
 from automl_compress.search.layer_mdp import LayerMDP
 from automl_compress.search.networks import one_thread
-from automl_compress.search.priors import draw_new
-from automl_compress.search.record import Record
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.reward import attention, damped, outcome, rewards, scaled_costs
-from automl_compress.search.start import Start
-from automl_compress.search.strategy import TOLERATED, Problem, Seen, State, Strategy
+from automl_compress.search.strategy import TOLERATED, Problem, State
 from automl_compress.space import Indices, Policy
 
 WARM_UP: Final = 30
@@ -71,7 +68,7 @@ HALVINGS: Final = 7
 Array = NDArray[np.float64]
 
 
-class DDPG(Strategy):
+class DDPG(ImaginingAgent):
     """Deep deterministic policy gradient over the walk through a network's genes.
 
     Args:
@@ -81,18 +78,12 @@ class DDPG(Strategy):
         together: decide all genes of a layer in one step.
     """
 
-    batch = 5
-
     def __init__(
         self, problem: Problem, seed: int, twin: bool = False, together: bool = False
     ) -> None:
-        super().__init__(problem, seed)
+        super().__init__(problem, seed, WARM_UP, NOISE)
         self._mdp = LayerMDP(problem, together)
         self._replay = EpisodeReplay(self._mdp.steps, self._mdp.state_size)
-        self._record = Record(problem)
-        self._seen = Seen()
-        self._start = Start(problem, self.rng, WARM_UP)
-        self._episodes = 0
         self._learner = ActorCritic(
             self._mdp.state_size + len(problem.objectives) - 1,
             self._mdp.action_size,
@@ -101,42 +92,6 @@ class DDPG(Strategy):
         )
 
     # Acting.
-
-    def ask(self, count: int) -> list[Policy]:
-        """Warm-up draws, then episodes; fewer when the space is exhausted."""
-        asked: list[Policy] = []
-        while len(asked) < count and (self._start or not len(self._replay)):
-            policy = self._start.draw(self._seen)
-            if policy is None:
-                return asked
-            asked.append(policy)
-        with one_thread():
-            while len(asked) < count:
-                found = self._explored(min(count - len(asked), SIDE_BY_SIDE))
-                if not found:
-                    break
-                asked += found
-        return asked
-
-    def _explored(self, count: int) -> list[Policy]:
-        """For each of some episodes the best of its walks; all are walked side by side."""
-        spreads = [NOISE.spread(self._episodes + number) for number in range(count)]
-        imagination = Imagination(self.problem, self._record, self._seen)
-        walks = map(self.problem.space.decode, self._walks(np.repeat(spreads, IMAGINED)))
-        asked: list[Policy] = []
-        for spread in spreads:
-            self._episodes += 1
-            new = imagination.new([next(walks) for _ in range(IMAGINED)])
-            policy = imagination.choose(new, self._predicted(new)) if new else self._strayed(spread)
-            if policy is None:
-                break
-            asked.append(policy)
-        return asked
-
-    def _strayed(self, spread: float) -> Policy | None:
-        """The first new policy of walks one by one."""
-        one = np.array([spread])
-        return draw_new(self.problem, self._seen, lambda: self._walks(one)[0], self.rng)
 
     def _predicted(self, policies: Sequence[Policy]) -> Array:
         """(n,) reward of each policy: the mean of what the critic expects at its decisions."""
@@ -179,7 +134,7 @@ class DDPG(Strategy):
         shares = low * (high / low) ** self.rng.random(len(best))
         return points, np.where(self.rng.random(len(best)) < RETURNING, shares, 1.0)
 
-    def _walks(self, spreads: Array) -> list[Indices]:
+    def _ends(self, spreads: Array) -> list[Indices]:
         """Episodes side by side, each shifted to the costs it prefers.
 
         Args:

@@ -33,15 +33,12 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.exploration import Noise
-from automl_compress.search.imagination import IMAGINED, SIDE_BY_SIDE, Imagination
+from automl_compress.search.imagination import ImaginingAgent
 from automl_compress.search.networks import one_thread
-from automl_compress.search.priors import draw_new
 from automl_compress.search.pruning_game import PruningGame
-from automl_compress.search.record import Record
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.reward import attention, outcome, rewards, scaled_costs
-from automl_compress.search.start import Start
-from automl_compress.search.strategy import Problem, Seen, State, Strategy
+from automl_compress.search.strategy import Problem, State
 from automl_compress.search.value_mixing import Mixing, TeamEpisodes, TeamLearner
 from automl_compress.space import Indices, Policy
 
@@ -56,7 +53,7 @@ HALVING_WORTH: Final = (0.03, 2.0)  # bounds of a preference, in useful losses o
 Array = NDArray[np.float64]
 
 
-class QMIX(Strategy):
+class QMIX(ImaginingAgent):
     """A team of one agent per gene that lowers the genes iteration by iteration.
 
     Args:
@@ -66,19 +63,13 @@ class QMIX(Strategy):
         returning: share of episodes that follow an evaluated policy, in [0, 1].
     """
 
-    batch = 5
-
     def __init__(
         self, problem: Problem, seed: int, monotonic: bool = True, returning: float = RETURNING
     ) -> None:
-        super().__init__(problem, seed)
+        super().__init__(problem, seed, WARM_UP, EXPLORING)
         self._returning = returning
         self._game = PruningGame(problem)
         self._replay = EpisodeReplay(self._game.steps + 1, len(problem.objectives) - 1)
-        self._record = Record(problem)
-        self._seen = Seen()
-        self._start = Start(problem, self.rng, WARM_UP)
-        self._episodes = 0
         self._learner = TeamLearner(
             self._game.team,
             int(self.rng.integers(2**31)),
@@ -87,43 +78,7 @@ class QMIX(Strategy):
 
     # Acting.
 
-    def ask(self, count: int) -> list[Policy]:
-        """Warm-up draws, then episodes; fewer when the space is exhausted."""
-        asked: list[Policy] = []
-        while len(asked) < count and (self._start or not len(self._replay)):
-            policy = self._start.draw(self._seen)
-            if policy is None:
-                return asked
-            asked.append(policy)
-        with one_thread():
-            while len(asked) < count:
-                found = self._explored(min(count - len(asked), SIDE_BY_SIDE))
-                if not found:
-                    break
-                asked += found
-        return asked
-
-    def _explored(self, count: int) -> list[Policy]:
-        """For each of some episodes the best of those imagined; all are played side by side."""
-        exploring = [EXPLORING.spread(self._episodes + number) for number in range(count)]
-        imagination = Imagination(self.problem, self._record, self._seen)
-        ends = map(self.problem.space.decode, self._played(np.repeat(exploring, IMAGINED)))
-        asked: list[Policy] = []
-        for chance in exploring:
-            self._episodes += 1
-            new = imagination.new([next(ends) for _ in range(IMAGINED)])
-            policy = imagination.choose(new, self._predicted(new)) if new else self._strayed(chance)
-            if policy is None:
-                break
-            asked.append(policy)
-        return asked
-
-    def _strayed(self, exploring: float) -> Policy | None:
-        """The first new end of episodes one by one."""
-        one = np.array([exploring])
-        return draw_new(self.problem, self._seen, lambda: self._played(one)[0], self.rng)
-
-    def _played(self, exploring: Array) -> Indices:
+    def _ends(self, exploring: Array) -> Indices:
         """(n, agents) where episodes lead, each under a preference of its own.
 
         Args:

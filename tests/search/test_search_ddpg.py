@@ -240,7 +240,7 @@ def test_walks_side_by_side_are_walks_one_by_one(monkeypatch: pytest.MonkeyPatch
 
     def walked(chosen: list[int]) -> list[list[int]]:
         monkeypatch.setattr(strategy, "_draw_preferences", lambda _: preferences[chosen])
-        return [walk.tolist() for walk in strategy._walks(np.ones(len(chosen)))]
+        return [walk.tolist() for walk in strategy._ends(np.ones(len(chosen)))]
 
     together = walked([0, 1, 2])
     assert together == [*walked([0]), *walked([1]), *walked([2])]
