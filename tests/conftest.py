@@ -15,11 +15,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: the one with Ray's tests mostly waits for other processes."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = os.environ.get("AUTOML_COMPRESS_CACHE")

@@ -105,7 +105,7 @@ def test_kill_9_and_resume_end_like_an_undisturbed_run(kind: str, sweep: Path) -
 
 @pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=RAY)])
 def test_ctrl_c_leaves_a_state_that_resume_continues(kind: str, sweep: Path) -> None:
-    longer = ("--set", "budget.evaluations=80")  # who sends the signal may be slow
+    longer = ("--set", "budget.evaluations=120")  # who sends the signal may be slow
     process = _run("search", str(sweep), "--out", "out", "--set", f"engine.kind={kind}", *longer)
     _kill_in_mid_search(process, Path("out"), signal.SIGINT)
     _, errors = process.communicate(timeout=120)
