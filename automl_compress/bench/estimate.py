@@ -18,6 +18,7 @@ import torch
 
 from automl_compress.bench.naive import NaiveLoop
 from automl_compress.compress import space_of_structure
+from automl_compress.evaluate.fast_form import fast_precision
 from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
 from automl_compress.evaluate.ranking import spearman
 from automl_compress.space import Policy, SpaceRules
@@ -26,9 +27,9 @@ from automl_compress.workload import Workload
 NAIVE: Final = "naive"
 SAME_WORK: Final = "recalibrate, float32"
 """What the naive loop does, done by ours."""
-DEFAULT: Final = "layerwise, bfloat16"
+DEFAULT: Final = f"layerwise, {fast_precision()}"
 """The default, but that collapsed networks are measured on all images too."""
-EARLY: Final = "layerwise, bfloat16, floor"
+EARLY: Final = f"{DEFAULT}, floor"
 """The default."""
 _FIRST: Final = 5
 """Very first policies that are timed."""

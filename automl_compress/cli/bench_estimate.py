@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from automl_compress.bench.estimate import (
+    DEFAULT,
     NAIVE,
     EstimateBench,
     EstimateTask,
@@ -93,8 +94,7 @@ def estimate_page(bench: EstimateBench, name: str) -> str:
             for row in bench.rates
         ),
         "",
-        "Where the time of an estimate goes (layerwise, bfloat16, all images, one thread, layers "
-        "known):",
+        f"Where the time of an estimate goes ({DEFAULT}, all images, one thread, layers known):",
         "",
         *_findings(bench),
         "",

@@ -151,6 +151,7 @@ def doctor() -> int:
     """Say what is installed and whether it works."""
     import torch
 
+    from automl_compress.evaluate.fast_form import fast_precision
     from automl_compress.workload import cache_folder
 
     print(version())
@@ -167,6 +168,7 @@ def doctor() -> int:
             problems += 1
     print(f"processors: {len(os.sched_getaffinity(0))}")
     print(f"torch capability: {torch.backends.cpu.get_cpu_capability()}")
+    print(f"estimates compute in {fast_precision()}")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     print(f"CUDA devices: {gpus}")
     problems += _check_writable("image cache", cache_folder())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ class StudyConfig:
         ladder: rungs between the race and the finalists, from cheap to dear.
         automatic: `BATCH` and `THREADS`, where they are to be found on the machine.
         pipeline: stages before and after the search; None where there is only the search.
-        plain: the settings as given, for the manifest.
+        plain: the settings as given and the precision found, for the manifest.
         base: folder of the sweep file, which relative paths start from.
     """
 
@@ -125,12 +125,18 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         ladder=read_ladder(section, _is_boxed(workload)),
         automatic=_automatic(section),
         pipeline=read_pipeline(section),
-        plain=section.values(),
         base=base,
     )
     section.close()
     _check_latency(section, config)
-    return config
+    return replace(config, plain=_plain(section, config.estimate))
+
+
+def _plain(section: Section, estimate: EstimateSettings) -> dict[str, Any]:
+    """The settings as given, and the precision, so that another machine goes on with the same."""
+    values = section.values()
+    stated = {**(values.get("estimate") or {}), "precision": estimate.precision}
+    return {**values, "estimate": stated}
 
 
 def _is_boxed(workload: Workload | WorkloadConfig) -> bool:
@@ -219,15 +225,14 @@ def _constraints(section: Section) -> tuple[Constraint, ...]:
 
 def _estimate(section: Section) -> EstimateSettings:
     default = EstimateSettings()
+    given = section.choice("precision", ("auto", *PRECISIONS), "auto")
     settings = EstimateSettings(
         images=section.number("images", int, default.images, low=1),
         calibration_images=section.number(
             "calibration_images", int, default.calibration_images, low=8
         ),
         repair=section.choice("repair", REPAIRS, default.repair),  # type: ignore[arg-type]
-        precision=section.choice(  # type: ignore[arg-type]
-            "precision", PRECISIONS, default.precision
-        ),
+        precision=default.precision if given == "auto" else given,  # type: ignore[arg-type]
         batch=_number_or_auto(section, "batch", default.batch),
         floor=section.number("floor", float, default.floor, low=0.0, high=1.0),
         criterion=section.choice("criterion", CRITERIA, default.criterion),

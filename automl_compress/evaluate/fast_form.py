@@ -15,9 +15,17 @@ from automl_compress.compress.slicing import cut_channels, kept_places
 from automl_compress.compress.structure import Structure
 from automl_compress.evaluate.program import Program, bind, follow
 from automl_compress.space import Policy
+from automl_compress.workload.arithmetic import has_bfloat16, require_bfloat16
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16")
+
+
+def fast_precision() -> Precision:
+    """What this machine's processor is fastest with."""
+    return "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
+
+
 KEPT_BYTES: Final = 2**26
 """Values of unchanged prefixes that are kept, in bytes; the least recently used go first."""
 _KEPT_PLACES: Final = 8
@@ -36,6 +44,9 @@ class FastForm:
         structure: the network's.
         keeps: whether values of unchanged prefixes are kept. They must not depend on what
             follows.
+
+    Raises:
+        InputError: the processor does not compute in that precision.
     """
 
     def __init__(
@@ -46,6 +57,8 @@ class FastForm:
         structure: Structure,
         keeps: bool = True,
     ) -> None:
+        if precision == "bfloat16":
+            require_bfloat16()
         self._type = torch.bfloat16 if precision == "bfloat16" else torch.float32
         norms = foldable_norms(model, example_input)
         self._program = follow(model, norms, example_input, [_half(model, structure)])

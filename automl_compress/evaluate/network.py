@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -22,7 +22,7 @@ from automl_compress.compress import Compressor, KernelCriterion, Repair
 from automl_compress.errors import WorkloadError
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import DIVERGENCE, Evaluation, standard_error
-from automl_compress.evaluate.fast_form import FastForm, Precision
+from automl_compress.evaluate.fast_form import FastForm, Precision, fast_precision
 from automl_compress.space import Policy
 from automl_compress.workload import Score, Workload
 
@@ -47,8 +47,9 @@ class EstimateSettings:
             takes the whole split.
         calibration_images: unlabelled training images for clips and repair.
         repair: what is done after cutting and rounding, see `compress.repair`.
-        precision: of the arithmetic while networks are measured. `bfloat16` is about twice as fast
-            where processors have instructions for it.
+        precision: of the arithmetic while networks are measured; by default what the processor
+            is fastest with. `bfloat16` is about twice as fast where there are instructions for it,
+            and several times as slow where there are none.
         batch: images measured at a time.
         floor: share of the uncompressed network's accuracy; a network that is plainly below it
             after `COLLAPSE_IMAGES` images is measured on these only. 0 measures all on all.
@@ -62,7 +63,7 @@ class EstimateSettings:
     images: int | None = 512
     calibration_images: int = 256
     repair: Repair = "layerwise"
-    precision: Precision = "bfloat16"
+    precision: Precision = field(default_factory=fast_precision)
     batch: int = 64
     floor: float = 0.3
     criterion: str = "l1"
@@ -84,6 +85,7 @@ class NetworkEstimator(Estimator):
     Raises:
         WorkloadError: a split holds fewer images than asked for.
         TraceError: the network cannot be followed.
+        InputError: the processor does not compute in the precision asked for.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from automl_compress.engine import tuning
 from automl_compress.engine.config import BATCH, THREADS, config_of_mapping
 from automl_compress.engine.tuning import Tuning, fastest, tuned
 from automl_compress.errors import InputError
+from automl_compress.evaluate import fast_form
 
 SETTINGS: dict[str, Any] = {
     "study": "tiny",
@@ -79,3 +80,26 @@ def test_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_words_are_refused(section: str, key: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"'{section}.{key}' must be 'auto' or at least 1"):
         config_of_mapping({**SETTINGS, section: {key: value}})
+
+
+@pytest.mark.parametrize(("has", "found"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_is_what_the_processor_has_and_stated(
+    has: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_form, "has_bfloat16", lambda _: has)
+    without = {key: value for key, value in SETTINGS.items() if key != "estimate"}
+    for given in (SETTINGS, without, {**SETTINGS, "estimate": {"precision": "auto"}}):
+        config = config_of_mapping(given)
+        assert config.estimate.precision == found
+        assert config.plain["estimate"]["precision"] == found
+        monkeypatch.setattr(fast_form, "has_bfloat16", lambda _: not has)
+        assert config_of_mapping(config.plain).estimate.precision == found  # on another machine
+        monkeypatch.setattr(fast_form, "has_bfloat16", lambda _: has)
+
+
+def test_a_stated_precision_stays() -> None:
+    for name in ("float32", "bfloat16"):
+        config = config_of_mapping({**SETTINGS, "estimate": {"precision": name}})
+        assert config.estimate.precision == config.plain["estimate"]["precision"] == name
+    with pytest.raises(InputError, match="must be one of auto, float32, bfloat16"):
+        config_of_mapping({**SETTINGS, "estimate": {"precision": "half"}})

@@ -24,6 +24,7 @@ from automl_compress.evaluate import fast_form as fast_form_module
 from automl_compress.evaluate.fast_form import FastForm
 from automl_compress.evaluate.program import follow
 from automl_compress.space import Policy, SpaceRules
+from automl_compress.workload.arithmetic import runs_bfloat16
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compress"))
 from compress_networks import NETWORKS, example, lively, network, random_policy
@@ -53,6 +54,7 @@ def test_outputs_are_those_of_the_network(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.skipif(not runs_bfloat16(), reason="the processor has no bfloat16")
 @pytest.mark.parametrize("name", ["resnet8", "mobile", "dense", "vgg"])
 def test_bfloat16_gives_nearly_the_same(name: str) -> None:
     compressor, policies = compressed(name, 1)
@@ -159,7 +161,7 @@ class CountsImages(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Turns, CountsImages])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", *["bfloat16"] * runs_bfloat16()])
 def test_networks_that_cannot_be_followed_run_as_they_are(kind: Any, precision: Any) -> None:
     model = kind().eval()
     x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -198,8 +200,9 @@ def test_prefixes_change_no_output(monkeypatch: pytest.MonkeyPatch, kept_bytes: 
     monkeypatch.setattr(fast_form_module, "KEPT_BYTES", kept_bytes)
     compressor, policies = neighbours()
     x = example("resnet8", 10)
-    kept = FastForm(compressor.model, x[:1], "bfloat16", compressor.structure)
-    fresh = FastForm(compressor.model, x[:1], "bfloat16", compressor.structure, keeps=False)
+    precision = fast_form_module.fast_precision()
+    kept = FastForm(compressor.model, x[:1], precision, compressor.structure)
+    fresh = FastForm(compressor.model, x[:1], precision, compressor.structure, keeps=False)
     with torch.inference_mode():
         for policy in policies:
             built = compressor.build(policy)

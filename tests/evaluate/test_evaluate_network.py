@@ -20,7 +20,7 @@ from scipy.stats import entropy
 from torch import nn
 
 from automl_compress.compress import Compressor, space_of_structure
-from automl_compress.errors import WorkloadError
+from automl_compress.errors import InputError, WorkloadError
 from automl_compress.evaluate.network import (
     COLLAPSE_IMAGES,
     EstimateSettings,
@@ -28,6 +28,7 @@ from automl_compress.evaluate.network import (
 )
 from automl_compress.space import Policy, SearchSpace, SpaceRules
 from automl_compress.workload import Workload, WorkloadConfig, load_workload
+from automl_compress.workload.arithmetic import has_bfloat16, runs_bfloat16
 from automl_compress.workload.data import DataConfig
 from automl_compress.workload.models import MODELS
 
@@ -223,7 +224,6 @@ def test_the_identity_names_everything_that_changes_an_answer(
         identity(repair="none"),
         identity(repair="recalibrate"),
         identity(criterion="other"),
-        identity(precision="float32"),
         identity(batch=32),
         identity(floor=0.1),
         identity(split="test"),
@@ -249,11 +249,26 @@ def test_networks_are_told_apart_from_how_they_are_measured(
         networks(repair="none"),
         networks(criterion="other"),
         networks(kernel_criterion="variational"),
-        networks(precision="float32"),
         networks(seed=1),
         networks(replace(workload, identity="other weights")),
     ]
     assert len({estimator.networks, *different}) == len(different) + 1
+
+
+@pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="the processor has no bfloat16")
+def test_the_precision_changes_networks_and_answers(
+    workload: Workload, estimator: NetworkEstimator
+) -> None:
+    plain = replace(SETTINGS, precision="float32")
+    other = NetworkEstimator(workload, plain, estimator.compressor)
+    assert other.networks != estimator.networks
+    assert other.identity != estimator.identity
+
+
+@pytest.mark.skipif(runs_bfloat16(), reason="the processor has bfloat16")
+def test_a_precision_that_the_processor_lacks_is_refused(workload: Workload) -> None:
+    with pytest.raises(InputError, match="use 'auto' or 'float32'"):
+        NetworkEstimator(workload, replace(SETTINGS, precision="bfloat16"))
 
 
 def test_a_network_that_gives_no_finite_answers_is_a_failed_evaluation(
