@@ -77,7 +77,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
         write_file(arguments.json, json.dumps(document, allow_nan=False) + "\n")
     page = write_report(arguments.folder)
     result = StudyResult(arguments.folder)
-    audit = read_audit(arguments.folder, result.manifest.fingerprint)
+    audit = read_audit(arguments.folder, result.manifest.fingerprints)
     assert audit is not None
     table = audit_table(audit)
     print(f"\n{table.caption}\n{table.to_text()}\n\n{audit_verdict(audit)}\nreport: {page}")

@@ -84,6 +84,31 @@ def resume(folder: Path, workers: int | None, address: str | None, *, open_repor
     return _finish(result, open_report)
 
 
+def extend(
+    folder: Path,
+    evaluations: int,
+    strategies: Sequence[str],
+    workers: int | None,
+    address: str | None,
+    *,
+    open_report: bool,
+) -> int:
+    """Go on with a finished study beyond its end and write its report."""
+    from automl_compress.engine import Study
+
+    changes = engine_changes(workers, address)
+    manifest = Manifest.read(folder)
+    seeds = len({contestant.seed for contestant in manifest.contestants if contestant.in_race})
+    racing = sum(contestant.in_race for contestant in manifest.contestants)
+    print(f"study {manifest.study}: extending ...", flush=True)
+    progress = Progress(manifest.budget + evaluations, racing + seeds * len(strategies))
+    try:
+        result = Study.extend(folder, evaluations, strategies, progress, **changes)
+    finally:
+        progress.close()
+    return _finish(result, open_report)
+
+
 def report(folder: Path, *, open_report: bool) -> int:
     """Write the report of a study again."""
     return _finish(StudyResult(folder), open_report)

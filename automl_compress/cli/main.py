@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_search(subparsers)
     _add_pipeline(subparsers)
     _add_resume(subparsers)
+    _add_extend(subparsers)
     _add_report(subparsers)
     _add_export(subparsers)
     _add_space(subparsers)
@@ -109,6 +110,30 @@ def _add_resume(subparsers: Any) -> None:
     _add_engine_options(parser)
     parser.set_defaults(
         run=lambda a: commands.resume(a.folder, a.workers, a.address, open_report=a.open)
+    )
+
+
+def _add_extend(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "extend", help="go on with a finished study, by more evaluations or another strategy"
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--evaluations", type=int, default=0, metavar="N", help="more for every contestant"
+    )
+    parser.add_argument(
+        "--strategy",
+        action="append",
+        default=[],
+        metavar="NAME",
+        dest="strategies",
+        help="competes from now on, with the same budget and seeds; may be given several times",
+    )
+    _add_engine_options(parser)
+    parser.set_defaults(
+        run=lambda a: commands.extend(
+            *(a.folder, a.evaluations, a.strategies, a.workers, a.address), open_report=a.open
+        )
     )
 
 

@@ -7,10 +7,8 @@ measured itself, so luck on one rung is of no use on the next.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from automl_compress.engine.engine import Engine, Race
 from automl_compress.engine.rungs import RungSettings, best_fronts, places
+from automl_compress.engine.statement import fingerprint_of
 from automl_compress.errors import EngineError
 from automl_compress.evaluate import (
     COSTS,
@@ -262,9 +261,8 @@ def with_ladder(
         return manifest
     none = RungOffer("", 0)
     records = tuple(rung_record(rung, offers.get(rung.name, none)) for rung in ladder)
-    decisive = (manifest.fingerprint, [asdict(record) for record in records])
-    fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
-    return replace(manifest, fingerprint=fingerprint, rungs=records)
+    climbing = replace(manifest, rungs=records)
+    return replace(climbing, fingerprint=fingerprint_of(climbing))
 
 
 def cross_validated(result: StudyResult) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,23 +44,13 @@ def state_manifest(
         estimators: of the search and of the final test.
         baselines: what each of them says of the uncompressed network.
     """
-    contestants = _contestants(config.strategies, config.seeds)
     search, test = estimators
-    decisive = (
-        search.identity,
-        test.identity,
-        derived.space.to_dict(),
-        config.objectives,
-        [asdict(c) for c in constraints],
-        [asdict(c) for c in contestants],
-        config.evaluations,
-    )
     splits = workload.splits
-    return Manifest(
+    manifest = Manifest(
         study=config.name,
         status="running",
         config=config.plain,
-        fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32],
+        fingerprint="",
         objectives=config.objectives,
         constraints=constraints,
         budget=config.evaluations,
@@ -68,7 +58,7 @@ def state_manifest(
         test_estimator=test.identity,
         baseline=dict(baselines[0].metrics),
         test_baseline=dict(baselines[1].metrics),
-        contestants=contestants,
+        contestants=_contestants(config.strategies, config.seeds),
         space=derived.space.to_dict(),
         coverage=derived.coverage.to_dict(),
         workload={
@@ -88,6 +78,28 @@ def state_manifest(
         },
         environment=_environment(config),
     )
+    return replace(manifest, fingerprint=fingerprint_of(manifest))
+
+
+def fingerprint_of(manifest: Manifest) -> str:
+    """Hash of everything that decides a study's evaluations, of a manifest as it begins."""
+    decisive = (
+        manifest.estimator,
+        manifest.test_estimator,
+        manifest.space,
+        manifest.objectives,
+        [asdict(c) for c in manifest.constraints],
+        [asdict(c) for c in manifest.contestants],
+        manifest.budget,
+    )
+    fingerprint = _digest(decisive)
+    if not manifest.rungs:
+        return fingerprint
+    return _digest((fingerprint, [asdict(record) for record in manifest.rungs]))
+
+
+def _digest(decisive: tuple[Any, ...]) -> str:
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
 
 
 def _data_name(config: StudyConfig) -> str:

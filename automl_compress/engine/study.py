@@ -28,6 +28,7 @@ from automl_compress.compress.feature_ranks import IMAGES as RANKED_IMAGES
 from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
 from automl_compress.engine.engine import Engine, Listener, Race
+from automl_compress.engine.extension import extended_config, reopen
 from automl_compress.engine.idle import without_idle_choices
 from automl_compress.engine.latency import (
     check_machine,
@@ -40,7 +41,7 @@ from automl_compress.engine.promotion import climb, cross_validated, with_ladder
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
 from automl_compress.engine.rungs import build_rung, rung_cost
 from automl_compress.engine.serial import SerialEngine
-from automl_compress.engine.statement import state_manifest
+from automl_compress.engine.statement import fingerprint_of, state_manifest
 from automl_compress.engine.tuning import tuned
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
 from automl_compress.evaluate import (
@@ -171,13 +172,55 @@ class Study:
         study = cls._of(stated_config(manifest))
         study = study.with_engine(**engine) if engine else study
         prepared = study._prepare(manifest.latency)
-        if prepared.manifest.fingerprint != manifest.fingerprint:
-            raise StudyError(
-                f"a study must be resumed with the network, data and settings it began with, but "
-                f"those of '{folder}' have changed; restore them or start another study"
-            )
-        kept = replace(prepared.manifest, environment=manifest.environment)
+        _check_unchanged(folder, manifest, prepared.manifest)
+        kept = replace(
+            prepared.manifest, environment=manifest.environment, extended=manifest.extended
+        )
         return study._run(replace(prepared, manifest=kept), Path(folder), listener)
+
+    @classmethod
+    def extend(
+        cls,
+        folder: str | Path,
+        evaluations: int = 0,
+        strategies: Sequence[str] = (),
+        listener: Listener = _hear_nothing,
+        **engine: Any,
+    ) -> StudyResult:
+        """Go on with a finished study beyond its end.
+
+        Its evaluations are those of a study that was stated so from its start; what the ledger
+        holds is not run again. Finalists are chosen and measured anew.
+
+        Args:
+            folder: the study's folder.
+            evaluations: how many more each contestant is charged.
+            strategies: who competes besides those that did, with the study's seeds.
+            listener: hears every contestant's standing.
+            **engine: engine settings to change.
+
+        Raises:
+            StudyError: the folder holds no finished study, its network, data or settings have
+                changed, or it cannot be extended so; nothing is changed.
+            InterruptedStudy: the user stopped it; `resume` goes on to the new end.
+        """
+        place = Path(folder)
+        manifest = StudyResult(place).manifest
+        study = cls._of(extended_config(place, manifest, evaluations, strategies))
+        study = study.with_engine(**engine) if engine else study
+        prepared = study._prepare(manifest.latency)
+        shorter = replace(
+            prepared.manifest, contestants=manifest.contestants, budget=manifest.budget
+        )
+        _check_unchanged(folder, manifest, replace(shorter, fingerprint=fingerprint_of(shorter)))
+        kept = replace(
+            prepared.manifest,
+            environment=manifest.environment,
+            extended=(*manifest.extended, manifest.fingerprint),
+        )
+        with _locked(place):
+            reopen(place, manifest)
+        return study._run(replace(prepared, manifest=kept), place, listener)
 
     def _run(self, prepared: _Prepared, folder: Path, listener: Listener) -> StudyResult:
         with _locked(folder):
@@ -350,6 +393,15 @@ def _baseline(estimator: Estimator) -> Evaluation:
             "check model and data"
         )
     return evaluation
+
+
+def _check_unchanged(folder: str | Path, before: Manifest, now: Manifest) -> None:
+    """Refuse to go on with a study whose evaluations would be others."""
+    if now.fingerprint != before.fingerprint:
+        raise StudyError(
+            f"a study must go on with the network, data and settings it began with, but "
+            f"those of '{folder}' have changed; restore them or start another study"
+        )
 
 
 @contextmanager

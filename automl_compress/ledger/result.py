@@ -115,6 +115,7 @@ class Manifest:
             nobody asked.
         networks: hashes of what decides the networks that the search and the final test measure;
             empty in older studies.
+        extended: fingerprints of the study before it was extended, the first one first.
     """
 
     study: str
@@ -138,7 +139,13 @@ class Manifest:
     rungs: tuple[RungRecord, ...] = ()
     predictor: Mapping[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
+    extended: tuple[str, ...] = ()
     version: int = MANIFEST_VERSION
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """What names this study: what was made of it before it was extended is still its own."""
+        return (self.fingerprint, *self.extended)
 
     def write(self, folder: Path) -> None:
         """Write `run.json`, whole or not at all."""
@@ -165,6 +172,7 @@ class Manifest:
             data["objectives"] = tuple(data["objectives"])
             data["finalists"] = tuple(data["finalists"])
             data["networks"] = tuple(data.get("networks", ()))
+            data["extended"] = tuple(data.get("extended", ()))
             data["rungs"] = tuple(RungRecord(**rung) for rung in data.get("rungs", ()))
             return cls(**data)
         except OSError as reason:
@@ -350,7 +358,9 @@ class StudyResult:
         return sorted(points, key=lambda p: [p.objectives[n] for n in self.manifest.objectives])
 
     def _point(self, evaluation: Evaluation, record: ContestantRecord) -> FrontPoint:
-        test = self._tests.get(evaluation.policy.key)
+        key = evaluation.policy.key
+        # A finalist of before the study was extended may be none now.
+        test = self._tests.get(key) if key in self.manifest.finalists else None
         return FrontPoint(
             policy=evaluation.policy,
             objectives={n: evaluation.minimised(n) for n in self.manifest.objectives},

@@ -196,6 +196,14 @@ class Ledger:
             rows.append((*astuple(place), evaluation.policy.key, evaluation.estimator, int(hit)))
         self._write("INSERT OR IGNORE INTO charges VALUES (?, ?, ?, ?, ?, ?)", rows)
 
+    def forget_charges(self) -> None:
+        """Charge nobody for anything; every evaluation stays.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
+        self._write("DELETE FROM charges WHERE position >= ?", [(0,)])
+
     def charges(self, contestant: str) -> list[Charge]:
         """What a contestant was told, in the order it asked."""
         rows = self._read(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -116,12 +116,12 @@ class Audit:
         return np.array([policy[kind][name] for policy in self.policies], dtype=np.float64)
 
 
-def read_audit(folder: Path, fingerprint: str) -> Audit | None:
+def read_audit(folder: Path, fingerprints: Collection[str]) -> Audit | None:
     """The audit of a study; None where none was made.
 
     Args:
         folder: the study's.
-        fingerprint: the study's.
+        fingerprints: the study's, of which the audit must name one.
 
     Raises:
         StudyError: the document is broken, newer than this program, or another study's.
@@ -154,7 +154,7 @@ def read_audit(folder: Path, fingerprint: str) -> Audit | None:
         raise StudyError(
             f"'{path}' must be a study's audit, but is broken; remove it and audit again"
         ) from reason
-    if study != fingerprint:
+    if study not in fingerprints:
         raise StudyError(
             f"'{path}' must be of this study, but is another's; move it out of the folder"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,23 +68,23 @@ class RecoveredNetwork:
         )
 
 
-def recovered_networks(folder: Path, fingerprint: str) -> tuple[RecoveredNetwork, ...]:
+def recovered_networks(folder: Path, fingerprints: Collection[str]) -> tuple[RecoveredNetwork, ...]:
     """All recovered networks of a study, the smallest first.
 
     Args:
         folder: the study's.
-        fingerprint: the study's, which the networks must have come from.
+        fingerprints: the study's, of which the networks must have come from one.
 
     Raises:
         StudyError: a document is broken, newer than this program, or another study's.
     """
     found = [
-        _read(path, fingerprint) for path in sorted((folder / RECOVERED).glob(f"*/{DOCUMENT}"))
+        _read(path, fingerprints) for path in sorted((folder / RECOVERED).glob(f"*/{DOCUMENT}"))
     ]
     return tuple(sorted(found, key=lambda n: (n.costs["size_bytes"], n.policy.key)))
 
 
-def _read(path: Path, fingerprint: str) -> RecoveredNetwork:
+def _read(path: Path, fingerprints: Collection[str]) -> RecoveredNetwork:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version, study = data["version"], data["study"]
@@ -99,7 +99,7 @@ def _read(path: Path, fingerprint: str) -> RecoveredNetwork:
             f"the version of '{path}' must be at most {VERSION}, but is {version}; use a newer "
             "automl-compress"
         )
-    if study != fingerprint:
+    if study not in fingerprints:
         raise StudyError(
             f"'{path}' must be of this study, but is another's; move it out of the folder"
         )

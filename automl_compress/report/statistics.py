@@ -361,7 +361,11 @@ class Summary:
     @cached_property
     def recovered(self) -> tuple[RecoveredNetwork, ...]:
         """Networks that were trained after the search, the smallest first."""
-        return recovered_networks(self.result.folder, self.result.manifest.fingerprint)
+        found = recovered_networks(self.result.folder, self.result.manifest.fingerprints)
+        if not self.result.manifest.extended:
+            return found
+        numbers = {finalist.estimate.policy.key: finalist.number for finalist in self.finalists}
+        return tuple(replace(n, finalist=numbers.get(n.policy.key)) for n in found)
 
     @cached_property
     def rungs(self) -> tuple[str, ...]:
@@ -382,7 +386,7 @@ class Summary:
     @cached_property
     def audit(self) -> Audit | None:
         """What the study's estimates are worth; None where nobody audited them."""
-        return read_audit(self.result.folder, self.result.manifest.fingerprint)
+        return read_audit(self.result.folder, self.result.manifest.fingerprints)
 
     def lost(self, finalist: Finalist) -> float | None:
         """Test quality lost against the baseline, as a share; negative when gained."""

@@ -46,6 +46,14 @@ def _report(folder: Path) -> str:
     return (folder / "report.md").read_text()
 
 
+def test_networks_recovered_before_an_extension_have_the_numbers_of_now(tmp_path: Path) -> None:
+    old = manifest().fingerprint
+    folder = write_study(tmp_path, fingerprint="e" * 64, extended=(old,))
+    _recovered(folder, 2, 343_000.0)
+    (network,) = Summary(StudyResult(folder)).recovered
+    assert network.finalist is None
+
+
 def test_a_study_without_recovered_networks_does_not_speak_of_them(tmp_path: Path) -> None:
     assert "Recovered" not in _report(write_study(tmp_path))
 

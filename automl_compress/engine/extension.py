@@ -1,0 +1,66 @@
+"""Finished studies that are extended, by evaluations or by strategies.
+
+Contestants walk through their rounds again from the first one, answered by the ledger, so that an
+extended study has the evaluations it would have had if it had been stated so from its start: also
+where the old budget cut a round short, and of strategies that look at what is left of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from automl_compress.engine.config import StudyConfig, config_of_mapping
+from automl_compress.engine.restore import stated_config
+from automl_compress.errors import StudyError
+from automl_compress.ledger import LEDGER, Ledger, Manifest
+
+
+def extended_config(
+    folder: Path, manifest: Manifest, evaluations: int, strategies: Sequence[str]
+) -> StudyConfig:
+    """The settings of a study that goes on beyond its end.
+
+    Args:
+        folder: the study's.
+        manifest: of a finished study.
+        evaluations: how many more each contestant is charged; 0 or more.
+        strategies: who competes besides those that did.
+
+    Raises:
+        StudyError: the study is not finished, nothing would be added, or a strategy is unknown
+            or takes part already.
+    """
+    if manifest.status != "finished":
+        raise StudyError(
+            f"only a finished study can be extended, but '{folder}' is {manifest.status}; run "
+            f"'resume {folder}' first"
+        )
+    if evaluations < 0 or not (evaluations or strategies):
+        raise StudyError(
+            f"a study must be extended by evaluations, at least 1, or by a strategy, but there are "
+            f"{evaluations} evaluations and {len(strategies)} strategies; give more of either"
+        )
+    config = stated_config(manifest)
+    if again := sorted(set(strategies) & set(config.strategies)):
+        raise StudyError(
+            f"a study must be extended by strategies that it lacks, but '{again[0]}' takes part "
+            "already; give another, or more evaluations"
+        )
+    settings = {
+        **manifest.config,
+        "budget": {"evaluations": manifest.budget + evaluations},
+        "strategies": [*config.strategies, *strategies],
+    }
+    return config_of_mapping(settings, config.base)
+
+
+def reopen(folder: Path, manifest: Manifest) -> None:
+    """Take a finished study back to its start; what was measured stays in its ledger.
+
+    Killed between these lines, it is an interrupted study that `resume` brings to its old end.
+    """
+    replace(manifest, status="interrupted", finalists=()).write(folder)
+    with Ledger(folder / LEDGER) as ledger:
+        ledger.forget_charges()

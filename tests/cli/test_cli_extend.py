@@ -1,0 +1,37 @@
+"""`extend` on a small study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from automl_compress.cli import main
+from automl_compress.ledger import StudyResult
+
+
+def test_extend_goes_beyond_the_end(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["extend", str(study), "--evaluations", "3", "--strategy", "random"]) == 0
+    assert f"report: {study / 'report.html'}" in capsys.readouterr().out
+    result = StudyResult(study)
+    assert result.spent("scaled-random-0") == result.spent("random-0") == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give more of either"),
+        (("--evaluations", "-2"), "at least 1"),
+        (("--strategy", "randm"), "did you mean 'random'"),
+        (("--evaluations", "2", "--workers", "0"), "--workers must be at least 1"),
+    ],
+)
+def test_bad_input_changes_nothing(
+    arguments: tuple[str, ...], said: str, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (study / "run.json").read_bytes()
+    assert main(["extend", str(study), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert errors.count("\n") == 1
+    assert (study / "run.json").read_bytes() == before

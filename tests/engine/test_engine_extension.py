@@ -1,0 +1,143 @@
+"""An extended study is the one that was stated so from its start."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from automl_compress.engine import Study
+from automl_compress.engine.contestant import Standing
+from automl_compress.engine.extension import reopen
+from automl_compress.errors import InterruptedStudy, StudyError
+from automl_compress.ledger import TIMING_COLUMNS, StudyResult
+
+FIRST, MORE = 11, 9  # nsga2 asks ten at once, so that the first budget cuts a round short
+
+
+def _settings(evaluations: int, *strategies: str) -> dict[str, Any]:
+    return {
+        "study": "tiny",
+        "workload": {"model": "digits_cnn", "train": {"epochs": 1}},
+        "estimate": {"images": 50, "calibration_images": 16, "repair": "recalibrate"},
+        "strategies": list(strategies),
+        "seeds": 2,
+        "budget": {"evaluations": evaluations},
+        "ladder": [{"name": "full", "images": "all"}],
+        "finalists": 2,
+        "engine": {"kind": "serial"},
+    }
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study; must not be changed."""
+    return Study(**_settings(FIRST, "nsga2")).run(tmp_path_factory.mktemp("first")).folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """The study that the first one is extended to, stated so from its start."""
+    stated = _settings(FIRST + MORE, "nsga2", "scaled-random")
+    return Study(**stated).run(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def study(first: Path, tmp_path: Path) -> Path:
+    """A copy of the first study."""
+    return Path(shutil.copytree(first, tmp_path / "study"))
+
+
+def _made(folder: Path) -> dict[str, float]:
+    """When each evaluation was made, by policy and estimator."""
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
+        return dict(
+            ledger.execute("SELECT policy_key || estimator, finished FROM evaluations").fetchall()
+        )
+
+
+def _table(result: StudyResult) -> pd.DataFrame:
+    return result.to_dataframe().drop(columns=list(TIMING_COLUMNS))
+
+
+def _check_same(extended: StudyResult, whole: StudyResult) -> None:
+    pd.testing.assert_frame_equal(_table(extended), _table(whole))
+    assert extended.front_document() == whole.front_document()
+    assert extended.manifest.fingerprint == whole.manifest.fingerprint
+    assert extended.manifest.finalists == whole.manifest.finalists
+    assert extended.manifest.rungs == whole.manifest.rungs
+    assert extended.manifest.status == "finished"
+
+
+def test_evaluations_and_a_strategy_are_added(study: Path, whole: StudyResult) -> None:
+    before, old = _made(study), StudyResult(study).manifest
+    extended = Study.extend(study, MORE, ["scaled-random"])
+    _check_same(extended, whole)
+    after = _made(study)
+    assert before.items() < after.items()
+    assert extended.manifest.extended == (old.fingerprint,)
+
+
+def test_one_after_the_other_is_both_at_once(study: Path, whole: StudyResult) -> None:
+    Study.extend(study, strategies=["scaled-random"])
+    extended = Study.extend(study, MORE)
+    _check_same(extended, whole)
+    assert len(extended.manifest.extended) == 2
+
+
+def test_an_interrupted_extension_is_resumed_to_the_new_end(
+    study: Path, whole: StudyResult
+) -> None:
+    rounds = iter(range(4))
+
+    def interrupt(_: Standing) -> None:
+        if next(rounds, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedStudy):
+        Study.extend(study, MORE, ["scaled-random"], interrupt)
+    resumed = Study.resume(study)
+    _check_same(resumed, whole)
+    assert len(resumed.manifest.extended) == 1
+
+
+def test_killed_before_it_began_it_is_resumed_to_the_old_end(study: Path, first: Path) -> None:
+    reopen(study, StudyResult(study).manifest)
+    _check_same(Study.resume(study), StudyResult(first))
+    assert _made(study) == _made(first)
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "strategies", "said"),
+    [
+        (0, [], "at least 1, or by a strategy"),
+        (-3, ["random"], "at least 1"),
+        (5, ["nsga2"], "'nsga2' takes part already"),
+        (5, ["randm"], "did you mean 'random'"),
+        (5, ["random", "random"], "each once"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(
+    evaluations: int, strategies: list[str], said: str, study: Path, first: Path
+) -> None:
+    with pytest.raises(StudyError, match=said):
+        Study.extend(study, evaluations, strategies)
+    assert (study / "run.json").read_bytes() == (first / "run.json").read_bytes()
+    assert StudyResult(study).spent("nsga2-1") == FIRST
+
+
+def test_only_finished_and_unchanged_studies_are_extended(study: Path) -> None:
+    path = study / "run.json"
+    text = path.read_text()
+    path.write_text(text.replace('"finished"', '"interrupted"'))
+    with pytest.raises(StudyError, match="run 'resume"):
+        Study.extend(study, 1)
+    path.write_text(text.replace('"epochs": 1', '"epochs": 2'))
+    with pytest.raises(StudyError, match="have changed"):
+        Study.extend(study, 1)
+    assert StudyResult(study).spent("nsga2-1") == FIRST
