@@ -18,7 +18,7 @@ from automl_compress.deploy.detector import (
     export_detector,
     gives_detections,
 )
-from automl_compress.deploy.onnx import OnnxReport, export_onnx
+from automl_compress.deploy.onnx import SAFE_BITS, OnnxReport, export_onnx
 from automl_compress.deploy.packed import load_packed, save_packed
 from automl_compress.deploy.runtime import Runner
 from automl_compress.deploy.state import load_state, save_state
@@ -128,8 +128,10 @@ def _save_onnx(network: nn.Module, path: Path, source: Source) -> Written:
 def _integers(report: OnnxReport) -> str:
     bits = sorted(set(report.weight_bits.values()))
     stored = f", {', '.join(map(str, bits))} bits on the INT8 grid" if bits else ""
+    wide = max(bits, default=0) > SAFE_BITS
+    hint = "; processors without VNNI need session.x64quantprecision=1" if wide else ""
     return (
-        f"{len(report.weight_bits)} layers hold integers{stored}; against PyTorch on "
+        f"{len(report.weight_bits)} layers hold integers{stored}{hint}; against PyTorch on "
         f"{report.images:,} test images"
     )
 

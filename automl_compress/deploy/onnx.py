@@ -55,7 +55,7 @@ METADATA: Final = "automl_compress"
 """Key of the file's metadata that holds what was done, as JSON."""
 _BATCH: Final = 8
 _TINY: Final = 1e-12
-_SAFE_BITS: Final = 7
+SAFE_BITS: Final = 7
 """Two products with integers of so many bits never saturate a sum of 16 bits."""
 
 
@@ -272,7 +272,7 @@ def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
         if isinstance(module, QuantizedConv2d | QuantizedLinear) and module.weight_bits:
             scales = module.get_buffer("weight_scale")
             steps = scales.reshape(-1, *[1] * (module.weight.dim() - 1))
-            widening = 2 ** max(0, _SAFE_BITS - module.weight_bits)
+            widening = 2 ** max(0, SAFE_BITS - module.weight_bits)
             integers = ((module.weight / steps).round() * widening).to(torch.int8).numpy()
             quantizer = module.input_quantizer
             grid = None if quantizer is None else _grid_of(quantizer)

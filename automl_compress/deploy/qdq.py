@@ -312,23 +312,27 @@ class QdqPass:
     def _dequantized(
         self, node: ir.Node, name: str, integers: NDArray[Any], scales: Floats, axis: int
     ) -> ir.Value:
+        # `runtime.EXACT` writes weights and zero points anew, and fails where two layers read one.
+        alone = integers.dtype == np.int8
         inputs = [
-            self._constant(f"{name}_quantized", np.ascontiguousarray(integers)),
+            self._constant(f"{name}_quantized", np.ascontiguousarray(integers), alone),
             self._constant(f"{name}_scale", scales),
-            self._constant(f"{name}_zero_point", np.zeros(len(scales), integers.dtype)),
+            self._constant(f"{name}_zero_point", np.zeros(len(scales), integers.dtype), alone),
         ]
         output = f"{node.outputs[0].name}.{name}_rounded"
         result = _node("DequantizeLinear", inputs, output, {"axis": axis})
         self._graph.insert_before(node, result)
         return result.outputs[0]
 
-    def _constant(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
-        """An initializer; equal ones of one name are stored once."""
+    def _constant(
+        self, name: str, array: NDArray[Any] | np.generic, alone: bool = False
+    ) -> ir.Value:
+        """An initializer; equal ones of one name are stored once, unless each stands alone."""
         place = name
         while place in self._graph.initializers:
             held = self._graph.initializers[place]
             assert held.const_value is not None
-            if np.array_equal(held.const_value.numpy(), array):
+            if not alone and np.array_equal(held.const_value.numpy(), array):
                 return held
             place += "_"
         return add_initializer(self._graph, place, np.asarray(array))
