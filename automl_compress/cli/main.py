@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from automl_compress.cli import commands
 from automl_compress.cli.auditing import add_audit
 from automl_compress.cli.bench import add_bench
+from automl_compress.cli.comparing import add_compare
 from automl_compress.cli.options import (
     add_json_option,
     add_markdown_option,
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_resume(subparsers)
     _add_extend(subparsers)
     _add_report(subparsers)
+    add_compare(subparsers)
     _add_export(subparsers)
     _add_space(subparsers)
     add_training_commands(subparsers)
