@@ -79,7 +79,8 @@ class RecordedEstimator(Simulation):
     Args:
         space: the search space.
         metrics: by name, accuracy in [0, 1] among them: (size of the first gene, ..., size of
-            the last) values at the indices of each policy.
+            the last) values at the indices of each policy. Where the accuracy is NaN, a policy
+            failed; that of the least compressed one is known.
     """
 
     scored_by = "Hypervolume as a share of the exact front's"
@@ -104,7 +105,10 @@ class RecordedEstimator(Simulation):
 
     def estimate(self, policy: Policy) -> Evaluation:
         """Look a policy up."""
-        return Evaluation(policy, self._identity, self._row(policy))
+        row = self._row(policy)
+        if math.isnan(row["accuracy"]):
+            return Evaluation.failed(policy, self._identity, "the table records no accuracy")
+        return Evaluation(policy, self._identity, row)
 
     def costs(self, policy: Policy) -> dict[str, float]:
         """The recorded costs of a policy."""
@@ -128,14 +132,14 @@ class RecordedEstimator(Simulation):
     @property
     def counted_error(self) -> float:
         """The worst error of the table."""
-        return float(self._column("error").max())
+        return float(_worst(self.values(["error"]))[0])
 
     def scale(
         self, objectives: Sequence[str], constraints: Sequence[Constraint]
     ) -> tuple[Reference, float]:
         """The worst values of the table, and the share that its exact front dominates."""
         values = self.values(objectives)
-        reference = Reference(values.max(axis=0))
+        reference = Reference(_worst(values))
         for limit in constraints:
             values[self.values([limit.metric])[:, 0] > limit.limit] = np.inf
         if not np.isfinite(values).all(axis=1).any():
@@ -152,7 +156,7 @@ class RecordedEstimator(Simulation):
         return reference, whole
 
     def values(self, objectives: Iterable[str]) -> NDArray[np.float64]:
-        """(n_policies, n_objectives) minimised values of the whole space.
+        """(n_policies, n_objectives) minimised values of the whole space; failed errors are inf.
 
         Raises:
             EstimateError: an objective is not recorded.
@@ -166,8 +170,14 @@ class RecordedEstimator(Simulation):
                 f"'{objective}'"
             )
         if objective == "error":
-            return 1.0 - self._metrics["accuracy"].ravel()
+            return np.nan_to_num(1.0 - self._metrics["accuracy"].ravel(), nan=math.inf)
         return self._metrics[objective].ravel()
+
+
+def _worst(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n_objectives,) largest values of the policies that did not fail."""
+    worst: NDArray[np.float64] = values[np.isfinite(values).all(axis=1)].max(axis=0)
+    return worst
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> RecordedEstimator:
@@ -175,7 +185,8 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> Recorded
 
     Columns named `kind:target` or `kind_target` are genes, of the kinds of a search space; every
     combination of the values that occur must have exactly one row. Columns named as metrics
-    (`METRICS`) are metrics; accuracies above 1 are read as per cent. Others are ignored.
+    (`METRICS`) are metrics; accuracies above 1 are read as per cent. A policy without an
+    accuracy failed; its costs must be there. Other columns are ignored.
 
     Args:
         path: `.csv`, also compressed, or `.parquet`.
@@ -201,6 +212,11 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> Recorded
         filled = np.empty(space.cardinality)
         filled[places] = _numbers(frame[column], metric, path)
         metrics[metric] = filled.reshape(tuple(space.sizes))
+    if math.isnan(metrics["accuracy"][tuple(space.encode(space.largest))]):
+        raise StudyError(
+            f"the least compressed policy, which others are measured against, must have an "
+            f"accuracy, but in '{path}' it has none; add it"
+        )
     return RecordedEstimator(space, metrics)
 
 
@@ -292,12 +308,15 @@ def _numbers(column: pd.Series[float], metric: str, path: Path) -> NDArray[np.fl
         numbers: NDArray[np.float64] = np.asarray(column, dtype=np.float64)
     except ValueError:
         numbers = np.array([math.nan])
-    percent = metric == "accuracy" and numbers.max() > 1.0
-    highest = 100.0 if percent else (1.0 if metric == "accuracy" else math.inf)
-    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.max() <= highest):
+    judged = metric == "accuracy"
+    known = numbers[~np.isnan(numbers)] if judged else numbers
+    percent = judged and bool((known > 1.0).any())
+    highest = 100.0 if percent else (1.0 if judged else math.inf)
+    if not (len(known) and np.isfinite(known).all() and ((known >= 0) & (known <= highest)).all()):
         raise StudyError(
             f"'{metric}' must be a number from 0 to {highest:g} in every row, but column "
             f"'{column.name}' of '{path}' holds others; correct them"
+            + (", and leave those of policies that failed empty" if judged else "")
         )
     shares: NDArray[np.float64] = numbers / 100.0 if percent else numbers
     return shares

@@ -65,6 +65,33 @@ def test_the_identity_is_the_content(tmp_path: Path) -> None:
     assert one == same != other
 
 
+def test_policies_without_an_accuracy_failed(tmp_path: Path) -> None:
+    frame = _frame()
+    failed = frame["channels:a"] == 4
+    worst = 1 - frame.loc[~failed, "accuracy"].min()
+    frame.loc[failed, "accuracy"] = np.nan
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    table = read_table(tmp_path / "table.csv")
+    policy = Policy({"weight_bits:b": 2, "channels:a": 4, "kernel_sparsity:a": 0.0})
+    found = table.estimate(policy)
+    assert (found.status, found.reason) == ("failed", "the table records no accuracy")
+    assert table.costs(policy) == {"macs": 8.0}
+    assert table.counted_error == pytest.approx(worst)
+    reference, whole = table.scale(("error", "macs"), ())
+    assert reference.point == pytest.approx([worst, 128.0])
+    assert 0 < whole < 1
+    assert (table.values(("error", "macs"))[:, 0] == np.inf).sum() == 4
+
+
+def test_the_least_compressed_policy_has_an_accuracy(tmp_path: Path) -> None:
+    frame = _frame()
+    largest = (frame["macs"] == 128) & (frame["kernel_sparsity:a"] == 0)
+    frame.loc[largest, "accuracy"] = np.nan
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    with pytest.raises(StudyError, match="must have an accuracy"):
+        read_table(tmp_path / "table.csv")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -75,6 +102,7 @@ def test_the_identity_is_the_content(tmp_path: Path) -> None:
         (lambda f: f[["accuracy", "macs"]], "a column for every gene"),
         (lambda f: f.assign(accuracy=np.nan), "'accuracy' must be a number"),
         (lambda f: f.assign(accuracy=120.0), "from 0 to 100"),
+        (lambda f: f.assign(accuracy="failed"), "leave those of policies that failed empty"),
         (lambda f: f.assign(macs=-1.0), "'macs' must be a number"),
         (lambda f: f.assign(macs="many"), "'macs' must be a number"),
         (lambda f: f.assign(weight_bits_b=f.weight_bits_b + 8), "weight_bits must be among"),
