@@ -11,16 +11,18 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import ExtraTreesRegressor
 
 from automl_compress.errors import EstimateError
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import Evaluation, error_name, quality_name
 from automl_compress.space import Policy
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import ExtraTreesRegressor
 
 Array = NDArray[np.float64]
 Costs = Callable[[Policy], Mapping[str, float]]
@@ -106,6 +108,9 @@ def _fold(policy: Policy) -> int:
 
 
 def _forest(inputs: Array, targets: Array) -> ExtraTreesRegressor:
+    # Slow to import, and most runs predict nothing.
+    from sklearn.ensemble import ExtraTreesRegressor
+
     forest = ExtraTreesRegressor(_TREES, min_samples_leaf=2, random_state=0)
     return forest.fit(inputs, targets)
 

@@ -31,13 +31,14 @@ def write_report(folder: str | Path) -> Path:
         StudyError: a file is missing or broken.
     """
     result = StudyResult(folder)
-    result.save(result.folder)
     summary = Summary(result)
+    recovered, audit = summary.recovered, summary.audit  # broken ones, before anything is drawn
+    result.save(result.folder)
     drawings = draw_all(summary)
-    if summary.recovered:
+    if recovered:
         drawings["recovered"] = draw_recovered(summary)
-    if summary.audit is not None:
-        drawings["audit"] = draw_audit(summary.audit)
+    if audit is not None:
+        drawings["audit"] = draw_audit(audit)
     (result.folder / "figures").mkdir(exist_ok=True)
     for drawing in drawings.values():
         write_text(result.folder / "figures" / f"{drawing.name}.svg", drawing.svg)

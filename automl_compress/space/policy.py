@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from automl_compress.errors import SpaceError
 from automl_compress.space.genes import KINDS, Kind, Value, check_value
+
+_DENSE: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 class Policy(Mapping[str, Value]):
@@ -144,8 +146,7 @@ def _plain(value: Value) -> Value:
 
 
 def _key(genes: dict[str, Value]) -> str:
-    text = json.dumps(genes, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_DENSE.encode(genes).encode()).hexdigest()[:32]
 
 
 def canonical(name: str, value: Value) -> Value:

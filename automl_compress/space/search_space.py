@@ -130,7 +130,7 @@ class SearchSpace:
             SpaceError: the shape is wrong or an index is out of range.
         """
         array = np.asarray(indices)
-        if array.shape != (len(self),) or not np.issubdtype(array.dtype, np.integer):
+        if array.shape != (len(self),) or array.dtype.kind not in "iu":
             raise SpaceError(
                 f"indices must be {len(self)} integers, but are {array.dtype} of shape "
                 f"{array.shape}; give one per gene"
@@ -179,13 +179,14 @@ class SearchSpace:
         Args:
             points: (..., n_genes).
         """
-        inside = np.clip(np.nan_to_num(np.asarray(points, dtype=np.float64)), 0.0, 1.0)
-        return np.minimum(np.floor(inside * self.sizes), self.sizes - 1).astype(np.int64)
+        # Of NaN and a number, `fmax` gives the number.
+        inside = np.fmin(np.fmax(np.asarray(points, dtype=np.float64), 0.0), 1.0)
+        return np.minimum((inside * self.sizes).astype(np.int64), self.sizes - 1)
 
     def repair(self, indices: ArrayLike) -> Indices:
         """Nearest allowed indices to any numbers: rounded, then clipped. Idempotent."""
-        rounded = np.rint(np.nan_to_num(np.asarray(indices, dtype=np.float64)))
-        return np.clip(rounded, 0, self.sizes - 1).astype(np.int64)
+        rounded = np.rint(np.asarray(indices, dtype=np.float64))
+        return np.fmin(np.fmax(rounded, 0.0), self.sizes - 1).astype(np.int64)
 
     def sample(self, rng: np.random.Generator) -> Indices:
         """Indices of one policy, every gene drawn uniformly and independently."""
