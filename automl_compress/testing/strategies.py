@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import json
 import math
 import random
@@ -60,7 +61,7 @@ def strategy_builder(name: str) -> Builder:
 def check_policies_belong_to_the_space(build: Builder) -> None:
     """Every policy asked for is one of the space's, in any batch size, also before any tell."""
     problem = _NETWORK.problem()
-    for count in (1, 2, 7, 1_000):
+    for count in (1, 2, 7, 100):
         strategy = build(problem, 0)
         asked = strategy.ask(count)
         _expect(0 < len(asked) <= count, f"ask({count}) gave {len(asked)} policies")
@@ -73,7 +74,7 @@ def check_nothing_is_asked_twice(build: Builder) -> None:
     for network in (_NETWORK, ToyNetwork(layers=2, channels=(), weight_bits=(2, 4, 8))):
         strategy = build(network.problem(), 1)
         _check_distinct(
-            policy for asked in _rounds(strategy, ToyEstimator(network)) for policy in asked
+            policy for asked in _asks(strategy, ToyEstimator(network)) for policy in asked
         )
 
 
@@ -113,7 +114,7 @@ def check_cost_constraints(build: Builder) -> None:
     for text in ("size_bytes <= 0.1x", "macs <= 0.3x", "size_bytes <= 0.03x"):
         problem = _NETWORK.problem(constraints=[text])
         strategy = build(problem, 5)
-        for asked in _rounds(strategy, ToyEstimator(_NETWORK)):
+        for asked in _asks(strategy, ToyEstimator(_NETWORK)):
             for policy in asked:
                 excess = problem.cost_violation(policy)
                 _expect(excess == 0, f"'{text}' is exceeded by {excess:.3f} in {policy}")
@@ -223,13 +224,14 @@ def check_any_loss(build: Builder) -> None:
         ),
     )
     by_error, by_divergence = build(errors, 10), build(divergences, 10)
+    told: list[Evaluation] = []
     for number in range(_ROUNDS):
+        by_error.tell(told)
+        by_divergence.tell([_diverging(evaluation) for evaluation in told])
         asked = by_error.ask(8)
         same = [policy.key for policy in by_divergence.ask(8)] == [policy.key for policy in asked]
         _expect(same, f"ask {number} differs where the same loss is the divergence")
         told = _estimates(ToyEstimator(_NETWORK, failing=0.1), asked)
-        by_error.tell(told)
-        by_divergence.tell([_diverging(evaluation) for evaluation in told])
 
 
 def _diverging(evaluation: Evaluation) -> Evaluation:
@@ -301,7 +303,7 @@ def check_state_resumes(build: Builder) -> None:
         for strategy in (going, fresh):
             strategy.tell(_estimates(estimator, out))
         for number, (expected, found) in enumerate(
-            zip(_rounds(going, estimator, 3), _rounds(fresh, estimator, 3), strict=True)
+            zip(_asks(going, estimator, 3), _asks(fresh, estimator, 3), strict=True)
         ):
             _expect(
                 found == expected,
@@ -313,10 +315,10 @@ def check_state_is_a_snapshot(build: Builder) -> None:
     """A state that was taken does not change when the strategy goes on."""
     strategy = build(_NETWORK.problem(), 12)
     estimator = ToyEstimator(_NETWORK)
-    list(_rounds(strategy, estimator, 5))
+    list(_rounds(strategy, estimator))
     state = strategy.state_dict()
     before = stored_and_read(state)
-    list(_rounds(strategy, estimator, 3))
+    list(_rounds(strategy, estimator, 1))
     _expect_equal(state, before, "a state taken earlier")
 
 
@@ -355,7 +357,7 @@ def trace(build: Builder, seed: int, rounds: int = _ROUNDS) -> list[list[str]]:
     network = replace(_NETWORK, layers=7)
     strategy = build(network.problem(), seed)
     estimator = ToyEstimator(network, failing=0.05, nan=0.05)
-    return [[policy.key for policy in asked] for asked in _rounds(strategy, estimator, rounds)]
+    return [[policy.key for policy in asked] for asked in _asks(strategy, estimator, rounds)]
 
 
 def print_traces() -> None:
@@ -434,6 +436,13 @@ def _rounds(
         asked = strategy.ask(count)
         yield asked
         strategy.tell(_estimates(estimator, asked))
+
+
+def _asks(
+    strategy: Strategy, estimator: ToyEstimator, rounds: int = _ROUNDS
+) -> Iterable[list[Policy]]:
+    """The same, but the last round is not told: nothing is asked that could show it."""
+    return itertools.islice(_rounds(strategy, estimator, rounds), rounds)
 
 
 def _estimates(estimator: ToyEstimator, policies: Iterable[Policy]) -> list[Evaluation]:
