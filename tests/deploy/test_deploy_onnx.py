@@ -91,9 +91,16 @@ def test_float_files_compute_what_pytorch_computes(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg", "grouped", "shared", "transformer"])
 def test_integer_files_hold_our_integers_and_run_on_them(name: str, tmp_path: Path) -> None:
+    """And the network, exported while it is in training, is left as it was."""
     model, images = built(name, seed=1)
+    before, text = torch_outputs(model, images), repr(model.train())
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     path = tmp_path / "model.onnx"
     report = export_onnx(model, path, images[:1], images)
+    assert repr(model) == text
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    np.testing.assert_array_equal(torch_outputs(model.eval(), images), before)
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -272,17 +279,6 @@ def test_files_say_what_they_hold_and_not_where_they_were_made(tmp_path: Path) -
     assert report == OnnxReport(**{**vars(report), "size_bytes": len(content)})
     assert b".py" not in content
     assert loaded.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-
-
-def test_the_network_is_never_changed(tmp_path: Path) -> None:
-    model, images = built("resnet8", seed=1)
-    before, text = torch_outputs(model, images), repr(model)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export_onnx(model.train(), tmp_path / "model.onnx", images[:1], images)
-    assert model.training
-    assert repr(model.eval()) == text
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    np.testing.assert_array_equal(torch_outputs(model, images), before)
 
 
 class Heads(nn.Module):
