@@ -11,9 +11,9 @@ import pytest
 from automl_compress.engine.engine import EngineSettings
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def ray_here() -> Iterator[None]:
-    """One Ray for all tests of a file; engines use it and leave it running."""
+    """One Ray for all tests of this folder; engines use it and leave it running."""
     import ray
 
     from automl_compress.engine.cluster import start_ray

@@ -14,7 +14,6 @@ from automl_compress.errors import EngineError
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.usefixtures("ray_here"),
-    pytest.mark.xdist_group("ray"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
