@@ -1,26 +1,62 @@
-"""One cache and one thread for every process of the test run."""
+"""How the test run is shared out: one cache, one thread a process, one Ray at a time."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
-# Tests run in parallel, one Ray at a time (the group "ray"); threads of their own would only fight
-# for the cores.
+# Tests run in parallel; threads of their own would only fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ray gives its workers 15 steps less priority than tests have, which then wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# How fast examples are says how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One folder for all processes of a run: each network is trained once."""
     before = os.environ.get("AUTOML_COMPRESS_CACHE")
-    os.environ["AUTOML_COMPRESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    own = tmp_path_factory.getbasetemp()
+    run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    os.environ["AUTOML_COMPRESS_CACHE"] = str(run / "cache")
     yield
     if before is None:
         del os.environ["AUTOML_COMPRESS_CACHE"]
     else:
         os.environ["AUTOML_COMPRESS_CACHE"] = before
+
+
+STARTS_RAY = {
+    *("test_bench_engine.py", "test_cli_promoting.py", "test_cli_runs.py"),
+    *("test_engine_asha.py", "test_engine_cluster.py"),
+}
+
+
+class SharedFiles(LoadScopeScheduling):
+    """A file's tests run in one process, which makes its fixtures once; so do all that start Ray.
+
+    The marker `xdist_group` does nothing with pytest 9.2 and xdist 3.8.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if Path(file).name in STARTS_RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFiles:
+    return SharedFiles(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("cluster") and item.path.name not in STARTS_RAY:
+            raise pytest.UsageError(f"{item.path.name} must be among STARTS_RAY of conftest.py")

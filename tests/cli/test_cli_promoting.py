@@ -104,7 +104,6 @@ def test_what_another_training_told_is_not_told_again(tmp_path: Path, text: str,
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("ray")
 def test_interrupted_on_ray_and_run_again(study: Path) -> None:
     arguments = [*QUICK, *PICKS, "--epochs", "12", "--set", "rate=0.01"]
     command = [sys.executable, "-m", "automl_compress", "recover", str(study), *arguments]

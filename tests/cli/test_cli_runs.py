@@ -22,8 +22,6 @@ from automl_compress.engine import Standing
 from automl_compress.ledger import StudyResult
 from automl_compress.space import load_rules
 
-RAY = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
-
 SWEEP = """
 study: tiny
 workload: {model: digits_cnn, train: {epochs: 4}}
@@ -81,7 +79,7 @@ def _kill_in_mid_search(
         process.send_signal(how)
 
 
-@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=RAY)])
+@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_kill_9_and_resume_end_like_an_undisturbed_run(kind: str, sweep: Path) -> None:
     engine = ("--set", f"engine.kind={kind}")
     assert main(["search", str(sweep), "--out", "whole", "--set", "engine.kind=serial"]) == 0
@@ -103,7 +101,7 @@ def test_kill_9_and_resume_end_like_an_undisturbed_run(kind: str, sweep: Path) -
     assert fronts[0] == fronts[1]
 
 
-@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=RAY)])
+@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_ctrl_c_leaves_a_state_that_resume_continues(kind: str, sweep: Path) -> None:
     longer = ("--set", "budget.evaluations=120")  # who sends the signal may be slow
     process = _run("search", str(sweep), "--out", "out", "--set", f"engine.kind={kind}", *longer)
@@ -165,7 +163,6 @@ def test_space_of_a_users_own_network(sweep: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("ray")
 def test_doctor_is_content(capsys: pytest.CaptureFixture[str]) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "automl_compress", "doctor"]
