@@ -15,6 +15,7 @@ from automl_compress.cli.progress import Progress
 from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError, StudyError
 from automl_compress.ledger import Manifest, StudyResult
+from automl_compress.settings_file import read_settings
 
 
 def version() -> str:
@@ -32,9 +33,11 @@ def search(
     open_report: bool,
 ) -> int:
     """Run the study of a sweep file and write its report."""
+    changes = engine_changes(workers, address)
+    _check_readable(sweep, overrides)
     from automl_compress.engine import Study
 
-    study = Study.from_file(sweep, overrides).with_engine(**engine_changes(workers, address))
+    study = Study.from_file(sweep, overrides).with_engine(**changes)
     config = study.config
     if config.pipeline is not None:
         raise StudyError(
@@ -50,6 +53,15 @@ def search(
     return _finish(result, open_report)
 
 
+def _check_readable(sweep: Path, overrides: Sequence[str]) -> None:
+    """Refuse a file that is no YAML at once: those who know its keys load torch, for seconds.
+
+    Raises:
+        StudyError: the file cannot be read, or an override is none.
+    """
+    read_settings(sweep, overrides, StudyError)
+
+
 def pipeline(
     sweep: Path,
     out: Path | None,
@@ -60,6 +72,7 @@ def pipeline(
     open_report: bool,
 ) -> int:
     """Run what of a sweep's stages is not done, and write the report."""
+    _check_readable(sweep, overrides)
     from automl_compress.cli.pipeline import run_pipeline
 
     folder = run_pipeline(sweep, out, overrides, workers, address)
@@ -68,12 +81,12 @@ def pipeline(
 
 def resume(folder: Path, workers: int | None, address: str | None, *, open_report: bool) -> int:
     """Go on with a study and write its report."""
-    from automl_compress.engine import Study
-
     manifest = Manifest.read(folder)
     if manifest.status == "finished":
         print(f"study {manifest.study} is finished; only its report is written again")
         return report(folder, open_report=open_report)
+    from automl_compress.engine import Study
+
     print(f"study {manifest.study}: resuming ...", flush=True)
     racing = sum(contestant.in_race for contestant in manifest.contestants)
     progress = Progress(manifest.budget, racing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,6 +108,15 @@ def test_a_file_that_is_no_sweep(
 
 def test_a_missing_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "missing.yaml" in _refused(capsys, "search", "missing.yaml")
+
+
+def test_what_cannot_be_read_is_refused_before_torch_is_loaded(folder: Path) -> None:
+    code = "import sys; from automl_compress.cli import main; "
+    code += "print([main(line.split()) for line in sys.argv[1:]], 'torch' in sys.modules)"
+    commands = ["search no.yaml", "pipeline no.yaml", "resume nowhere", "report nowhere", "--help"]
+    command = [sys.executable, "-c", code, *commands]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[2, 2, 2, 2, 0] False\n")
 
 
 @pytest.mark.parametrize("override", ["budget", "budget.evaluations=many", "=3", "study.x=1"])
