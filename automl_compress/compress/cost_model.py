@@ -106,6 +106,9 @@ class CostModel:
         self._groups = {group.name: group for group in structure.groups}
         self._other_macs = structure.other_macs
         shares = _shares(structure.groups)
+        self._products = [
+            (part, _width(part.channels, shares, part.name, "out")) for part in structure.products
+        ]
         self._out = {
             layer.name: _width(layer.out_channels, shares, layer.name, "out")
             for layer in structure.layers
@@ -235,7 +238,10 @@ class CostModel:
         self.check(policy)
         channels = policy.of_kind("channels")
         layers = self.layers(policy)
-        macs = sum(layer.macs for layer in layers.values()) + self._other_macs
+        other = self._other_macs + sum(
+            part.macs_per_channel * width.at(channels) for part, width in self._products
+        )
+        macs = sum(layer.macs for layer in layers.values()) + other
         bitops = sum(layer.bitops for layer in layers.values())
         size = sum(layer.size_bytes for layer in layers.values())
         params = sum(layer.weights for layer in layers.values())
@@ -248,7 +254,7 @@ class CostModel:
             "size_bytes": float(size),
             "macs": float(macs),
             "params": float(params),
-            "bitops": float(bitops + self._other_macs * FLOAT_BITS * FLOAT_BITS),
+            "bitops": float(bitops + other * FLOAT_BITS * FLOAT_BITS),
         }
 
 

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from automl_compress.compress.attention import HeadProduct, HeadScores
 from automl_compress.compress.channel_maps import ChannelMap
 from automl_compress.compress.label_rules import LabelRules, tensors_in
 from automl_compress.compress.labels import FIXED, ChannelClasses, Labels, along, varying
@@ -43,7 +44,7 @@ _OUTPUT: Final = "its channels are the network's output"
 _IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"
 _LEAVES: Final = (
     *(*LAYERS, *BATCH_NORMS, *INSTANCE_NORMS, *LAST_NORMS, nn.GroupNorm),
-    *(nn.PReLU, nn.Embedding, nn.MultiheadAttention, ChannelMap),
+    *(nn.PReLU, nn.Embedding, nn.MultiheadAttention, ChannelMap, HeadProduct),
 )
 """Modules whose own tensors are understood as a whole, or not at all."""
 
@@ -157,7 +158,7 @@ class _Tracer:
 
     def _enter(self, module: nn.Module, _: Any) -> None:
         self._running.append(module)
-        self._inside += isinstance(module, ChannelMap)
+        self._inside += isinstance(module, (ChannelMap, HeadProduct))
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._running.pop()
@@ -166,6 +167,13 @@ class _Tracer:
             self._read(module, inputs[0], 1, module.in_channels)
             labels = self._axis(self._names[module], "out", module.out_channels)
             self._set(output, along(labels, 1, output.dim()))
+        elif isinstance(module, HeadProduct):
+            self._inside -= 1
+            scores = isinstance(module, HeadScores)
+            for x in inputs if scores else inputs[1:]:
+                line = self._line(x, x.dim() - 1, module.width)
+                line = self._join((self._names[module], "out"), line)
+            self._set(output, None if scores else along(line, output.dim() - 1, output.dim()))
 
     def _axis(self, name: str, axis: Axis, size: int) -> Labels:
         """Labels of a module's axis, made on first use."""

@@ -163,6 +163,7 @@ def _coverage(genes: list[Gene], structure: Structure, skipped: list[tuple[str, 
     parameters = {layer.name: _weights(layer) for layer in structure.layers}
     macs = {layer.name: _weights(layer) * layer.positions for layer in structure.layers}
     macs[""] = structure.other_macs
+    macs |= {part.name: part.channels * part.macs_per_channel for part in structure.products}
     for layer in structure.layers:
         parameters[layer.name] += layer.out_channels * layer.bias
     for part in structure.stored:

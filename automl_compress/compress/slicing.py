@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from automl_compress.compress.attention import HeadProduct
 from automl_compress.compress.channel_maps import ChannelMap
 from automl_compress.compress.modules import become, find_part, share_copy
 from automl_compress.compress.structure import Axis, ChannelGroup
@@ -35,6 +36,8 @@ INSTANCE_NORMS: Final = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 LAST_NORMS: Final = (nn.LayerNorm, nn.RMSNorm)
 """Normalizations over the last axis."""
 NORMALIZATIONS: Final = (*BATCH_NORMS, *INSTANCE_NORMS, *LAST_NORMS, nn.GroupNorm)
+_OWN_NUMBERS: Final = (*LAYERS, *NORMALIZATIONS, nn.PReLU, ChannelMap, HeadProduct)
+"""Modules whose numbers are changed where they are cut."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,62 @@ def cut_channels(model: nn.Module, places: Mapping[str, Places]) -> nn.Module:
     result = share_copy(model)
     for name, stays in places.items():
         _cut_part(result, name, stays)
+    for (parent, name), value in followed_numbers(model, places).items():
+        vars(result.get_submodule(parent))[name] = value
     return result
+
+
+def followed_numbers(
+    model: nn.Module, places: Mapping[str, Places]
+) -> dict[tuple[str, str], int | tuple[int, ...]]:
+    """Numbers that modules keep of the widths of what they hold, after a cut.
+
+    A ViT reshapes by its `hidden_dim`, a layer scale by its `shape`. A number follows where all
+    parts that a module holds and that have this width get the same new one; numbers that are
+    equal by chance follow too, and trial cuts tell whether that is right.
+
+    Args:
+        model: the original.
+        places: what stays of the modules that are cut.
+
+    Returns:
+        By module and attribute, the new value of those that change.
+    """
+    cut = (name for name, stays in places.items() if stays.out is not None)
+    found: dict[tuple[str, str], int | tuple[int, ...]] = {}
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in cut):
+        module = model.get_submodule(parent)
+        numbers = {n: v for n, v in vars(module).items() if _is_number(v)}
+        if not numbers or isinstance(module, _OWN_NUMBERS):
+            continue
+        widths = _new_widths(model, parent, places)
+        for name, value in numbers.items():
+            many = isinstance(value, tuple)
+            new = tuple(widths.get(n, n) for n in value) if many else widths.get(value, value)
+            if new != value:
+                found[parent, name] = new
+    return found
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is an integer or a tuple of integers."""
+    if isinstance(value, tuple):
+        return all(type(part) is int for part in value)
+    return type(value) is int
+
+
+def _new_widths(model: nn.Module, parent: str, places: Mapping[str, Places]) -> dict[int, int]:
+    """New widths of what a module holds, by old ones that all become the same."""
+    module = model.get_submodule(parent)
+    found: dict[int, set[int]] = {}
+    for last, part in (*module._modules.items(), *module._parameters.items()):
+        name = f"{parent}.{last}".lstrip(".")
+        if part is None or not can_cut(part) or isinstance(part, ChannelMap):
+            continue
+        old = axis_size(model, name, "out")
+        stays = places.get(name, Places()).out
+        found.setdefault(old, set()).add(old if stays is None else len(stays))
+    return {old: new.pop() for old, new in found.items() if len(new) == 1}
 
 
 def kept_places(
@@ -147,6 +205,8 @@ def axis_size(model: nn.Module, name: str, axis: Axis) -> int:
         return int(part.normalized_shape[-1])
     if isinstance(part, nn.PReLU):
         return part.num_parameters
+    if isinstance(part, HeadProduct):
+        return part.width
     if isinstance(part, nn.GroupNorm):
         return part.num_channels
     if isinstance(part, (*BATCH_NORMS, *INSTANCE_NORMS)):
@@ -203,7 +263,7 @@ def can_cut(module: nn.Module | Tensor) -> bool:
     if isinstance(module, LAYERS):
         whole = not isinstance(module, TRANSPOSED) or module.groups == 1
         return whole and "weight" in module._parameters  # else computed, as by unknown hooks
-    return isinstance(module, (*NORMALIZATIONS, Tensor, nn.PReLU, ChannelMap))
+    return isinstance(module, (*NORMALIZATIONS, Tensor, nn.PReLU, ChannelMap, HeadProduct))
 
 
 def _cut_convolution(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
@@ -275,6 +335,14 @@ def _cut_channel_map(module: Any, keep_out: Tensor | None, keep_in: Tensor | Non
     return smaller.train(module.training)
 
 
+def _cut_head_product(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
+    del keep_in
+    assert keep_out is not None
+    smaller = copy.copy(module)
+    smaller.width = len(keep_out)
+    return _with_tensors(smaller, module)
+
+
 def _with_tensors(smaller: Any, module: Any, **tensors: Tensor | None) -> nn.Module:
     """Give a shallow copy tables and tensors of its own."""
     smaller._parameters = dict(module._parameters)
@@ -299,4 +367,5 @@ _CUTTERS: Final[tuple[tuple[tuple[type[nn.Module], ...], _Cutter], ...]] = (
     ((nn.Linear,), _cut_linear),
     ((*NORMALIZATIONS, nn.PReLU), _cut_features),
     ((ChannelMap,), _cut_channel_map),
+    ((HeadProduct,), _cut_head_product),
 )

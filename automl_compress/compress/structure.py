@@ -108,6 +108,21 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
+class ProductShape:
+    """A product of activations whose channels can be cut, as in attention.
+
+    Args:
+        name: the module's name.
+        channels: channels it runs over.
+        macs_per_channel: multiply-accumulates per image that each of them takes.
+    """
+
+    name: str
+    channels: int
+    macs_per_channel: int
+
+
+@dataclass(frozen=True)
 class StoredPart:
     """Anything outside the layers that holds values: normalizations, tables, free parameters.
 
@@ -132,13 +147,16 @@ class Structure:
         groups: coupled channel groups, in the network's order, protected ones included.
         layers: layers with weights, in the network's order.
         stored: everything else that holds values.
-        other_macs: multiply-accumulates outside the layers, such as attention products.
+        other_macs: multiply-accumulates outside layers and products, such as attention that the
+            network's own code writes out.
+        products: products of activations whose channels can be cut.
     """
 
     groups: tuple[ChannelGroup, ...]
     layers: tuple[LayerShape, ...]
     stored: tuple[StoredPart, ...]
     other_macs: int
+    products: tuple[ProductShape, ...] = ()
 
     def group(self, name: str) -> ChannelGroup | None:
         """The group of a name, or None."""

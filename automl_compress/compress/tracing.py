@@ -20,10 +20,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from automl_compress.compress.attention import (
+    HeadProduct,
+    HeadScores,
+    MultiheadAttention,
+    can_be_layers,
+)
 from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.coupling import coupled_groups
-from automl_compress.compress.modules import shared_parameters, unwrapped
+from automl_compress.compress.modules import become, shared_parameters, unwrapped
 from automl_compress.compress.quantize import can_quantize
 from automl_compress.compress.slicing import (
     CONVOLUTIONS,
@@ -32,7 +38,7 @@ from automl_compress.compress.slicing import (
     TRANSPOSED,
     parameter_axis,
 )
-from automl_compress.compress.structure import LayerShape, StoredPart, Structure
+from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
 from automl_compress.compress.trial import one_line, tried_groups
 from automl_compress.errors import TraceError
 
@@ -96,6 +102,7 @@ def _trace(working: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.M
         try:
             replace_channel_maps(working, example)
             layers, other_macs = _measure_layers(working, example)
+            products = _measure_products(working, example)
         except TraceError:
             raise
         except Exception as reason:
@@ -107,7 +114,8 @@ def _trace(working: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.M
         groups = coupled_groups(working, example, layers)
         tried = tuple(tried_groups(working, example, groups))
     stored = tuple(_stored_parts(working, layers))
-    return working, Structure(tried, layers, stored, other_macs)
+    inside = sum(part.channels * part.macs_per_channel for part in products)
+    return working, Structure(tried, layers, stored, other_macs - inside, products)
 
 
 class _Deadline(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -168,7 +176,7 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
         ) from reason
     _check_modules(working)
     working.eval().requires_grad_(False)
-    for module in working.modules():
+    for module in list(working.modules()):
         _simplify(module)
     return working
 
@@ -221,6 +229,8 @@ def _simplify(module: nn.Module) -> None:
         module.inplace = False  # type: ignore[assignment]  # hides the graph
     if isinstance(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0  # its fused path bypasses the layers' own forward
+    if isinstance(module, nn.MultiheadAttention) and can_be_layers(module):
+        become(module, MultiheadAttention(module).eval())
     _fix_hooked(module)
     if parametrize.is_parametrized(module):
         _fix_parametrized(module)
@@ -299,6 +309,29 @@ def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[Laye
     )
     total = counter.get_total_flops() // 2 // len(example_input)
     return layers, max(0, total - inside)
+
+
+def _measure_products(model: nn.Module, example_input: Tensor) -> tuple[ProductShape, ...]:
+    """Products of activations that run as modules."""
+    counts: dict[str, int] = defaultdict(int)
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            weights = output if isinstance(module, HeadScores) else inputs[0]
+            counts[name] += weights.numel() // len(example_input)
+
+        return hook
+
+    named = {n: m for n, m in model.named_modules() if isinstance(m, HeadProduct)}
+    handles = [module.register_forward_hook(watch(name)) for name, module in named.items()]
+    try:
+        if named:
+            with torch.no_grad():
+                model(example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(ProductShape(n, m.width, counts[n]) for n, m in named.items() if n in counts)
 
 
 def _is_layer(module: nn.Module) -> bool:

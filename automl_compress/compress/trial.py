@@ -17,9 +17,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from automl_compress.compress.attention import HeadScores
 from automl_compress.compress.channel_maps import ZERO, ChannelMap
 from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import find_part, share_copy
@@ -30,6 +32,7 @@ from automl_compress.compress.slicing import (
     axis_size,
     can_cut,
     cut_channels,
+    followed_numbers,
     kept_places,
     weight_axis,
 )
@@ -55,8 +58,27 @@ def tried_groups(
     lively = _lively(model, generator)
     known = [replace(g, protected=g.protected or _obstacle(model, g)) for g in groups]
     cuttable = [group for group in known if not group.protected]
-    reasons = dict(_failures(_Trial(lively, probe), cuttable))
+    trial = _Trial(lively, probe)
+    reasons = dict(_failures(trial, cuttable))
+    for group in _with_followed_numbers(lively, [g for g in cuttable if g.name not in reasons]):
+        reasons.update(_failures(trial, [group]))
     return [replace(g, protected=g.protected or reasons.get(g.name, "")) for g in known]
+
+
+def _with_followed_numbers(model: nn.Module, groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Groups that must also be cut alone: together with others, a number might follow both."""
+    places = kept_places(model, tuple(groups), _trial_cut(groups))
+    parents = {parent for parent, _ in followed_numbers(model, places)}
+    return [
+        group
+        for group in groups
+        if any(member.module.rpartition(".")[0] in parents for member in group.members)
+    ]
+
+
+def _trial_cut(groups: list[ChannelGroup]) -> dict[str, NDArray[np.int64]]:
+    """By group name, two thirds of the channels."""
+    return {group.name: np.flatnonzero(np.arange(group.channels) % 3 != 1) for group in groups}
 
 
 def _obstacle(model: nn.Module, group: ChannelGroup) -> str:
@@ -113,8 +135,7 @@ class _Trial:
 
     def __call__(self, groups: list[ChannelGroup]) -> str:
         """Why these groups cannot be cut together; empty when they can."""
-        kept = {group.name: np.flatnonzero(np.arange(group.channels) % 3 != 1) for group in groups}
-        places = kept_places(self._model, tuple(groups), kept)
+        places = kept_places(self._model, tuple(groups), _trial_cut(groups))
         try:
             with torch.no_grad():
                 smaller = cut_channels(self._model, places)
@@ -189,6 +210,8 @@ def _blinded(
                 ones = probe.new_ones(axis_size(model, name, "out"))
                 part._parameters["weight"] = nn.Parameter(ones, requires_grad=False)
             partial[id(part.weight)] = stays.out
+        elif isinstance(part, HeadScores):
+            part.read = stays.out
         elif isinstance(part, ChannelMap) and stays.inputs is not None:
             unread = ~torch.isin(part.sources.long(), stays.inputs)
             part._buffers["sources"] = part.sources.masked_fill(unread, ZERO)

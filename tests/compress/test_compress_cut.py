@@ -21,12 +21,13 @@ from compress_networks import (
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, Structure
+from automl_compress.compress.attention import HeadProduct
 from automl_compress.compress.channel_maps import ZERO, ChannelMap, replace_channel_maps
 from automl_compress.compress.modules import find_part
 from automl_compress.compress.slicing import cut_channels, cut_module, kept_places
 from automl_compress.space import Policy
 
-MIXED = {"patch-mixer": {"patch"}, "tokens": {"patch"}, "root-mean-square": {"patch"}}
+MIXED = {name: {"patch"} for name in ("patch-mixer", "tokens", "root-mean-square", "transformer")}
 """Groups whose channels pass a norm over channels: it changes with every cut."""
 
 
@@ -46,6 +47,8 @@ def blind(model: nn.Module, structure: Structure, kept: dict[str, Any]) -> nn.Mo
     for group in structure.groups:
         for member in group.members if group.name in kept else ():
             part: Any = find_part(result, member.module)
+            if isinstance(part, HeadProduct):
+                part.read = torch.from_numpy(kept[group.name])
             for place, channel in zip(member.positions, member.channels, strict=True):
                 if channel in kept[group.name] or member.axis == "out":
                     continue

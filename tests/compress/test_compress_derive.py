@@ -139,11 +139,12 @@ def test_coverage_counts_every_parameter() -> None:
 
 
 def test_coverage_admits_what_no_gene_can_change() -> None:
-    coverage = derive_space(network("transformer"), example("transformer")).coverage
-    names = {name for name, _ in coverage.skipped}
-    assert {"encoder.self_attn.in_proj_weight", "encoder.self_attn.out_proj.weight"} <= names
-    assert 0.4 < coverage.parameters_share < 0.9
-    assert coverage.macs_share < 0.9
+    coverage = derive_space(network("windows"), example("windows")).coverage
+    reasons = dict(coverage.skipped)
+    assert reasons["channels:qkv"]
+    assert reasons["bias"] == "neither a layer that runs nor a normalization"
+    assert 0.4 < coverage.parameters_share < 1
+    assert coverage.macs_share < 1
     decoder = derive_space(network("decoder"), example("decoder")).coverage
     assert ("weight_bits:2", "a ConvTranspose2d cannot be quantized") in decoder.skipped
     plain = coverage.to_dict()

@@ -26,7 +26,7 @@ EXPECTED = {
     "shufflenet_v2_x1_0": (19, 22, "coupled to each other|output"),
     "regnet_y_400mf": (37, 38, "output"),
     "small_densenet": (10, 11, "output"),
-    "small_transformer": (2, 6, "multi_head_attention|cannot be cut|output"),
+    "small_transformer": (7, 8, "output"),
 }
 SLOW = {
     "googlenet": (57, 58, "output"),
@@ -35,7 +35,7 @@ SLOW = {
 }
 SMALL: dict[str, Any] = {
     "small_densenet": partial(torchvision.models.DenseNet, 8, (2, 2), 16),
-    "small_transformer": partial(torchvision.models.VisionTransformer, 64, 16, 2, 2, 16, 32),
+    "small_transformer": partial(torchvision.models.VisionTransformer, 64, 8, 2, 2, 16, 32),
 }
 
 
@@ -67,5 +67,6 @@ def test_networks_of_torchvision(name: str) -> None:
     with torch.no_grad():
         expected = model(inputs)
         unchanged = compressor.build(Policy({}))(inputs)
-    assert compressor.cost(Policy({}))["macs"] == counted_macs(model, inputs)
+    counted = compressor.model if name in SMALL else model  # fused ones hide products
+    assert compressor.cost(Policy({}))["macs"] == counted_macs(counted, inputs)
     torch.testing.assert_close(unchanged, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,170 @@
+"""Multi-head attention made of layers, so that its channels can be followed, cut and quantized.
+
+`nn.MultiheadAttention` keeps its projections in one parameter and computes with them in one
+function; the module here computes the same from four linear layers. Heads stay: each keeps the
+same channels, of query and key together, and of value and projection together. Products keep the
+scale of the original width, so a cut network gives what the original gives without the channels
+that go.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class HeadProduct(nn.Module):
+    """A product of two tensors that are divided into heads.
+
+    Args:
+        width: channels of every head.
+    """
+
+    read: Tensor | None = None
+    """(n,) channels that are read, for trial cuts; None for all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+
+class HeadScores(HeadProduct):
+    """Products of queries and keys over the channels of a head.
+
+    Args:
+        width: channels of every head.
+        scale: factor of the products; it stays when channels are cut.
+    """
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__(width)
+        self.scale = scale
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """Map (n, heads, targets, width), (n, heads, sources, width) to (n, heads, t, s)."""
+        if self.read is not None:
+            query, key = query[..., self.read], key[..., self.read]
+        return (query * self.scale) @ key.transpose(-2, -1)
+
+
+class HeadMix(HeadProduct):
+    """Sums of values, each channel of a head alone, weighted by how much a target reads them."""
+
+    def forward(self, weights: Tensor, value: Tensor) -> Tensor:
+        """Map (n, heads, targets, sources), (n, heads, sources, width) to (n, heads, t, width)."""
+        return weights @ value
+
+
+class MultiheadAttention(nn.Module):
+    """What `nn.MultiheadAttention` computes in evaluation mode, from layers.
+
+    Args:
+        original: see `can_be_layers`; its values are copied.
+    """
+
+    in_proj_bias = None
+    """Tells PyTorch's encoders that their fused path is none for this module."""
+
+    def __init__(self, original: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.embed_dim = original.embed_dim
+        self.num_heads = original.num_heads
+        self.batch_first = original.batch_first
+        self._qkv_same_embed_dim = True
+        width = original.head_dim
+        assert original.in_proj_weight is not None
+        weights = original.in_proj_weight.detach().chunk(3)
+        bias = original.in_proj_bias
+        biases: Any = [None] * 3 if bias is None else bias.detach().chunk(3)
+        self.query, self.key, self.value = map(_linear, weights, biases)
+        self.scores = HeadScores(width, width**-0.5)
+        self.mix = HeadMix(width)
+        out = original.out_proj
+        self.out_proj = _linear(
+            out.weight.detach(), None if out.bias is None else out.bias.detach()
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Arguments and results of `nn.MultiheadAttention`; `is_causal` is but a hint there."""
+        del is_causal
+        alone = query.dim() == 2
+        first = self.batch_first or alone
+        inputs = [x.unsqueeze(0) if alone else x for x in (query, key, value)]
+        q, k, v = (
+            self._heads(_rows(layer, x if first else x.transpose(0, 1)))
+            for layer, x in zip((self.query, self.key, self.value), inputs, strict=True)
+        )
+        scores = self.scores(q, k)
+        for mask in (attn_mask, key_padding_mask):
+            if mask is not None:
+                scores = scores + _as_bias(mask, scores, mask is key_padding_mask)
+        weights = scores.softmax(-1)
+        mixed = self.mix(weights, v).transpose(1, 2).flatten(2)
+        output = _rows(self.out_proj, mixed)
+        output = output.squeeze(0) if alone else output if first else output.transpose(0, 1)
+        if not need_weights:
+            return output, None
+        told = weights.mean(1) if average_attn_weights else weights
+        return output, told.squeeze(0) if alone else told
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Map (n, positions, channels) to (n, heads, positions, channels of a head)."""
+        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+
+def can_be_layers(module: nn.Module) -> bool:
+    """Whether a module is an attention that `MultiheadAttention` computes as well."""
+    return (
+        type(module) is nn.MultiheadAttention
+        and module._parameters.get("in_proj_weight") is not None
+        and module.bias_k is None
+        and module.bias_v is None
+        and not module.add_zero_attn
+    )
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A frozen layer of given values."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    # Own, aligned memory: products of views may differ in the last bit.
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return layer
+
+
+def _rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer on (n, positions, channels), as one product of matrices.
+
+    Otherwise who needs gradients decides how PyTorch multiplies, to the last bit.
+    """
+    rows: Tensor = layer(x.reshape(-1, x.shape[-1]))
+    return rows.reshape(*x.shape[:2], -1)
+
+
+def _as_bias(mask: Tensor, scores: Tensor, padding: bool) -> Tensor:
+    """A mask as something to add to scores (n, heads, targets, sources).
+
+    Args:
+        mask: booleans that are true where nothing is read, or floats to add; (sources,) or
+            (n, sources) when `padding`, else (targets, sources) or (n * heads, targets, sources).
+        scores: what it is added to.
+        padding: whether it is one of sources alone.
+    """
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, float("-inf"))
+    if padding:
+        return mask.reshape(-1, 1, 1, mask.shape[-1])
+    return mask.reshape(scores.shape) if mask.dim() == 3 else mask
