@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automl_compress.cli.options import add_json_option, add_markdown_option, write_file
+from automl_compress.cli.options import (
+    add_genes_option,
+    add_json_option,
+    add_markdown_option,
+    write_file,
+)
 from automl_compress.cli.replay import read_simulation
 from automl_compress.errors import InputError
 
@@ -25,6 +30,7 @@ class AblationRequest:
         objectives: names; empty for all recorded.
         constraints: texts such as `macs <= 0.5x`.
         columns: `metric=column` texts.
+        genes: columns of genes; empty for those named by kind.
         seeds: how many, from 0.
         budget: evaluations of each contestant.
         json: file for the rows.
@@ -35,6 +41,7 @@ class AblationRequest:
     objectives: Sequence[str]
     constraints: Sequence[str]
     columns: Sequence[str]
+    genes: Sequence[str]
     seeds: int
     budget: int
     json: Path | None
@@ -60,6 +67,7 @@ def add_ablation(benches: Any) -> None:
     parser.add_argument(
         "--columns", nargs="+", metavar="METRIC=COLUMN", default=[], help="columns of metrics"
     )
+    add_genes_option(parser)
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
     parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
     add_json_option(parser)
@@ -67,7 +75,7 @@ def add_ablation(benches: Any) -> None:
     parser.set_defaults(
         run=lambda a: run_ablation(
             AblationRequest(
-                *(a.table, a.objectives, a.constraints, a.columns),
+                *(a.table, a.objectives, a.constraints, a.columns, a.genes),
                 *(a.seeds, a.budget, a.json, a.markdown),
             )
         )
@@ -114,15 +122,16 @@ def _landscape(request: AblationRequest) -> tuple[Landscape, str, str]:
     from automl_compress.bench.ablation import TOY, Landscape
 
     if request.table is None:
-        if request.objectives or request.constraints or request.columns:
+        if request.objectives or request.constraints or request.columns or request.genes:
             raise InputError(
-                "--objectives, --constraints and --columns must go with a table or a study, but "
-                "none is given; name one"
+                "--objectives, --constraints, --columns and --genes must go with a table or a "
+                "study, but none is given; name one"
             )
         genes = len(TOY.space)
         return Landscape.of_toy(), f"Useful hypervolume on an additive toy of {genes} genes", ""
     table, problem = read_simulation(
-        request.table, request.columns, request.objectives, request.constraints
+        *(request.table, request.columns, request.genes),
+        *(request.objectives, request.constraints),
     )
     where = f"{request.table.name}: {table.scored_by}"
     return Landscape.of_table(table, problem), where, table.note

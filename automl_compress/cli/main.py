@@ -20,6 +20,7 @@ from automl_compress.cli.auditing import add_audit
 from automl_compress.cli.bench import add_bench
 from automl_compress.cli.comparing import add_compare
 from automl_compress.cli.options import (
+    add_genes_option,
     add_json_option,
     add_markdown_option,
     add_overrides_option,
@@ -218,6 +219,7 @@ def _add_replay(subparsers: Any) -> None:
         default=[],
         help="columns of metrics, such as accuracy=test_accuracy",
     )
+    add_genes_option(parser)
     add_json_option(parser)
     parser.add_argument(
         "--resume", action="store_true", help="race only whom the file of --json lacks"
@@ -227,7 +229,7 @@ def _add_replay(subparsers: Any) -> None:
         run=lambda a: run_replay(
             ReplayRequest(
                 *(a.table, a.strategies, a.seeds, a.budget, a.objectives, a.constraints),
-                *(a.columns, a.json, a.resume, a.markdown),
+                *(a.columns, a.genes, a.json, a.resume, a.markdown),
             )
         )
     )

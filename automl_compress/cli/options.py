@@ -33,6 +33,17 @@ def add_json_option(parser: Any) -> None:
     )
 
 
+def add_genes_option(parser: Any) -> None:
+    """Add `--genes COLUMN...` of a recorded table."""
+    parser.add_argument(
+        "--genes",
+        nargs="+",
+        metavar="COLUMN",
+        default=[],
+        help="columns of genes, where they are not named KIND:TARGET; of numbers or words",
+    )
+
+
 def add_markdown_option(parser: Any) -> None:
     """Add `--markdown FILE`."""
     parser.add_argument(

@@ -33,6 +33,7 @@ class ReplayRequest:
         objectives: names; empty for all recorded.
         constraints: texts such as `macs <= 0.5x`.
         columns: `metric=column` texts.
+        genes: columns of genes; empty for those named by kind.
         json: file for the rows and all curves, written after each strategy.
         resume: contestants that the file holds already are not raced again.
         markdown: file for the table.
@@ -45,6 +46,7 @@ class ReplayRequest:
     objectives: Sequence[str]
     constraints: Sequence[str]
     columns: Sequence[str]
+    genes: Sequence[str]
     json: Path | None
     resume: bool
     markdown: Path | None
@@ -59,7 +61,8 @@ def run_replay(request: ReplayRequest) -> int:
 
     _check(request)
     table, problem = read_simulation(
-        request.table, request.columns, request.objectives, request.constraints
+        *(request.table, request.columns, request.genes),
+        *(request.objectives, request.constraints),
     )
     names = tuple(request.strategies) or strategy_names()
     print(
@@ -93,18 +96,23 @@ def run_replay(request: ReplayRequest) -> int:
 
 
 def read_simulation(
-    path: Path, columns: Sequence[str], objectives: Sequence[str], constraints: Sequence[str]
+    path: Path,
+    columns: Sequence[str],
+    genes: Sequence[str],
+    objectives: Sequence[str],
+    constraints: Sequence[str],
 ) -> tuple[Simulation, Problem]:
     """The table, or the surrogate of a study's ledger, and the problem it poses.
 
     Args:
         path: of the recorded table, or a study's folder.
         columns: `metric=column` texts, for tables.
+        genes: columns of genes, for tables; empty for those named by kind.
         objectives: names; empty for all recorded, or for the study's.
         constraints: texts such as `macs <= 0.5x`; empty for none, or for the study's.
 
     Raises:
-        InputError: columns are given for a study.
+        InputError: columns or genes are given for a study.
         StudyError: neither can be read, or an objective is not recorded.
     """
     from automl_compress.engine.ledger_surrogate import LedgerSurrogate
@@ -113,10 +121,12 @@ def read_simulation(
     from automl_compress.ledger import StudyResult
 
     if not path.is_dir():
-        table = read_table(path, read_columns(columns))
+        table = read_table(path, read_columns(columns), genes)
         return table, table_problem(table, objectives, constraints)
-    if columns:
-        raise InputError("--columns must go with a table, but a study names its metrics; leave out")
+    if columns or genes:
+        raise InputError(
+            "--columns and --genes must go with a table, but a study names its own; leave them out"
+        )
     result = StudyResult(path)
     stated = [constraint.text for constraint in result.manifest.constraints]
     surrogate = LedgerSurrogate(result)

@@ -180,33 +180,42 @@ def _worst(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return worst
 
 
-def read_table(path: Path, columns: Mapping[str, str] | None = None) -> RecordedEstimator:
+def read_table(
+    path: Path, columns: Mapping[str, str] | None = None, genes: Sequence[str] = ()
+) -> RecordedEstimator:
     """Read a recorded space.
 
-    Columns named `kind:target` or `kind_target` are genes, of the kinds of a search space; every
-    combination of the values that occur must have exactly one row. Columns named as metrics
+    Columns named `kind:target` or `kind_target` are genes, of the kinds of a search space; or
+    those that are listed, whatever they are named and hold. Every combination of the values that
+    occur must have exactly one row. Columns named as metrics
     (`METRICS`) are metrics; accuracies above 1 are read as per cent. A policy without an
     accuracy failed; its costs must be there. Other columns are ignored.
 
     Args:
         path: `.csv`, also compressed, or `.parquet`.
         columns: column by metric, where a metric's column has another name.
+        genes: columns of the genes. Choices that are not whole numbers from 1 become such: in
+            their order where they are numbers, else in that of their policies' mean first cost.
 
     Raises:
         StudyError: the file cannot be read, or holds no complete space with its accuracies.
     """
     frame = _read(path)
     chosen = _metric_columns(frame, dict(columns or {}), path)
-    genes = {name: gene for name in map(str, frame) if (gene := _gene_name(name)) is not None}
-    if not genes:
+    if genes:
+        frame = _ranked(frame, genes, chosen, path)
+        named = _any_named(genes)
+    else:
+        named = {name: gene for name in map(str, frame) if (gene := _gene_name(name)) is not None}
+    if not named:
         raise StudyError(
             f"a table must have a column for every gene, named KIND:TARGET with a kind of "
-            f"{', '.join(KINDS)}, but '{path}' has none; rename its columns"
+            f"{', '.join(KINDS)}, but '{path}' has none; rename its columns or list them: --genes"
         )
     space = SearchSpace(
-        [_gene(frame[column], name, kind) for column, (name, kind) in genes.items()]
+        [_gene(frame[column], name, kind) for column, (name, kind) in named.items()]
     )
-    places = _places(frame, list(genes), space, path)
+    places = _places(frame, list(named), space, path)
     metrics = {}
     for metric, column in chosen.items():
         filled = np.empty(space.cardinality)
@@ -263,6 +272,52 @@ def _gene_name(column: str) -> tuple[str, Kind] | None:
     return None
 
 
+def _any_named(genes: Sequence[str]) -> dict[str, tuple[str, Kind]]:
+    """Name and kind by column, of columns that may be named anyhow."""
+    return {column: _gene_name(column) or (f"channels:{column}", "channels") for column in genes}
+
+
+def _ranked(
+    frame: pd.DataFrame, genes: Sequence[str], metrics: Mapping[str, str], path: Path
+) -> pd.DataFrame:
+    """The table with the choices of listed genes that no kind allows as ranks, from 1.
+
+    Raises:
+        StudyError: a column is not there, holds a metric, is listed twice or has gaps.
+    """
+    cost = next(column for metric, column in metrics.items() if metric != "accuracy")
+    ranks = {}
+    for column in genes:
+        if column not in frame or column in metrics.values() or list(genes).count(column) > 1:
+            raise StudyError(
+                f"a gene must be a column of '{path}' that holds no metric, listed once, but is "
+                f"'{column}'{suggestion(column, map(str, frame))}; correct it"
+            )
+        if frame[column].isna().any():
+            raise StudyError(
+                f"a gene must have a choice in every row, but column '{column}' of '{path}' has "
+                "gaps; fill them"
+            )
+        if _gene_name(column) is None and not _counts(frame[column]):
+            ranks[column] = frame[column].map(_ranks(frame[column], frame[cost]))
+    return frame.assign(**ranks)
+
+
+def _counts(column: pd.Series[float]) -> bool:
+    """Whether its choices are whole numbers from 1, which genes take as they are."""
+    return pd.api.types.is_integer_dtype(column) and bool((column > 0).all())
+
+
+def _ranks(column: pd.Series[float], cost: pd.Series[float]) -> dict[object, int]:
+    """Rank by choice, the most compressed first."""
+    if pd.api.types.is_numeric_dtype(column):
+        ordered = sorted(set(column.tolist()))
+    else:
+        means = pd.to_numeric(cost, errors="coerce").groupby(column).mean()
+        ordered = sorted(means.index, key=lambda choice: (means[choice], str(choice)))
+    return {choice: rank for rank, choice in enumerate(ordered, 1)}
+
+
 def _gene(column: pd.Series[float], name: str, kind: Kind) -> Gene:
     """A gene of the numbers that occur; which of them are allowed is the gene's to say.
 
@@ -296,9 +351,10 @@ def _places(
     ]
     distinct = len(set(zip(*indices, strict=True)))
     if distinct != len(frame) or distinct != space.cardinality:
+        remedy = "keep one row of each" if distinct < len(frame) else "complete it"
         raise StudyError(
             f"a table must hold each of its space's {space.cardinality} policies once, but "
-            f"'{path}' has {len(frame)} rows with {distinct} different ones; complete it"
+            f"'{path}' has {len(frame)} rows with {distinct} different ones; {remedy}"
         )
     return np.ravel_multi_index(tuple(indices), tuple(space.sizes)).astype(np.int64)
 

@@ -42,6 +42,21 @@ def test_a_replay_prints_and_writes_its_table(
     assert json.loads(Path("out.json").read_text()) == document
 
 
+def test_genes_may_have_names_and_words_of_their_own(
+    table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path(table).read_text().replace("channels_a,channels_b", "operation,width")
+    header, *rows = text.splitlines()
+    words = [f"op{row[0]}{row[1:]}" for row in rows]
+    Path("named.csv").write_text("\n".join([header, *words]))
+    command = ["replay", "named.csv", "--columns", "accuracy=top1", "--seeds", "1", "--budget", "8"]
+    command += ["--strategies", "nsga2"]
+    assert main(command) == 2
+    assert "list them: --genes" in capsys.readouterr().err
+    assert main([*command, "--genes", "operation", "width"]) == 0
+    assert "36 policies of 2 genes" in capsys.readouterr().out
+
+
 def test_a_replay_goes_on_with_whom_its_file_lacks(
     table: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

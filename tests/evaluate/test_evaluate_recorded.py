@@ -55,6 +55,37 @@ def test_accuracies_in_per_cent_and_named_columns(tmp_path: Path) -> None:
     assert table.baseline["error"] == pytest.approx(1 - 0.82)
 
 
+def test_genes_of_any_name_and_choice(tmp_path: Path) -> None:
+    rows = [
+        {"op 1": op, "share": share, "kept": kept, "accuracy": 0.9 - 0.01 * cost, "macs": cost}
+        for op, share, kept in itertools.product(("none", "conv3", "conv1"), (0.5, -1.5), (8, 16))
+        if (cost := {"none": 1, "conv1": 3, "conv3": 9}[op] * kept + share + 2)
+    ]
+    frame = pd.DataFrame(rows)
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    genes = ["op 1", "share", "kept"]
+    table = read_table(tmp_path / "table.csv", genes=genes)
+    assert {gene.name: gene.values for gene in table.space} == {
+        "channels:op 1": (1, 2, 3),  # none, conv1, conv3, as they cost
+        "channels:share": (1, 2),
+        "channels:kept": (8, 16),
+    }
+    found = table.costs(Policy({"channels:op 1": 2, "channels:share": 1, "channels:kept": 16}))
+    assert found["macs"] == 3 * 16 - 1.5 + 2
+    for wrong, said in (
+        (["op 1", "shar"], "did you mean 'share'"),
+        (["macs"], "holds no metric"),
+        (["op 1", "op 1"], "listed once"),
+        (["op 1"], "keep one row of each"),
+    ):
+        with pytest.raises(StudyError, match=said):
+            read_table(tmp_path / "table.csv", genes=wrong)
+    frame.loc[0, "op 1"] = None
+    frame.to_csv(tmp_path / "gaps.csv", index=False)
+    with pytest.raises(StudyError, match="has gaps"):
+        read_table(tmp_path / "gaps.csv", genes=genes)
+
+
 def test_the_identity_is_the_content(tmp_path: Path) -> None:
     frame = _frame()
     frame.to_csv(tmp_path / "a.csv", index=False)
