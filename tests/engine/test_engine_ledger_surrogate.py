@@ -138,7 +138,7 @@ def test_the_command_replays_a_study_and_labels_it(
         assert "Kendall's tau" in text
     assert "best accuracy, %" in printed
     assert main([*words, "--columns", "accuracy=top1"]) == 2
-    assert "--columns must go with a table" in capsys.readouterr().err
+    assert "--columns and --genes must go with a table" in capsys.readouterr().err
     assert main(["replay", str(tmp_path)]) == 2
     assert "run.json" in capsys.readouterr().err
 
