@@ -318,7 +318,7 @@ def check_state_is_a_snapshot(build: Builder) -> None:
     list(_rounds(strategy, estimator))
     state = strategy.state_dict()
     before = stored_and_read(state)
-    list(_rounds(strategy, estimator, 1))
+    list(_rounds(strategy, estimator, 3))
     _expect_equal(state, before, "a state taken earlier")
 
 
