@@ -207,12 +207,24 @@ def doctor() -> int:
     print(f"processors: {len(os.sched_getaffinity(0))}")
     print(f"torch capability: {torch.backends.cpu.get_cpu_capability()}")
     print(f"estimates compute in {fast_precision()}")
+    print(f"INT8 files: {_integer_products()}")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     print(f"CUDA devices: {gpus}")
     problems += _check_writable("image cache", cache_folder())
     problems += _check_ray()
     print("all is well" if not problems else f"{problems} problem(s)")
     return 0 if not problems else 1
+
+
+def _integer_products() -> str:
+    from automl_compress.deploy.runtime import EXACT, saturates
+
+    try:
+        if saturates():
+            return f"products of 8 bits saturate here; sessions need {'='.join(EXACT)}"
+    except InputError as reason:
+        return str(reason)
+    return "products of 8 bits are exact here"
 
 
 def _check_writable(what: str, folder: Path) -> int:

@@ -129,7 +129,8 @@ def _integers(report: OnnxReport) -> str:
     bits = sorted(set(report.weight_bits.values()))
     stored = f", {', '.join(map(str, bits))} bits on the INT8 grid" if bits else ""
     wide = max(bits, default=0) > SAFE_BITS
-    hint = "; processors without VNNI need session.x64quantprecision=1" if wide else ""
+    needed = "; processors without VNNI, and only they, need session.x64quantprecision=1"
+    hint = needed if wide else ""
     return (
         f"{len(report.weight_bits)} layers hold integers{stored}{hint}; against PyTorch on "
         f"{report.images:,} test images"

@@ -11,8 +11,8 @@ integer kernels read or write are rounded to 256 levels, in ranges of calibratio
 clips of the range between the least and the largest value seen, the one with the least squared
 error.
 
-On processors without VNNI, ONNX Runtime adds pairs of products in 16 bits, which may saturate; the
-comparison in the report runs on the machine that exports.
+On processors without VNNI, ONNX Runtime adds pairs of products in 16 bits, which may saturate; see
+`runtime.EXACT`. The comparison in the report runs on the machine that exports.
 """
 
 from __future__ import annotations

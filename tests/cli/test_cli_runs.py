@@ -169,6 +169,7 @@ def test_doctor_is_content(capsys: pytest.CaptureFixture[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all is well" in done.stdout
+    assert "INT8 files: products of 8 bits" in done.stdout
 
 
 def test_progress_is_readable_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_an_onnx_file_runs_as_the_network_does(tmp_path: Path) -> None:
     written = export_format("onnx").save(built, path, source)
     assert written.size_bytes == path.stat().st_size
     assert "1 layers hold integers, 8 bits on the INT8 grid" in written.remark
-    assert "need session.x64quantprecision=1" in written.remark
+    assert "and only they, need session.x64quantprecision=1" in written.remark
     found = export_format("onnx").load(path, model)(images)
     with torch.no_grad():
         expected = built(images)
