@@ -1,10 +1,11 @@
 """Multi-head attention made of layers, so that its channels can be followed, cut and quantized.
 
 `nn.MultiheadAttention` keeps its projections in one parameter and computes with them in one
-function; the module here computes the same from four linear layers. Heads stay: each keeps the
-same channels, of query and key together, and of value and projection together. Products keep the
-scale of the original width, so a cut network gives what the original gives without the channels
-that go.
+function; networks that write attention out divide one layer's output by numbers in their code.
+The modules here compute the same from four linear layers and two products. Heads stay: each keeps
+the same channels, of query and key together, and of value and projection together. Products keep
+the scale of the original width, so a cut network gives what the original gives without the
+channels that go.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -36,16 +38,20 @@ class HeadScores(HeadProduct):
     Args:
         width: channels of every head.
         scale: factor of the products; it stays when channels are cut.
+        cosine: whether queries and keys get length 1 first.
     """
 
-    def __init__(self, width: int, scale: float) -> None:
+    def __init__(self, width: int, scale: float, cosine: bool = False) -> None:
         super().__init__(width)
         self.scale = scale
+        self.cosine = cosine
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """Map (n, heads, targets, width), (n, heads, sources, width) to (n, heads, t, s)."""
         if self.read is not None:
             query, key = query[..., self.read], key[..., self.read]
+        if self.cosine:
+            query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
         return (query * self.scale) @ key.transpose(-2, -1)
 
 
@@ -57,7 +63,37 @@ class HeadMix(HeadProduct):
         return weights @ value
 
 
-class MultiheadAttention(nn.Module):
+class HeadLayers(nn.Module):
+    """What all attention made of layers has; others say how they are called.
+
+    Args:
+        layers: of queries, keys and values.
+        heads: how many heads there are.
+        scale: factor of the products of queries and keys.
+        cosine: as of `HeadScores`.
+    """
+
+    def __init__(
+        self, layers: list[nn.Linear], heads: int, scale: float, cosine: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.query, self.key, self.value = layers
+        self.scores = HeadScores(layers[0].out_features // heads, scale, cosine)
+        self.mix = HeadMix(layers[2].out_features // heads)
+
+    def heads(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        """What a layer makes of (n, positions, channels): (n, heads, positions, channels)."""
+        y = rows(layer, x)
+        return y.reshape(*y.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def mixed(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Values (n, heads, s, width) that weights (n, heads, t, s) read: (n, t, channels)."""
+        mixed: Tensor = self.mix(weights, values)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class MultiheadAttention(HeadLayers):
     """What `nn.MultiheadAttention` computes in evaluation mode, from layers.
 
     Args:
@@ -68,23 +104,13 @@ class MultiheadAttention(nn.Module):
     """Tells PyTorch's encoders that their fused path is none for this module."""
 
     def __init__(self, original: nn.MultiheadAttention) -> None:
-        super().__init__()
+        assert original.in_proj_weight is not None
+        layers = divided(original.in_proj_weight, original.in_proj_bias, 3)
+        super().__init__(layers, original.num_heads, original.head_dim**-0.5)
         self.embed_dim = original.embed_dim
-        self.num_heads = original.num_heads
         self.batch_first = original.batch_first
         self._qkv_same_embed_dim = True
-        width = original.head_dim
-        assert original.in_proj_weight is not None
-        weights = original.in_proj_weight.detach().chunk(3)
-        bias = original.in_proj_bias
-        biases: Any = [None] * 3 if bias is None else bias.detach().chunk(3)
-        self.query, self.key, self.value = map(_linear, weights, biases)
-        self.scores = HeadScores(width, width**-0.5)
-        self.mix = HeadMix(width)
-        out = original.out_proj
-        self.out_proj = _linear(
-            out.weight.detach(), None if out.bias is None else out.bias.detach()
-        )
+        (self.out_proj,) = divided(original.out_proj.weight, original.out_proj.bias, 1)
 
     def forward(
         self,
@@ -103,7 +129,7 @@ class MultiheadAttention(nn.Module):
         first = self.batch_first or alone
         inputs = [x.unsqueeze(0) if alone else x for x in (query, key, value)]
         q, k, v = (
-            self._heads(_rows(layer, x if first else x.transpose(0, 1)))
+            self.heads(layer, x if first else x.transpose(0, 1))
             for layer, x in zip((self.query, self.key, self.value), inputs, strict=True)
         )
         scores = self.scores(q, k)
@@ -111,17 +137,12 @@ class MultiheadAttention(nn.Module):
             if mask is not None:
                 scores = scores + _as_bias(mask, scores, mask is key_padding_mask)
         weights = scores.softmax(-1)
-        mixed = self.mix(weights, v).transpose(1, 2).flatten(2)
-        output = _rows(self.out_proj, mixed)
+        output = rows(self.out_proj, self.mixed(weights, v))
         output = output.squeeze(0) if alone else output if first else output.transpose(0, 1)
         if not need_weights:
             return output, None
         told = weights.mean(1) if average_attn_weights else weights
         return output, told.squeeze(0) if alone else told
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """Map (n, positions, channels) to (n, heads, positions, channels of a head)."""
-        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 def can_be_layers(module: nn.Module) -> bool:
@@ -135,6 +156,12 @@ def can_be_layers(module: nn.Module) -> bool:
     )
 
 
+def divided(weight: Tensor, bias: Tensor | None, parts: int) -> list[nn.Linear]:
+    """Frozen layers of equal parts of a weight's rows."""
+    biases: Any = [None] * parts if bias is None else bias.detach().chunk(parts)
+    return [_linear(w, b) for w, b in zip(weight.detach().chunk(parts), biases, strict=True)]
+
+
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A frozen layer of given values."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
@@ -145,13 +172,13 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def _rows(layer: nn.Module, x: Tensor) -> Tensor:
+def rows(layer: nn.Module, x: Tensor) -> Tensor:
     """A linear layer on (n, positions, channels), as one product of matrices.
 
     Otherwise who needs gradients decides how PyTorch multiplies, to the last bit.
     """
-    rows: Tensor = layer(x.reshape(-1, x.shape[-1]))
-    return rows.reshape(*x.shape[:2], -1)
+    found: Tensor = layer(x.reshape(-1, x.shape[-1]))
+    return found.reshape(*x.shape[:2], -1)
 
 
 def _as_bias(mask: Tensor, scores: Tensor, padding: bool) -> Tensor:
@@ -164,7 +191,12 @@ def _as_bias(mask: Tensor, scores: Tensor, padding: bool) -> Tensor:
         padding: whether it is one of sources alone.
     """
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, float("-inf"))
+        mask = unread(mask, scores)
     if padding:
         return mask.reshape(-1, 1, 1, mask.shape[-1])
     return mask.reshape(scores.shape) if mask.dim() == 3 else mask
+
+
+def unread(mask: Tensor, scores: Tensor) -> Tensor:
+    """What to add to scores so that nothing is read where a mask is true."""
+    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, float("-inf"))

@@ -40,6 +40,7 @@ from automl_compress.compress.slicing import (
 )
 from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
 from automl_compress.compress.trial import one_line, tried_groups
+from automl_compress.compress.window_attention import ShiftedWindows, is_window_attention
 from automl_compress.errors import TraceError
 
 FLOAT_BYTES = 4
@@ -231,6 +232,8 @@ def _simplify(module: nn.Module) -> None:
         module.activation_relu_or_gelu = 0  # its fused path bypasses the layers' own forward
     if isinstance(module, nn.MultiheadAttention) and can_be_layers(module):
         become(module, MultiheadAttention(module).eval())
+    if is_window_attention(module):
+        become(module, ShiftedWindows(module).eval())
     _fix_hooked(module)
     if parametrize.is_parametrized(module):
         _fix_parametrized(module)
