@@ -107,6 +107,8 @@ class Section:
                 raise self.fail(f"'{self.name(key)}' must be given, but is missing; add it{hint}")
             return default
         value = self._values[key]
+        if isinstance(value, tuple):  # as Python writes lists that stay as they are
+            value = list(value)
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if float in kinds and isinstance(value, int) and not isinstance(value, bool):
             return float(value) if int not in kinds else value

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from automl_compress.errors import InputError, SpaceError
+from automl_compress.settings import Origin, Section
 from automl_compress.settings_file import read_settings
 from automl_compress.space import SpaceRules, load_rules
 
@@ -194,6 +195,11 @@ def test_numbers_choices_and_lists(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'lists' must be given.*perhaps in place of 'list'"):
         section.get("lists", list)
     section.close()
+
+
+def test_tuples_are_lists() -> None:
+    section = Section({"list": (1, 2)}, {(): Origin("settings")}, ())
+    assert section.items("list", int) == (1, 2)
 
 
 def test_close_names_the_key_nobody_read(tmp_path: Path) -> None:

@@ -39,7 +39,12 @@ def add_bench(subparsers: Any) -> None:
     )
     strategies = benches.add_parser("strategies", help="what strategies need for themselves")
     strategies.add_argument(
-        "--strategies", nargs="+", metavar="NAME", default=[], help="default: all registered"
+        "--strategies",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        default=[],
+        help="default: all registered",
     )
     strategies.add_argument("--genes", type=int, default=120, metavar="N", help="default: 120")
     strategies.add_argument(
@@ -56,7 +61,12 @@ def add_bench(subparsers: Any) -> None:
     coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
     add_page_option(coverage, "results/coverage")
     coverage.add_argument(
-        "--models", nargs="+", metavar="NAME", default=[], help="default: all of them"
+        "--models",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        default=[],
+        help="default: all of them",
     )
     coverage.add_argument(
         "--time-limit", type=float, default=600.0, metavar="SECONDS", help="for each model"
@@ -72,7 +82,12 @@ def add_bench(subparsers: Any) -> None:
     _add_engine(benches)
     packed = benches.add_parser("packed", help="bytes on disk against bytes promised")
     packed.add_argument(
-        "--models", nargs="+", metavar="NAME", default=[], help="default: five shipped networks"
+        "--models",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        default=[],
+        help="default: five shipped networks",
     )
     packed.add_argument("--policies", type=int, default=20, metavar="N", help="default: 20")
     add_page_option(packed, "results/packed")

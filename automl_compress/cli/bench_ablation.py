@@ -59,13 +59,28 @@ def add_ablation(benches: Any) -> None:
         help="recorded, or a study; default: an additive toy of 90 genes",
     )
     parser.add_argument(
-        "--objectives", nargs="+", metavar="NAME", default=[], help="default: all recorded"
+        "--objectives",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        default=[],
+        help="default: all recorded",
     )
     parser.add_argument(
-        "--constraints", nargs="+", metavar="TEXT", default=[], help="such as 'macs <= 0.5x'"
+        "--constraints",
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        default=[],
+        help="such as 'macs <= 0.5x'",
     )
     parser.add_argument(
-        "--columns", nargs="+", metavar="METRIC=COLUMN", default=[], help="columns of metrics"
+        "--columns",
+        nargs="+",
+        action="extend",
+        metavar="METRIC=COLUMN",
+        default=[],
+        help="columns of metrics",
     )
     add_genes_option(parser)
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")

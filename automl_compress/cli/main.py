@@ -202,19 +202,35 @@ def _add_replay(subparsers: Any) -> None:
         "table", type=Path, metavar="TABLE|DIR", help=".csv or .parquet, or the folder of a study"
     )
     parser.add_argument(
-        "--strategies", nargs="+", metavar="NAME", default=[], help="default: all registered"
+        "--strategies",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        default=[],
+        help="default: all registered",
     )
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
     parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
     parser.add_argument(
-        "--objectives", nargs="+", metavar="NAME", default=[], help="default: all recorded"
+        "--objectives",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        default=[],
+        help="default: all recorded",
     )
     parser.add_argument(
-        "--constraints", nargs="+", metavar="TEXT", default=[], help="such as 'macs <= 0.5x'"
+        "--constraints",
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        default=[],
+        help="such as 'macs <= 0.5x'",
     )
     parser.add_argument(
         "--columns",
         nargs="+",
+        action="extend",
         metavar="METRIC=COLUMN",
         default=[],
         help="columns of metrics, such as accuracy=test_accuracy",

@@ -38,6 +38,7 @@ def add_genes_option(parser: Any) -> None:
     parser.add_argument(
         "--genes",
         nargs="+",
+        action="extend",
         metavar="COLUMN",
         default=[],
         help="columns of genes, where they are not named KIND:TARGET; of numbers or words",

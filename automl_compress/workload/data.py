@@ -107,14 +107,24 @@ def existing(text: str, base: Path) -> Path:
     return (base / path).absolute()
 
 
+def _is_size(given: object) -> bool:
+    return (
+        isinstance(given, list)
+        and len(given) == 2
+        and all(isinstance(n, int) and n > 0 for n in given)
+    )
+
+
 def _image_size(section: Section) -> tuple[int, int] | None:
-    size = section.items("image_size", int, ())
-    if "image_size" in section and (len(size) != 2 or min(size) < 1):
+    given = section.get("image_size", (list, int), [])
+    if "image_size" in section and not _is_size(given):
+        square = isinstance(given, int) and given > 0
         raise section.fail(
             f"'{section.name('image_size')}' must be [height, width], each at least 1, but is "
-            f"{list(size)}; correct it",
+            f"{given}; " + (f"write [{given}, {given}]" if square else "correct it"),
             "image_size",
         )
+    size = section.items("image_size", int, ())
     return (size[0], size[1]) if size else None
 
 

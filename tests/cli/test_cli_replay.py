@@ -22,8 +22,9 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_replay_prints_and_writes_its_table(
     table: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["replay", table, "--columns", "accuracy=top1", "--strategies", "random", "nsga2"]
-    words += ["--seeds", "3", "--budget", "12", "--json", "out.json", "--markdown", "out.md"]
+    words = ["replay", table, "--columns", "accuracy=top1", "--strategies", "random"]
+    words += ["--strategies", "nsga2", "--seeds", "3", "--budget", "12"]
+    words += ["--json", "out.json", "--markdown", "out.md"]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "36 policies of 2 genes" in printed

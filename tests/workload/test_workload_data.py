@@ -159,6 +159,8 @@ def test_relative_paths_start_at_the_base_then_at_the_current_folder(
         ({"root": "x", "maen": [0]}, ("unknown key 'data.maen'", "did you mean 'mean'?")),
         ({"root": "x", "factory": "a:b"}, ("unknown key 'data.root'",)),
         ({"root": "x", "image_size": [32]}, ("[height, width]", "[32]")),
+        ({"root": "x", "image_size": 32}, ("is 32", "write [32, 32]")),
+        ({"root": "x", "image_size": [32, "8"]}, ("[32, '8']",)),
         ({"root": "x", "image_size": [32, 0]}, ("at least 1", "[32, 0]")),
         ({"root": "x", "channels": 4}, ("3 (colour) or 1 (grey)", "is 4")),
         ({"root": "x", "mean": []}, ("one number a channel",)),
