@@ -58,6 +58,8 @@ class Section:
         self._known: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
+        """Whether a key is given; one that is asked for counts as known."""
+        self._known.add(key)
         return key in self._values
 
     def keys(self) -> Iterable[str]:

@@ -197,6 +197,13 @@ def test_numbers_choices_and_lists(tmp_path: Path) -> None:
     section.close()
 
 
+def test_a_key_that_may_be_missing_is_suggested(tmp_path: Path) -> None:
+    section = read_settings(_write(tmp_path, "latncy: 1\n"))
+    assert "latency" not in section
+    with pytest.raises(InputError, match="did you mean 'latency'"):
+        section.close()
+
+
 def test_tuples_are_lists() -> None:
     section = Section({"list": (1, 2)}, {(): Origin("settings")}, ())
     assert section.items("list", int) == (1, 2)

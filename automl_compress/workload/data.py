@@ -209,7 +209,7 @@ _SOURCES: Final[dict[str, Callable[[Section, Path], Source]]] = {
 
 def _source(section: Section, base: Path) -> Source:
     for name, read in _SOURCES.items():
-        if name in section:
+        if name in section.keys():  # noqa: SIM118 - the key of another source stays unknown
             return read(section, base)
     raise section.fail(
         f"'{section.name()}' must hold one of {', '.join(_SOURCES)}, but holds "
