@@ -90,17 +90,17 @@ class ShiftedWindows(HeadLayers):
         if not any(shifts):
             return None
         down, across = (
-            _regions(whole, side, shift)
+            _regions(whole, side, shift, x.device)
             for whole, side, shift in zip(x.shape[1:3], self.window_size, shifts, strict=True)
         )
         region = self._divided((3 * down[:, None] + across)[None, :, :, None])[..., 0]
         differ = region[:, None] != region[:, :, None]
-        return torch.zeros(differ.shape).masked_fill(differ, _APART)
+        return torch.zeros_like(differ, dtype=x.dtype).masked_fill(differ, _APART)
 
 
-def _regions(whole: int, side: int, shift: int) -> Tensor:
+def _regions(whole: int, side: int, shift: int, device: torch.device) -> Tensor:
     """(whole,) which of three regions along one axis a position comes from."""
-    places = torch.arange(whole)
+    places = torch.arange(whole, device=device)
     if not shift:
         return torch.zeros_like(places)
     return (places >= whole - side).long() + (places >= whole - shift).long()

@@ -42,6 +42,13 @@ def test_layers_compute_what_windows_do(kind: Any, shift: list[int], size: tuple
     assert not is_window_attention(ShiftedWindows(original))
 
 
+def test_windows_go_where_their_input_is() -> None:
+    """On another device than the processor nothing of the processor may come in."""
+    original = ShiftedWindowAttention(12, [4, 4], [1, 2], 3).eval()
+    windows = ShiftedWindows(original).to("meta")
+    assert windows(torch.zeros(2, 5, 10, 12, device="meta")).shape == (2, 5, 10, 12)
+
+
 def swin(block: Any, merging: Any) -> nn.Module:
     """Two stages of two blocks, whose norms do nothing, so that a cut can be known by zeros."""
     with torch.random.fork_rng():
