@@ -64,7 +64,9 @@ class HeadMix(HeadProduct):
 
 
 class HeadLayers(nn.Module):
-    """What all attention made of layers has; others say how they are called.
+    """What all attention made of layers has; others say how it is called.
+
+    It has no methods, for whose names others may have attributes.
 
     Args:
         layers: of queries, keys and values.
@@ -82,15 +84,19 @@ class HeadLayers(nn.Module):
         self.scores = HeadScores(layers[0].out_features // heads, scale, cosine)
         self.mix = HeadMix(layers[2].out_features // heads)
 
-    def heads(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        """What a layer makes of (n, positions, channels): (n, heads, positions, channels)."""
-        y = rows(layer, x)
-        return y.reshape(*y.shape[:2], self.num_heads, -1).transpose(1, 2)
 
-    def mixed(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Values (n, heads, s, width) that weights (n, heads, t, s) read: (n, t, channels)."""
-        mixed: Tensor = self.mix(weights, values)
-        return mixed.transpose(1, 2).flatten(2)
+def in_heads(layer: nn.Module, x: Tensor, heads: int) -> Tensor:
+    """What a layer makes of (n, positions, channels): (n, heads, positions, channels of a head)."""
+    y = rows(layer, x)
+    return y.reshape(*y.shape[:2], heads, -1).transpose(1, 2)
+
+
+def joined(x: Tensor, turned: bool = False) -> Tensor:
+    """Map (n, heads, positions, channels of a head) to (n, positions, channels).
+
+    They come head by head, or `turned` each channel with those of all heads.
+    """
+    return x.permute((0, 2, 3, 1) if turned else (0, 2, 1, 3)).flatten(2)
 
 
 class MultiheadAttention(HeadLayers):
@@ -129,7 +135,7 @@ class MultiheadAttention(HeadLayers):
         first = self.batch_first or alone
         inputs = [x.unsqueeze(0) if alone else x for x in (query, key, value)]
         q, k, v = (
-            self.heads(layer, x if first else x.transpose(0, 1))
+            in_heads(layer, x if first else x.transpose(0, 1), self.num_heads)
             for layer, x in zip((self.query, self.key, self.value), inputs, strict=True)
         )
         scores = self.scores(q, k)
@@ -137,7 +143,7 @@ class MultiheadAttention(HeadLayers):
             if mask is not None:
                 scores = scores + _as_bias(mask, scores, mask is key_padding_mask)
         weights = scores.softmax(-1)
-        output = rows(self.out_proj, self.mixed(weights, v))
+        output = rows(self.out_proj, joined(self.mix(weights, v)))
         output = output.squeeze(0) if alone else output if first else output.transpose(0, 1)
         if not need_weights:
             return output, None

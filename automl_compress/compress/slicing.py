@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from automl_compress.compress.attention import HeadProduct
+from automl_compress.compress.attention import HeadLayers, HeadProduct
 from automl_compress.compress.channel_maps import ChannelMap
 from automl_compress.compress.modules import become, find_part, share_copy
 from automl_compress.compress.structure import Axis, ChannelGroup
@@ -36,8 +36,11 @@ INSTANCE_NORMS: Final = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 LAST_NORMS: Final = (nn.LayerNorm, nn.RMSNorm)
 """Normalizations over the last axis."""
 NORMALIZATIONS: Final = (*BATCH_NORMS, *INSTANCE_NORMS, *LAST_NORMS, nn.GroupNorm)
-_OWN_NUMBERS: Final = (*LAYERS, *NORMALIZATIONS, nn.PReLU, ChannelMap, HeadProduct)
-"""Modules whose numbers are changed where they are cut."""
+_OWN_NUMBERS: Final = (
+    *(*LAYERS, *NORMALIZATIONS),
+    *(nn.PReLU, ChannelMap, HeadProduct, HeadLayers),
+)
+"""Modules whose numbers are changed where they are cut, or do not depend on widths."""
 
 
 @dataclass(frozen=True)

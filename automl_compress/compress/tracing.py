@@ -41,6 +41,7 @@ from automl_compress.compress.slicing import (
 from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
 from automl_compress.compress.trial import one_line, tried_groups
 from automl_compress.compress.window_attention import ShiftedWindows, is_window_attention
+from automl_compress.compress.written_attention import replace_written_attention
 from automl_compress.errors import TraceError
 
 FLOAT_BYTES = 4
@@ -179,6 +180,7 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
     working.eval().requires_grad_(False)
     for module in list(working.modules()):
         _simplify(module)
+    replace_written_attention(working)
     return working
 
 

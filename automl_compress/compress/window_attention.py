@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from automl_compress.compress.attention import HeadLayers, divided, rows
+from automl_compress.compress.attention import HeadLayers, divided, in_heads, joined, rows
 
 _MODULE: Final = "torchvision.models.swin_transformer"
 _APART: Final = -100.0
@@ -74,7 +74,10 @@ class ShiftedWindows(HeadLayers):
         return y.permute(0, 1, 3, 2, 4, 5).reshape(n, height, width, y.shape[-1])
 
     def _attend(self, x: Tensor, apart: Tensor | None) -> Tensor:
-        scores = self.scores(self.heads(self.query, x), self.heads(self.key, x))
+        query, key, value = (
+            in_heads(layer, x, self.num_heads) for layer in (self.query, self.key, self.value)
+        )
+        scores = self.scores(query, key)
         scales = self._parameters.get("logit_scale")
         if scales is not None:
             scores = scores * scales.clamp(max=math.log(100.0)).exp()
@@ -82,7 +85,7 @@ class ShiftedWindows(HeadLayers):
         if apart is not None:
             divided = scores.view(-1, len(apart), *scores.shape[1:])
             scores = (divided + apart[:, None]).view(scores.shape)
-        mixed = self.mixed(scores.softmax(-1), self.heads(self.value, x))
+        mixed = joined(self.mix(scores.softmax(-1), value))
         return rows(self.get_submodule("proj"), mixed)
 
     def _apart(self, x: Tensor, shifts: list[int]) -> Tensor | None:
@@ -90,19 +93,19 @@ class ShiftedWindows(HeadLayers):
         if not any(shifts):
             return None
         down, across = (
-            _regions(whole, side, shift, x.device)
+            _regions(torch.arange(whole, device=x.device), side, shift)
             for whole, side, shift in zip(x.shape[1:3], self.window_size, shifts, strict=True)
         )
         region = self._divided((3 * down[:, None] + across)[None, :, :, None])[..., 0]
         differ = region[:, None] != region[:, :, None]
-        return torch.zeros_like(differ, dtype=x.dtype).masked_fill(differ, _APART)
+        return x.new_zeros(differ.shape).masked_fill(differ, _APART)
 
 
-def _regions(whole: int, side: int, shift: int, device: torch.device) -> Tensor:
-    """(whole,) which of three regions along one axis a position comes from."""
-    places = torch.arange(whole, device=device)
+def _regions(places: Tensor, side: int, shift: int) -> Tensor:
+    """(whole,) which of three regions along one axis (whole,) ascending places come from."""
     if not shift:
         return torch.zeros_like(places)
+    whole = len(places)
     return (places >= whole - side).long() + (places >= whole - shift).long()
 
 
