@@ -36,7 +36,7 @@ from automl_compress.evaluate.estimator import Estimator, answer
 from automl_compress.evaluate.latency import WithLatency
 from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.evaluate.predictor import FEWEST, LearnedEstimator
-from automl_compress.evaluate.ranking import correlate, kendall, spearman
+from automl_compress.evaluate.ranking import correlate, kendall_of_samples, spearman_of_samples
 from automl_compress.ledger import AUDIT, LEDGER, Ledger, Place, StudyResult, write_text
 from automl_compress.space import Policy, SearchSpace
 
@@ -403,7 +403,10 @@ def _correlations(
     return {
         scope: {
             name: _finite(asdict(correlate(measure, *values)))
-            for name, measure in (("kendall", kendall), ("spearman", spearman))
+            for name, measure in (
+                ("kendall", kendall_of_samples),
+                ("spearman", spearman_of_samples),
+            )
         }
         for scope, values in scopes.items()
     }

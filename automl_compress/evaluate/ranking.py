@@ -56,11 +56,7 @@ def kendall(one: Array, other: Array, bands: Bands | None = None) -> float:
         other: (n,) estimates.
         bands: (n,) only pairs with equal numbers count; None counts all.
     """
-    signs = [np.sign(values[:, None] - values[None]) for values in (one, other)]
-    if bands is not None:
-        same = bands[:, None] == bands[None]
-        signs = [sign * same for sign in signs]
-    return _share(*signs)
+    return float(kendall_of_samples(one, other, bands, _all_once(one))[0])
 
 
 def spearman(one: Array, other: Array, bands: Bands | None = None) -> float:
@@ -71,26 +67,63 @@ def spearman(one: Array, other: Array, bands: Bands | None = None) -> float:
         other: (n,) estimates.
         bands: (n,) numbers of bands; None is one band.
     """
-    groups = np.zeros(len(one), dtype=np.int64) if bands is None else bands
-    return _share(*(_centred_ranks(values, groups) for values in (one, other)))
+    return float(spearman_of_samples(one, other, bands, _all_once(one))[0])
 
 
-def _share(one: Array, other: Array) -> float:
-    """Cosine of two arrays; NaN where one is zero."""
-    scale = np.sqrt((one**2).sum() * (other**2).sum())
-    return float((one * other).sum() / scale) if scale > 0 else float("nan")
+def kendall_of_samples(one: Array, other: Array, bands: Bands | None, counts: Array) -> Array:
+    """`kendall` of many samples of the same policies at once.
+
+    Args:
+        one: (n,) estimates, in whatever unit.
+        other: (n,) estimates.
+        bands: (n,) see `kendall`.
+        counts: (s, n) how often each sample holds each policy.
+
+    Returns:
+        (s,) NaN where nothing can be ranked.
+    """
+    first, second = (_signs(values, bands) for values in (one, other))
+
+    def product(a: Array, b: Array) -> Array:
+        """(s,) Sum over the pairs of each sample."""
+        total: Array = ((counts @ (a * b)) * counts).sum(axis=1)
+        return total
+
+    return _cosines(product(first, second), product(first, first), product(second, second))
 
 
-def _centred_ranks(values: Array, groups: Bands) -> Array:
-    """(n,) mean rank of each value in its group, less the group's mean rank."""
-    same = groups[:, None] == groups[None]
-    # A value's mean rank counts those below it, and half of its equals.
-    centred: Array = 0.5 * (same * np.sign(values[:, None] - values[None])).sum(axis=1)
-    return centred
+def spearman_of_samples(one: Array, other: Array, bands: Bands | None, counts: Array) -> Array:
+    """`spearman` of many samples; see `kendall_of_samples`."""
+    # A value's mean rank counts those below it, and half of its equals; centred, it is half of
+    # those below it less those above it.
+    first, second = (0.5 * counts @ _signs(values, bands).T for values in (one, other))
+
+    def product(a: Array, b: Array) -> Array:
+        """(s,) Sum over the policies of each sample."""
+        total: Array = (counts * a * b).sum(axis=1)
+        return total
+
+    return _cosines(product(first, second), product(first, first), product(second, second))
+
+
+def _all_once(values: Array) -> Array:
+    return np.ones((1, len(values)))
+
+
+def _signs(values: Array, bands: Bands | None) -> Array:
+    """(n, n) 1 where the row's value is above the column's, -1 below, 0 outside of its band."""
+    signs: Array = np.sign(values[:, None] - values[None])
+    return signs if bands is None else signs * (bands[:, None] == bands[None])
+
+
+def _cosines(products: Array, one: Array, other: Array) -> Array:
+    """(s,) products over the roots of both squares; NaN where a square is zero."""
+    scales = np.sqrt(one * other)
+    return np.divide(products, scales, out=np.full(len(scales), np.nan), where=scales > 0)
 
 
 def correlate(
-    measure: Callable[[Array, Array, Bands | None], float],
+    measure: Callable[[Array, Array, Bands | None, Array], Array],
     one: Array,
     other: Array,
     bands: Bands | None = None,
@@ -98,18 +131,16 @@ def correlate(
     """A correlation with its interval; policies are drawn again, bands with them.
 
     Args:
-        measure: `kendall` or `spearman`.
+        measure: `kendall_of_samples` or `spearman_of_samples`.
         one: (n,) estimates.
         other: (n,) estimates.
         bands: (n,) see `kendall`.
     """
-    value = measure(one, other, bands)
-    if len(one) < _FEWEST or not np.isfinite(value):
+    size = len(one)
+    value = float(measure(one, other, bands, _all_once(one))[0])
+    if size < _FEWEST or not np.isfinite(value):
         return Correlation(value, float("nan"), float("nan"))
-    rng = np.random.default_rng(_SEED)
-    found = []
-    for rows in rng.integers(0, len(one), (RESAMPLES, len(one))):
-        drawn = None if bands is None else bands[rows]
-        found.append(measure(one[rows], other[rows], drawn))
-    low, high = np.nanpercentile(found, _TAILS)
+    drawn = np.random.default_rng(_SEED).integers(0, size, (RESAMPLES, size))
+    counts = np.stack([np.bincount(rows, minlength=size) for rows in drawn]).astype(np.float64)
+    low, high = np.nanpercentile(measure(one, other, bands, counts), _TAILS)
     return Correlation(value, float(low), float(high))
