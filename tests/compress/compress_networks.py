@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from automl_compress.compress import Structure
+from automl_compress.compress import Compressor, Repair, Structure
 from automl_compress.compress.channel_maps import ChannelMap
 from automl_compress.space import Policy
 from automl_compress.workload.resnet_cifar import CifarResNet
@@ -661,6 +662,13 @@ def network(name: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return lively(NETWORKS[name]()).eval()
+
+
+@functools.cache
+def shared_compressor(name: str, count: int = 0, repair: Repair = "auto") -> Compressor:
+    """The compressor of a network with so many calibration images, made once; leave it as it is."""
+    images = example(name, count) if count else None
+    return Compressor(network(name), example(name, max(1, count))[:1], images, repair=repair)
 
 
 def random_policy(structure: Structure, rng: np.random.Generator, activations: bool) -> Policy:

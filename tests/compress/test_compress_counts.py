@@ -14,6 +14,7 @@ from compress_networks import (
     flatten,
     network,
     random_policy,
+    shared_compressor,
 )
 
 from automl_compress.compress import Compressor
@@ -75,7 +76,7 @@ GROUPS = {
 
 @ARCHITECTURES
 def test_groups_are_cut_or_protected_with_a_reason(name: str) -> None:
-    structure = Compressor(network(name), example(name)).structure
+    structure = shared_compressor(name).structure
     protected = {group.name for group in structure.groups if group.protected}
     assert (len(structure.groups) - len(protected), protected) == GROUPS[name]
     names = [group.name for group in structure.groups]
@@ -87,7 +88,7 @@ def test_groups_are_cut_or_protected_with_a_reason(name: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_costs_are_those_of_the_built_network(name: str, seed: int) -> None:
     inputs = example(name)
-    compressor = Compressor(network(name), inputs, example(name, 8), repair="none")
+    compressor = shared_compressor(name, 8, "none")
     policy = random_policy(
         compressor.structure, np.random.default_rng(seed), activations=name != "words"
     )
@@ -120,7 +121,7 @@ def test_an_empty_policy_is_the_original_network(name: str) -> None:
 
 @ARCHITECTURES
 def test_no_cost_rises_when_a_gene_shrinks(name: str) -> None:
-    compressor = Compressor(network(name), example(name))
+    compressor = shared_compressor(name)
     rng = np.random.default_rng(0)
     shrunk = 0
     for _ in range(20):

@@ -17,6 +17,7 @@ from compress_networks import (
     flatten,
     network,
     pad_zeros,
+    shared_compressor,
 )
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ def blind(model: nn.Module, structure: Structure, kept: dict[str, Any]) -> nn.Mo
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("seed", range(3))
 def test_cutting_all_groups_at_once_equals_not_reading_them(name: str, seed: int) -> None:
-    compressor = Compressor(network(name), example(name))
+    compressor = shared_compressor(name)
     model, structure = compressor.model, compressor.structure
     kept = random_kept(structure, np.random.default_rng(seed), MIXED.get(name, set()))
     inputs = example(name, 4)
@@ -77,7 +78,7 @@ def test_cutting_all_groups_at_once_equals_not_reading_them(name: str, seed: int
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg", "mobile", "dense", "squeeze-excite", "signal"])
 def test_channels_that_are_zero_are_removed_first_and_without_loss(name: str) -> None:
-    compressor = Compressor(network(name), example(name))
+    compressor = shared_compressor(name)
     model, structure = copy.deepcopy(compressor.model), compressor.structure
     dead = {}
     for group in structure.groups:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from compress_networks import NETWORKS, example, network
+from compress_networks import NETWORKS, example, network, shared_compressor
 from torch import nn
 
 from automl_compress.compress import Compressor, derive_space, gene_features
@@ -18,7 +18,7 @@ from automl_compress.space import ChannelRule, Override, SpaceRules
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_group_and_layer_has_a_gene_or_a_reason(name: str) -> None:
-    structure = Compressor(network(name), example(name)).structure
+    structure = shared_compressor(name).structure
     derived = derive_space(network(name), example(name))
     genes = {gene.name for gene in derived.space}
     skipped = dict(derived.coverage.skipped)
@@ -91,7 +91,7 @@ def test_overrides_replace_what_they_name() -> None:
 def test_counts_are_multiples_and_end_with_all_channels(round_to: int) -> None:
     rules = SpaceRules(ChannelRule(round_to=round_to))
     derived = derive_space(network("mobile"), example("mobile"), rules)
-    structure = Compressor(network("mobile"), example("mobile")).structure
+    structure = shared_compressor("mobile").structure
     seen = 0
     for gene in derived.space:
         if gene.kind == "channels":

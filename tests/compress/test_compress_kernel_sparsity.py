@@ -16,6 +16,7 @@ from compress_networks import (
     example,
     network,
     random_policy,
+    shared_compressor,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,7 +86,7 @@ def test_bytes_never_rise_when_kernels_go(
 @pytest.mark.parametrize("seed", range(3))
 def test_costs_are_those_of_the_kernels_that_stay(name: str, seed: int) -> None:
     inputs = example(name)
-    compressor = Compressor(network(name), inputs, example(name, 8), repair="none")
+    compressor = shared_compressor(name, 8, "none")
     policy = sparse_policy(compressor, seed)
     built = compressor.build(policy)
     positions: dict[str, int] = {}
@@ -130,8 +131,7 @@ def test_costs_are_those_of_the_kernels_that_stay(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("bits", [False, True])
 def test_as_many_kernels_are_zero_as_the_gene_says(name: str, bits: bool) -> None:
-    images = example(name, 12)
-    compressor = Compressor(network(name), images[:1], images)
+    compressor = shared_compressor(name, 12)
     for seed in range(3):
         policy = sparse_policy(compressor, seed, bits)
         built = compressor.build(policy)
@@ -223,7 +223,7 @@ def test_compensation_passes_on_what_removed_weights_would_take() -> None:
 def test_removed_kernels_survive_every_repair(name: str, repair: Repair) -> None:
     images = example(name, 12)
     compressor = Compressor(network(name), images[:1], images, repair=repair)
-    plain = Compressor(network(name), images[:1], images, repair="none")
+    plain = shared_compressor(name, 12, "none")
     policy = sparse_policy(compressor, 1, bits=False)
     genes = {f"weight_bits:{layer}": 8 for layer in policy.of_kind("kernel_sparsity")}
     for used in (policy, Policy({**policy, **genes})):

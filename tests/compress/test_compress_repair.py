@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from compress_networks import conv_bn, example, head, network
+from compress_networks import conv_bn, example, head, network, shared_compressor
 from torch import Tensor, nn
 
 from automl_compress.compress import REPAIRS, Compressor, Repair
@@ -165,7 +165,7 @@ def test_every_repair_keeps_shapes_grids_and_costs(name: str, repair: Repair) ->
     bits = {f"weight_bits:{s.name}": 3 for s in compressor.structure.layers if s.quantizable}
     built = compressor.build(Policy({**channels, **bits}))
     assert torch.isfinite(built(x)).all()
-    bare = Compressor(model, x[:1]).build(Policy({**channels, **bits}))
+    bare = shared_compressor(name).build(Policy({**channels, **bits}))
     for (n, tensor), (m, expected) in zip(
         built.state_dict().items(), bare.state_dict().items(), strict=True
     ):
@@ -187,7 +187,7 @@ def test_few_calibration_images_are_enough(count: int, repair: Repair) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "mlp"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_auto_is_never_farther_from_the_original_than_no_repair(name: str, seed: int) -> None:
     model, x = network(name, seed), example(name, 64)
     compressor = Compressor(model, x[:1], fitting_images(x, "auto"), repair="none")

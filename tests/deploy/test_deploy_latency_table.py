@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compress_networks import example, network, random_policy
+from compress_networks import example, network, random_policy, shared_compressor
 
 from automl_compress.compress import Compressor
 from automl_compress.deploy import latency_table
@@ -29,7 +29,7 @@ for library in ("onnx", "onnxscript", "onnxruntime"):
 def test_timed_layers_have_the_multiply_accumulates_of_the_policy(
     name: str, tmp_path: Path
 ) -> None:
-    compressor = Compressor(network(name), example(name))
+    compressor = shared_compressor(name)
     policy = random_policy(compressor.structure, np.random.default_rng(2), False)
     floats = LatencyTable(compressor.structure, tmp_path / "t.json", int8=False).timings(policy)
     timings = LatencyTable(compressor.structure, tmp_path / "t.json").timings(policy)
@@ -51,7 +51,7 @@ def test_timed_layers_have_the_multiply_accumulates_of_the_policy(
 
 def test_channels_are_filled_up_where_the_exporter_does_so(tmp_path: Path) -> None:
     def widths(name: str) -> set[int]:
-        compressor = Compressor(network(name), example(name))
+        compressor = shared_compressor(name)
         layers = [layer.name for layer in compressor.structure.layers if layer.quantizable]
         kept = {f"channels:{g.name}": 5 for g in compressor.structure.groups if not g.protected}
         policy = Policy({**kept, **{f"weight_bits:{layer}": 8 for layer in layers}})
@@ -122,7 +122,7 @@ def test_wrong_tables_and_policies_are_refused_in_one_line(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["resnet8", "mobile", "dense", "grouped"])
 def test_a_space_needs_just_what_its_policies_ask_for(name: str) -> None:
-    compressor = Compressor(network(name), example(name))
+    compressor = shared_compressor(name)
     structure = compressor.structure
     free = [group for group in structure.groups if not group.protected][:3]
     genes = [

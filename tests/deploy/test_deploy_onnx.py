@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compress_networks import conv_bn, example, head, lively, network, random_policy
+from compress_networks import (
+    conv_bn,
+    example,
+    head,
+    lively,
+    network,
+    random_policy,
+    shared_compressor,
+)
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
@@ -30,6 +38,11 @@ for library in ("onnx", "onnxscript", "onnxruntime"):
 Integers = dict[str, "np.ndarray[Any, Any]"]
 
 
+def slow(*names: str) -> list[Any]:
+    """Cases that take the way of others: each is an export by PyTorch, which takes seconds."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def uniform(compressor: Compressor, bits: int, input_bits: int | None = None) -> Policy:
     """All layers at the same bits."""
     layers = [layer.name for layer in compressor.structure.layers if layer.quantizable]
@@ -40,8 +53,7 @@ def uniform(compressor: Compressor, bits: int, input_bits: int | None = None) ->
 
 
 def built(name: str, seed: int = 0, activations: bool = True) -> tuple[nn.Module, Tensor]:
-    images = example(name, 24)
-    compressor = Compressor(network(name), images[:1], images)
+    images, compressor = example(name, 24), shared_compressor(name, 24)
     rng = np.random.default_rng(seed)
     return compressor.build(random_policy(compressor.structure, rng, activations)), images
 
@@ -76,7 +88,8 @@ def torch_outputs(model: nn.Module, inputs: Tensor) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet8", "mobile", "dense", "shuffle", "patch-mixer", "words", "weight-norm"]
+    "name",
+    ["resnet8", "shuffle", "words", "weight-norm", *slow("mobile", "dense", "patch-mixer")],
 )
 def test_float_files_compute_what_pytorch_computes(name: str, tmp_path: Path) -> None:
     # Inputs stay float: one that lies between two levels may be rounded either way.
@@ -91,7 +104,7 @@ def test_float_files_compute_what_pytorch_computes(name: str, tmp_path: Path) ->
     assert report.largest_difference < 1e-4
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg", "grouped", "shared", "transformer"])
+@pytest.mark.parametrize("name", ["resnet8", "grouped", "shared", "transformer", *slow("vgg")])
 def test_integer_files_hold_our_integers_and_run_on_them(name: str, tmp_path: Path) -> None:
     """And the network, exported while it is in training, is left as it was."""
     model, images = built(name, seed=1)
@@ -149,7 +162,7 @@ def with_biases_on_their_grids(compressor: Compressor, model: nn.Module, x: Tens
     return folded
 
 
-@pytest.mark.parametrize("repair", ["none", "auto", "layerwise"])
+@pytest.mark.parametrize("repair", ["layerwise", *slow("none", "auto")])
 def test_a_chain_that_rounds_every_input_rounds_nowhere_else(repair: Any, tmp_path: Path) -> None:
     """Every tensor has one reader, so the file needs no grid but those of the network."""
     images = example("vgg", 64)
@@ -216,8 +229,7 @@ def test_exact_kernels_are_asked_for_where_others_saturate(
 def test_residual_networks_stay_integer_throughout(tmp_path: Path) -> None:
     import onnx
 
-    images = example("resnet8", 24)
-    compressor = Compressor(network("resnet8"), images[:1], images)
+    images, compressor = example("resnet8", 24), shared_compressor("resnet8", 24)
     kept = {f"channels:{g.name}": 8 for g in compressor.structure.groups if not g.protected}
     model = compressor.build(Policy({**kept, **dict(uniform(compressor, 8).items())}))
     path = tmp_path / "model.onnx"
@@ -230,7 +242,7 @@ def test_residual_networks_stay_integer_throughout(tmp_path: Path) -> None:
     assert kinds.count("GlobalAveragePool") == 1
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg", "mobile", "shared", "dense"])
+@pytest.mark.parametrize("name", ["resnet8", "dense", *slow("vgg", "mobile", "shared")])
 def test_channels_that_are_filled_up_change_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,8 +253,7 @@ def test_channels_that_are_filled_up_change_nothing(
         weights = [tensor for tensor in graph.initializer if len(tensor.dims) == 4]
         return sorted(tuple(tensor.dims) for tensor in weights)
 
-    images = example(name, 24)
-    compressor = Compressor(network(name), images[:1], images)
+    images, compressor = example(name, 24), shared_compressor(name, 24)
     groups = [g for g in compressor.structure.groups if not g.protected]
     kept = {f"channels:{g.name}": min(5, g.channels) for g in groups}
     model = compressor.build(Policy({**kept, **dict(uniform(compressor, 8).items())}))
@@ -311,13 +322,12 @@ class Heads(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("form", "names"),
+    ("form", "names", "bits"),
     [
-        (lambda a, b: {"maps": b, "logits": a}, ["maps", "logits"]),
-        (lambda a, b: (a, b), ["output_0", "output_1"]),
+        (lambda a, b: {"maps": b, "logits": a}, ["maps", "logits"], 8),
+        (lambda a, b: (a, b), ["output_0", "output_1"], None),
     ],
 )
-@pytest.mark.parametrize("bits", [None, 8])
 def test_several_outputs_are_named_and_compared(
     form: Callable[[Tensor, Tensor], Any], names: list[str], bits: int | None, tmp_path: Path
 ) -> None:

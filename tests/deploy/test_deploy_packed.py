@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from compress_networks import NETWORKS, example, flatten, network, random_policy
+from compress_networks import NETWORKS, example, flatten, network, random_policy, shared_compressor
 from torch import Tensor, nn
 
 from automl_compress.compress import REPAIRS, Compressor, compress
@@ -32,10 +32,9 @@ OVERHEAD_BESIDE_ORIGINAL = 240
 """The same where the original network is known when the file is written."""
 
 
-def built_network(name: str, seed: int, images: Tensor | None = None) -> Any:
+def built_network(name: str, seed: int) -> Any:
     """A compressor, a random policy of its network and the network it builds."""
-    given = example(name, 12) if images is None else images
-    compressor = Compressor(network(name), given[:1], given)
+    compressor = shared_compressor(name, 12)
     policy = random_policy(
         compressor.structure, np.random.default_rng(seed), activations=name != "words"
     )
@@ -47,7 +46,7 @@ def bits_of(output: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_loaded_network_gives_the_same_outputs_bit_for_bit(
     name: str, seed: int, tmp_path: Path
 ) -> None:
@@ -134,8 +133,7 @@ def test_loading_and_saving_again_gives_the_same_file(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_all_layers_at_few_bits_and_one_channel(bits: int, tmp_path: Path) -> None:
-    images = example("resnet8", 12)
-    compressor = Compressor(network("resnet8"), images[:1], images)
+    images, compressor = example("resnet8", 12), shared_compressor("resnet8", 12)
     structure = compressor.structure
     genes: dict[str, float] = {f"weight_bits:{layer.name}": bits for layer in structure.layers}
     genes |= {f"channels:{group.name}": 1 for group in structure.groups if not group.protected}
@@ -287,7 +285,7 @@ def test_networks_whose_batchnorm_is_folded(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["resnet8", "vgg", "shared", "mlp"])
 def test_networks_after_any_repair(name: str, repair: Any, tmp_path: Path) -> None:
     images = example(name, 12)
-    compressor = Compressor(network(name), images[:1], images, repair=repair)
+    compressor = shared_compressor(name, 12, repair)
     policy = random_policy(compressor.structure, np.random.default_rng(2), True)
     built = compressor.build(policy)
     save_packed(built, tmp_path / "net", policy)

@@ -52,9 +52,12 @@ def test_no_part_is_left_beside_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
 
 
+# Strategies of a class that another name covers, and one that takes long.
+SLOW = {"td3", "cotrim", "amc-accuracy", "haq", "vdn", "nsga2-knapsack", "optuna-gp"}
+
+
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n == "optuna-gp")) for n in strategy_names()],
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in strategy_names()]
 )
 def test_every_strategy_goes_on_from_a_saved_state(name: str, tmp_path: Path) -> None:
     network = ToyNetwork(layers=3)
