@@ -35,6 +35,22 @@ def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["AUTOML_COMPRESS_CACHE"] = before
 
 
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One Ray for all tests of a process that need none of their own; engines leave it running."""
+    import ray
+
+    from automl_compress.engine.cluster import start_ray
+    from automl_compress.engine.engine import EngineSettings
+
+    doubles = str(Path(__file__).parent / "engine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", doubles, prepend=os.pathsep)
+        start_ray(EngineSettings(workers=2))
+        yield
+        ray.shutdown()
+
+
 STARTS_RAY = {
     *("test_bench_engine.py", "test_cli_promoting.py", "test_cli_runs.py"),
     *("test_engine_asha.py", "test_engine_cluster.py"),

@@ -119,7 +119,9 @@ def _signs(values: Array, bands: Bands | None) -> Array:
 def _cosines(products: Array, one: Array, other: Array) -> Array:
     """(s,) products over the roots of both squares; NaN where a square is zero."""
     scales = np.sqrt(one * other)
-    return np.divide(products, scales, out=np.full(len(scales), np.nan), where=scales > 0)
+    found = np.full(len(scales), np.nan)
+    np.divide(products, scales, out=found, where=scales > 0)
+    return found
 
 
 def correlate(

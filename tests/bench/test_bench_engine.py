@@ -20,6 +20,7 @@ engine: {workers: 1}
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("ray_here")
 def test_a_race_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     rows = tmp_path / "rows.json"

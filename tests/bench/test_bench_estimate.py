@@ -41,10 +41,8 @@ def task() -> EstimateTask:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> LoopBench:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOML_COMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return LoopBench(task())
+def bench() -> LoopBench:
+    return LoopBench(task())
 
 
 @pytest.mark.parametrize("name", ["vgg", "mobile", "resnet8"])

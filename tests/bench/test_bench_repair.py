@@ -12,14 +12,26 @@ from automl_compress.cli import main
 from automl_compress.cli.bench import _training_facts
 from automl_compress.compress import REPAIRS
 
-SWEEP = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
+SWEEP = """
+study: tiny
+workload: {model: digits_cnn, train: {epochs: 2}}
+space: auto
+estimate: {images: 100, calibration_images: 64}
+budget: {evaluations: 2}
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> str:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    return str(tmp_path / "sweep.yaml")
 
 
 def test_every_repair_is_measured_at_every_level(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sweep: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "rows.json"
-    command = ["bench", "repair", str(SWEEP), "--images", "150", "-o", str(tmp_path / "pages")]
+    command = ["bench", "repair", sweep, "--images", "150", "-o", str(tmp_path / "pages")]
     assert main([*command, "--json", str(output)]) == 0
     rows = json.loads(output.read_text())
     seen = {(row["network"], row["level"], row["repair"]) for row in rows}
@@ -28,7 +40,7 @@ def test_every_repair_is_measured_at_every_level(
     for network in ("as trained", "folded"):
         assert by[network, "medium", "auto"] > by[network, "medium", "none"]
     assert "| folded | variance |" in capsys.readouterr().out
-    page = (tmp_path / "pages" / "quickstart.md").read_text()
+    page = (tmp_path / "pages" / "tiny.md").read_text()
     harsh = next(row for row in rows if row["repair"] == "auto" and row["level"] == "harsh")
     assert f"{harsh['quality']:.2%} ({harsh['seconds']:.1f} s)" in page
     assert f"uncompressed network: {harsh['baseline']:.2%}. Judged on 150 test images" in page
@@ -46,7 +58,7 @@ def test_the_page_says_what_the_card_says_of_the_weights(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("images", ["0", "1000000"])
 def test_impossible_image_counts_are_refused(
-    images: str, capsys: pytest.CaptureFixture[str]
+    images: str, sweep: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "repair", str(SWEEP), "--images", images]) == 2
+    assert main(["bench", "repair", sweep, "--images", images]) == 2
     assert "--images must be at" in capsys.readouterr().err

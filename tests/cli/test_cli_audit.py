@@ -24,7 +24,7 @@ from automl_compress.space import Policy
 
 SWEEP = """
 study: tiny
-workload: {model: digits_cnn, train: {epochs: 3}}
+workload: {model: digits_cnn, train: {epochs: 2}}
 estimate: {images: 100, calibration_images: 24, repair: recalibrate}
 strategies: [scaled-random]
 seeds: 1
@@ -106,6 +106,7 @@ def test_divergences_rank_too(finished: Path) -> None:
     assert "| search estimate, by divergence | " in (finished / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_trainings_outlast_what_only_measures_otherwise(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +151,7 @@ def test_the_report_carries_it(finished: Path) -> None:
     assert "Kendall's tau with it" not in report  # there is no ladder
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("tau", [TRUSTED - 0.01, TRUSTED])
 def test_reports_warn_of_estimates_that_rank_otherwise(
     finished: Path, tmp_path: Path, tau: float
@@ -174,6 +176,7 @@ def test_bands_whose_networks_are_alike_are_told(finished: Path) -> None:
     assert f"scatter by {100 * scatter:.2f} points" in (finished / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_stopped_audit_goes_on_and_ends_alike(
     searched: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

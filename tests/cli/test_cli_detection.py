@@ -218,6 +218,14 @@ def workload(folder: Path) -> Workload:
     return loaded if isinstance(loaded, Workload) else load_workload(loaded)
 
 
+BASE = EstimateSettings(8, 8, "recalibrate", "float32")
+
+
+@pytest.fixture(scope="module")
+def plain(workload: Workload) -> NetworkEstimator:
+    return NetworkEstimator(workload, BASE)
+
+
 @pytest.mark.parametrize(
     ("changes", "policy"),
     [
@@ -226,12 +234,10 @@ def workload(folder: Path) -> Workload:
     ],
 )
 def test_criteria_that_learn_from_answers_work_for_detectors(
-    workload: Workload, changes: dict[str, Any], policy: dict[str, Any]
+    workload: Workload, plain: NetworkEstimator, changes: dict[str, Any], policy: dict[str, Any]
 ) -> None:
     """They choose others than the size of weights does."""
-    base = EstimateSettings(8, 8, "recalibrate", "float32")
-    estimator = NetworkEstimator(workload, replace(base, **changes))
-    plain = NetworkEstimator(workload, base)
+    estimator = NetworkEstimator(workload, replace(BASE, **changes))
     chosen, other = (e.compressor.build(Policy(policy)) for e in (estimator, plain))
     assert estimator.estimate(Policy(policy)).ok
     weights = [network.get_submodule("stage8.0.conv1").weight for network in (chosen, other)]

@@ -78,6 +78,7 @@ def _times(*patterns: str) -> dict[Path, int]:
 STAGES = ("sparse/weights.*", "ledger.sqlite", "recovered/*/*", "exported/*")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_all_stages_run_once_and_again_only_where_something_changed(
     finished: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_distillation_ends_in_the_cut_network_without_grids() -> None:
     assert {n: v.shape for n, v in found.state_dict().items()} == shapes
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("place", ["sparse", "recovered"])
 def test_a_stage_that_was_stopped_goes_on(
     whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, place: str

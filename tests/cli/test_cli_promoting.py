@@ -62,6 +62,7 @@ def _in_turn(
     return promote
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_stopped_training_stays_so_until_it_is_recovered_alone(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,22 +105,30 @@ def test_what_another_training_told_is_not_told_again(tmp_path: Path, text: str,
 
 
 @pytest.mark.cluster
-def test_interrupted_on_ray_and_run_again(study: Path) -> None:
-    arguments = [*QUICK, *PICKS, "--epochs", "12", "--set", "rate=0.01"]
-    command = [sys.executable, "-m", "automl_compress", "recover", str(study), *arguments]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.filterwarnings("ignore")
+def test_interrupted_on_ray_and_run_again(
+    study: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["recover", str(study), *QUICK, *PICKS, "--epochs", "12", "--set", "rate=0.01"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "automl_compress", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert running.stdout is not None
     for line in running.stdout:
-        if "epoch 3 of 12" in line:
+        if "epoch 2 of 12" in line:
             break
     running.send_signal(signal.SIGINT)
     out, said = running.communicate(timeout=300)
     assert running.returncode == 130, (out, said)
     assert said.count("\n") == 1
     assert "run the same command to go on" in said
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "epoch 1 of 12" not in again.stdout
+    request.getfixturevalue("ray_here")
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "epoch 1 of 12" not in capsys.readouterr().out
     first, second = _keys(study)
     trained = [
         key for key in (first, second) if (study / "recovered" / key / "recovered.json").exists()
@@ -142,6 +151,7 @@ def test_bad_input_is_refused(
     assert not (study / "recovered").exists()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_without_ray_one_after_the_other_still_works(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
