@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 import warnings
 from collections import defaultdict
@@ -88,6 +89,22 @@ def _check_input(example_input: object) -> None:
         )
 
 
+def _check_call(model: nn.Module) -> None:
+    """Check that a network can be called with one tensor alone."""
+    try:
+        inspect.signature(model.forward).bind(None)
+    except TypeError:
+        needed = [
+            name
+            for name, parameter in inspect.signature(model.forward).parameters.items()
+            if parameter.default is parameter.empty
+        ]
+        raise TraceError(
+            f"a network must take one tensor, but {type(model).__name__}.forward takes "
+            f"{', '.join(needed) or 'none'}; put it into a module that takes one and divides it"
+        ) from None
+
+
 def _check_types(model: nn.Module) -> None:
     """Check that parameters are float32, which sizes are counted in and repairs compute in."""
     for name, parameter in model.named_parameters():
@@ -100,6 +117,7 @@ def _check_types(model: nn.Module) -> None:
 
 def _trace(working: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Module, Structure]:
     _check_types(working)
+    _check_call(working)
     with _Deadline(time_limit), _quiet(), _layer_by_layer():
         try:
             replace_channel_maps(working, example)

@@ -261,6 +261,15 @@ def test_wrappers_are_left_out(wrap: Any) -> None:
     assert not isinstance(wrapped, type(model))
 
 
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
+        return self.first(x) + scale * other
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "said"),
     [
@@ -268,6 +277,7 @@ def test_wrappers_are_left_out(wrap: Any) -> None:
         (network("vgg").half(), example("vgg").half(), "torch.float16; convert it"),
         (network("vgg"), (example("vgg"), example("vgg")), "one tensor, but is a tuple"),
         (network("vgg"), example("vgg").numpy(), "one tensor, but is a ndarray"),
+        (Pair(), example("vgg"), "one tensor, but Pair.forward takes x, other; put it"),
         (network("vgg"), example("vgg")[:0], r"shape (0, 3, 16, 16); give one"),
         (network("vgg").to("meta"), example("vgg"), "on the meta device; load"),
         (nn.Sequential(nn.LazyLinear(4)), example("vgg"), "call the network on an input first"),
