@@ -88,17 +88,35 @@ def followed_numbers(
     cut = (name for name, stays in places.items() if stays.out is not None)
     found: dict[tuple[str, str], int | tuple[int, ...]] = {}
     for parent in dict.fromkeys(name.rpartition(".")[0] for name in cut):
-        module = model.get_submodule(parent)
-        numbers = {n: v for n, v in vars(module).items() if _is_number(v)}
-        if not numbers or isinstance(module, _OWN_NUMBERS):
-            continue
-        widths = _new_widths(model, parent, places)
+        numbers = kept_numbers(model.get_submodule(parent))
+        widths = _new_widths(model, parent, places) if numbers else {}
         for name, value in numbers.items():
-            many = isinstance(value, tuple)
-            new = tuple(widths.get(n, n) for n in value) if many else widths.get(value, value)
+            new = (
+                tuple(widths.get(n, n) for n in value)
+                if isinstance(value, tuple)
+                else widths.get(value, value)
+            )
             if new != value:
                 found[parent, name] = new
     return found
+
+
+def _new_widths(model: nn.Module, parent: str, places: Mapping[str, Places]) -> dict[int, int]:
+    """New widths of what a module holds, by old ones that all become the same."""
+    found: dict[int, int] = {}
+    for old, parts in parts_of_width(model, parent).items():
+        kept = [places.get(name, Places()).out for name in parts]
+        new = {old if stays is None else len(stays) for stays in kept}
+        if len(new) == 1:
+            found[old] = new.pop()
+    return found
+
+
+def kept_numbers(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
+    """Integers and tuples of them that a module keeps, and that may be widths of what it holds."""
+    if isinstance(module, _OWN_NUMBERS):
+        return {}
+    return {name: value for name, value in vars(module).items() if _is_number(value)}
 
 
 def _is_number(value: object) -> bool:
@@ -108,18 +126,15 @@ def _is_number(value: object) -> bool:
     return type(value) is int
 
 
-def _new_widths(model: nn.Module, parent: str, places: Mapping[str, Places]) -> dict[int, int]:
-    """New widths of what a module holds, by old ones that all become the same."""
+def parts_of_width(model: nn.Module, parent: str) -> dict[int, list[str]]:
+    """Names of what a module holds itself, by the channels it has."""
+    found: dict[int, list[str]] = {}
     module = model.get_submodule(parent)
-    found: dict[int, set[int]] = {}
     for last, part in (*module._modules.items(), *module._parameters.items()):
-        name = f"{parent}.{last}".lstrip(".")
-        if part is None or not can_cut(part) or isinstance(part, ChannelMap):
-            continue
-        old = axis_size(model, name, "out")
-        stays = places.get(name, Places()).out
-        found.setdefault(old, set()).add(old if stays is None else len(stays))
-    return {old: new.pop() for old, new in found.items() if len(new) == 1}
+        if part is not None and can_cut(part) and not isinstance(part, ChannelMap):
+            name = f"{parent}.{last}".lstrip(".")
+            found.setdefault(axis_size(model, name, "out"), []).append(name)
+    return found
 
 
 def kept_places(

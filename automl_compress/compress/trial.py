@@ -9,6 +9,7 @@ protected and says why.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,7 +34,9 @@ from automl_compress.compress.slicing import (
     can_cut,
     cut_channels,
     followed_numbers,
+    kept_numbers,
     kept_places,
+    parts_of_width,
     weight_axis,
 )
 from automl_compress.compress.structure import ChannelGroup
@@ -57,28 +60,54 @@ def tried_groups(
         probe = torch.randn(probe.shape, generator=generator, dtype=probe.dtype)
     lively = _lively(model, generator)
     known = [replace(g, protected=g.protected or _obstacle(model, g)) for g in groups]
-    cuttable = [group for group in known if not group.protected]
     trial = _Trial(lively, probe)
-    reasons = dict(_failures(trial, cuttable))
-    for group in _with_followed_numbers(lively, [g for g in cuttable if g.name not in reasons]):
-        reasons.update(_failures(trial, [group]))
+    left = [group for group in known if not group.protected]
+    reasons = dict(_failures(trial, left))
+    left = [group for group in left if group.name not in reasons]
+    if followed_numbers(lively, trial.places(left)):
+        trial.cut = _unlike_cut
+        reasons.update(_failures(trial, left))
+        left = [group for group in left if group.name not in reasons]
+        for group in _following_together(lively, left):
+            reasons.update(_failures(trial, [group]))
     return [replace(g, protected=g.protected or reasons.get(g.name, "")) for g in known]
 
 
-def _with_followed_numbers(model: nn.Module, groups: list[ChannelGroup]) -> list[ChannelGroup]:
-    """Groups that must also be cut alone: together with others, a number might follow both."""
-    places = kept_places(model, tuple(groups), _trial_cut(groups))
-    parents = {parent for parent, _ in followed_numbers(model, places)}
+Cut = Callable[[list[ChannelGroup]], dict[str, NDArray[np.int64]]]
+"""By group name, which channels stay in a trial."""
+
+
+def _like_cut(groups: list[ChannelGroup]) -> dict[str, NDArray[np.int64]]:
+    """Two thirds of the channels."""
+    return {group.name: np.flatnonzero(np.arange(group.channels) % 3 != 1) for group in groups}
+
+
+def _unlike_cut(groups: list[ChannelGroup]) -> dict[str, NDArray[np.int64]]:
+    """Another number of channels for every group of so many, lest a number follow several."""
+    found, seen = _like_cut(groups), defaultdict[int, int](int)
+    for group in groups:
+        kept = found[group.name]
+        found[group.name] = kept[: len(kept) - seen[group.channels] % len(kept)]
+        seen[group.channels] += 1
+    return found
+
+
+def _following_together(model: nn.Module, groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Groups beside a number that follows several even so: each must be cut alone, too."""
+    places = kept_places(model, tuple(groups), _unlike_cut(groups))
+    owners = {m.module: group.name for group in groups for m in group.members if m.axis == "out"}
+    parents = set()
+    for parent, number in followed_numbers(model, places):
+        value = kept_numbers(model.get_submodule(parent))[number]
+        parts = parts_of_width(model, parent)
+        for width in value if isinstance(value, tuple) else (value,):
+            if len({owners[name] for name in parts.get(width, ()) if name in owners}) > 1:
+                parents.add(parent)
     return [
         group
         for group in groups
         if any(member.module.rpartition(".")[0] in parents for member in group.members)
     ]
-
-
-def _trial_cut(groups: list[ChannelGroup]) -> dict[str, NDArray[np.int64]]:
-    """By group name, two thirds of the channels."""
-    return {group.name: np.flatnonzero(np.arange(group.channels) % 3 != 1) for group in groups}
 
 
 def _obstacle(model: nn.Module, group: ChannelGroup) -> str:
@@ -97,18 +126,39 @@ def _obstacle(model: nn.Module, group: ChannelGroup) -> str:
 
 
 def _failures(trial: _Trial, groups: list[ChannelGroup]) -> Iterator[tuple[str, str]]:
-    """Names of the groups that fail and why, found by halving."""
-    reason = trial(groups) if groups else ""
-    if not reason:
-        return
-    if reason == _MISREAD and trial.refine():  # rounding may have turned a choice
-        yield from _failures(trial, groups)
-    elif len(groups) == 1:
+    """Names of the groups that fail and why: alone, or with those that stay."""
+    left = groups
+    while left and (reason := trial(left)):
+        if reason == _MISREAD and trial.refine():  # rounding may have turned a choice
+            continue
+        found = dict(_failures_alone(trial, left, reason))
+        if not found and (reason := trial(left)):
+            found = {left[_last_straw(trial, left)].name: f"with other groups, {reason}"}
+        yield from found.items()
+        left = [group for group in left if group.name not in found]
+
+
+def _last_straw(trial: _Trial, groups: list[ChannelGroup]) -> int:
+    """Place of a group with which those before it fail, found by halving."""
+    passes, fails = 0, len(groups)
+    while fails - passes > 1:
+        middle = (passes + fails) // 2
+        passes, fails = (passes, middle) if trial(groups[:middle]) else (middle, fails)
+    return passes
+
+
+def _failures_alone(
+    trial: _Trial, groups: list[ChannelGroup], reason: str
+) -> Iterator[tuple[str, str]]:
+    """Names of the groups that fail alone and why, found by halving those that fail together."""
+    if reason == _MISREAD and trial.refine():
+        reason = trial(groups)
+    if reason and len(groups) == 1:
         yield groups[0].name, reason
-    else:
+    elif reason:
         middle = len(groups) // 2
-        yield from _failures(trial, groups[:middle])
-        yield from _failures(trial, groups[middle:])
+        for half in (groups[:middle], groups[middle:]):
+            yield from _failures_alone(trial, half, trial(half))
 
 
 class _Trial:
@@ -117,6 +167,11 @@ class _Trial:
     def __init__(self, model: nn.Module, probe: Tensor) -> None:
         self._model = model
         self._probe = probe
+        self.cut: Cut = _like_cut
+
+    def places(self, groups: list[ChannelGroup]) -> dict[str, Places]:
+        """What stays of every module when groups are cut for a trial."""
+        return kept_places(self._model, tuple(groups), self.cut(groups))
 
     def refine(self) -> bool:
         """Go on in float64, if that is a step; True when it was."""
@@ -135,7 +190,7 @@ class _Trial:
 
     def __call__(self, groups: list[ChannelGroup]) -> str:
         """Why these groups cannot be cut together; empty when they can."""
-        places = kept_places(self._model, tuple(groups), _trial_cut(groups))
+        places = self.places(groups)
         try:
             with torch.no_grad():
                 smaller = cut_channels(self._model, places)

@@ -650,7 +650,7 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
             if (
                 tensor.is_floating_point()
                 and tensor.numel() > 1
-                and (tensor == tensor.view(-1)[0]).all()
+                and (tensor == tensor.reshape(-1)[0]).all()
             ):
                 spread = 0.5 + torch.rand(tensor.shape, generator=generator)
                 tensor.copy_(spread - 1 if name.endswith(("bias", "running_mean")) else spread)

@@ -158,3 +158,31 @@ class _Attend(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.attend(x, x, x, need_weights=False)[0]
         return output
+
+
+class Chance(nn.Module):
+    """A number of patches that is by chance the width of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = 4
+        self.first = nn.Conv1d(3, 4, 2, 2)
+        self.second = nn.Conv1d(3, 4, 2, 2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [layer(x).unflatten(2, (self.patches, -1)) for layer in (self.first, self.second)]
+        return self.head(torch.cat(parts, 1).mean((2, 3)))
+
+
+def test_a_number_that_is_a_width_by_chance_breaks_no_network() -> None:
+    """Cut alike, both layers would change it: one of them stays whole, and the report says why."""
+    x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    compressor = Compressor(Chance().eval(), x, repair="none")
+    reasons = {group.name: group.protected for group in compressor.structure.groups}
+    cuttable = [name for name, reason in reasons.items() if not reason]
+    assert len(cuttable) == 1
+    assert any("with other groups" in reason for reason in reasons.values())
+    for count in range(1, 4):
+        built = compressor.build(Policy({f"channels:{cuttable[0]}": count}))
+        assert built(x).shape == (2, 5)
