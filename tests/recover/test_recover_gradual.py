@@ -16,7 +16,7 @@ from automl_compress.recover import training as training_module
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards
 from automl_compress.recover.lsq import make_learnable, unquantize
 from automl_compress.space import Policy
-from automl_compress.workload import Workload
+from automl_compress.workload import ImageSet, Workload
 
 POLICY = Policy(
     {
@@ -97,13 +97,13 @@ def test_layers_without_grids_have_the_weights_before_rounding(digits: Workload)
     assert torch.equal(plain(x.repeat(1, 8, 1, 1)), inner)
 
 
-def test_stages_end_in_the_policy_s_network(digits: Workload) -> None:
+def test_stages_end_in_the_policy_s_network(digits: Workload, few: ImageSet) -> None:
     compressor = _compressor(digits)
     heard: list[Standing] = []
     got = recover_policy(
         compressor,
         POLICY,
-        digits.splits.train,
+        few,
         digits.normalization,
         _settings(epochs=4, stages=3),
         listener=heard.append,
@@ -120,10 +120,10 @@ def test_stages_end_in_the_policy_s_network(digits: Workload) -> None:
 
 
 def test_stages_are_resumed_one_by_one(
-    digits: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Workload, few: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compressor, settings = _compressor(digits), _settings(epochs=3, stages=3)
-    arguments = (compressor, POLICY, digits.splits.train, digits.normalization, settings)
+    arguments = (compressor, POLICY, few, digits.normalization, settings)
     whole = recover_policy(*arguments)
     run = training_module.Trainer.run
 
@@ -144,13 +144,13 @@ def test_stages_are_resumed_one_by_one(
     assert all(torch.equal(v, other[n]) for n, v in whole.network.state_dict().items())
 
 
-def test_another_teacher_teaches_otherwise(digits: Workload) -> None:
+def test_another_teacher_teaches_otherwise(digits: Workload, few: ImageSet) -> None:
     teacher = _compressor(digits).build(Policy({"weight_bits:conv2": 2}))
     results = [
         recover_policy(
             _compressor(digits),
             POLICY,
-            digits.splits.train,
+            few,
             digits.normalization,
             _settings(epochs=1, distill=1.0),
             teacher=chosen,

@@ -14,7 +14,7 @@ from automl_compress.compress.quantize import levels
 from automl_compress.recover import RecoverySettings, measure, recover_policy, section_of
 from automl_compress.recover.recovery import _held_out
 from automl_compress.space import Policy
-from automl_compress.workload import Workload
+from automl_compress.workload import ImageSet, Workload
 
 QUICK = {
     "epochs": 3,
@@ -67,15 +67,15 @@ def test_a_harshly_compressed_network_gets_its_accuracy_back(digits: Workload) -
 
 
 @pytest.mark.parametrize("bits", [None, 3])
-def test_kernels_that_a_policy_removes_stay_removed(digits: Workload, bits: int | None) -> None:
+def test_kernels_that_a_policy_removes_stay_removed(
+    digits: Workload, few: ImageSet, bits: int | None
+) -> None:
     genes: dict[str, Any] = {"kernel_sparsity:conv2": 0.5, "kernel_sparsity:block2.conv1": 0.25}
     if bits is not None:
         genes |= {"weight_bits:conv2": bits, "weight_bits:block2.conv1": bits}
     policy = Policy(genes)
     settings = {**QUICK, "epochs": 1}
-    network = ac.recover(
-        digits.model, policy, digits.splits.train, digits.normalization, **settings
-    )
+    network = ac.recover(digits.model, policy, few, digits.normalization, **settings)
     for name, share in (("conv2", 0.5), ("block2.conv1", 0.25)):
         weight = network.get_submodule(name).get_parameter("weight")
         assert not torch.equal(weight, digits.model.get_submodule(name).get_parameter("weight"))
@@ -83,23 +83,16 @@ def test_kernels_that_a_policy_removes_stay_removed(digits: Workload, bits: int 
         assert removed >= share - 0.01
 
 
-def test_the_original_is_not_changed(digits: Workload) -> None:
+def test_the_same_twice_and_the_original_is_not_changed(digits: Workload, few: ImageSet) -> None:
     before = copy.deepcopy(digits.model.state_dict())
-    policy = _policy(digits, 0.5, 4)
-    settings = {**QUICK, "epochs": 1}
-    ac.recover(digits.model, policy, digits.splits.train, digits.normalization, **settings)
-    assert all(torch.equal(v, before[n]) for n, v in digits.model.state_dict().items())
-    assert not any(p.requires_grad for p in digits.model.parameters())
-
-
-def test_the_same_twice(digits: Workload) -> None:
     settings = {**QUICK, "epochs": 1, "features": 1.0}
     policy = _policy(digits, 0.35, 3)
     first, second = (
-        ac.recover(digits.model, policy, digits.splits.train, digits.normalization, **settings)
-        for _ in range(2)
+        ac.recover(digits.model, policy, few, digits.normalization, **settings) for _ in range(2)
     )
     assert all(torch.equal(v, second.state_dict()[n]) for n, v in first.state_dict().items())
+    assert all(torch.equal(v, before[n]) for n, v in digits.model.state_dict().items())
+    assert not any(p.requires_grad for p in digits.model.parameters())
 
 
 def test_held_out_images_are_never_trained_on(digits: Workload) -> None:
@@ -115,7 +108,7 @@ def test_held_out_images_are_never_trained_on(digits: Workload) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_statistics_are_renewed_only_where_held_out_images_say_so(
-    digits: Workload, share: float, monkeypatch: pytest.MonkeyPatch
+    digits: Workload, few: ImageSet, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from automl_compress.recover import recovery
 
@@ -131,9 +124,9 @@ def test_statistics_are_renewed_only_where_held_out_images_say_so(
     calibration = digits.splits.train.draw(64, 0).tensor(digits.normalization)
     compressor = Compressor(digits.model, calibration[:1], calibration)
     policy = _policy(digits, 0.5, 4)
-    got = recover_policy(compressor, policy, digits.splits.train, digits.normalization, settings)
+    got = recover_policy(compressor, policy, few, digits.normalization, settings)
     assert got.chosen in ("averaged", "last")
-    assert got.steps == len(digits.splits.train) * (1 - share) // 64
+    assert got.steps == len(few) * (1 - share) // 64
 
 
 def test_wrong_settings_are_refused_before_anything_is_built(digits: Workload) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from dataclasses import replace
 
@@ -105,6 +107,16 @@ def _told(
     return strategy, told
 
 
+@functools.cache
+def _told_once() -> tuple[DDPG, list[Evaluation]]:
+    return _told(75)
+
+
+def _learnt() -> tuple[DDPG, list[Evaluation]]:
+    """A strategy halfway through a search, of the caller's own."""
+    return copy.deepcopy(_told_once())
+
+
 def test_replay_holds_the_episodes_that_were_told() -> None:
     strategy, told = _told(15)
     space, mdp = strategy.problem.space, LayerMDP(strategy.problem)
@@ -175,7 +187,7 @@ def test_ruin_and_failure_count_as_a_damped_loss() -> None:
 
 
 def test_a_walk_keeps_within_the_preferred_costs_and_comes_near() -> None:
-    strategy, _ = _told(60)
+    strategy, _ = _learnt()
     problem = strategy.problem
     wanted = np.full(len(problem.space), 0.9)
     for share in (0.1, 0.15):
@@ -189,7 +201,7 @@ def test_a_walk_keeps_within_the_preferred_costs_and_comes_near() -> None:
 
 
 def test_preferences_spread_over_the_useful_front() -> None:
-    strategy, told = _told(75)
+    strategy, told = _learnt()
     problem = strategy.problem
     drawn = strategy._draw_preferences(200)
     sizes = [np.log2(e.minimised("size_bytes") / problem.baseline["size_bytes"]) for e in told]
@@ -208,7 +220,7 @@ def test_asks_stay_different_in_a_space_of_many_genes() -> None:
 
 
 def test_exploration_is_alive_halfway_through_a_search() -> None:
-    strategy, _ = _told(75)
+    strategy, _ = _learnt()
     assert NOISE.spread(strategy.state_dict()["episodes"]) >= 0.15
     space = strategy.problem.space
     places = np.array([space.to_unit(space.encode(p)) for p in strategy.ask(20)])
@@ -263,7 +275,7 @@ def test_the_number_of_threads_is_left_alone_and_changes_nothing() -> None:
 
 def test_the_critic_tells_good_walks_from_bad_ones_of_equal_cost() -> None:
     """That small networks lose more is easily learnt; here their bytes are taken out."""
-    strategy, _ = _told(75)
+    strategy, _ = _learnt()
     space, rng = NETWORK.space, np.random.default_rng(5)
     policies = [space.decode(space.sample(rng)) for _ in range(150)]
     predicted = strategy._predicted(policies)

@@ -84,7 +84,7 @@ def _searched(monotonic: bool, seed: int) -> list[Evaluation]:
     return told
 
 
-@pytest.mark.parametrize("monotonic", [True, False])
+@pytest.mark.parametrize("monotonic", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_search_is_better_than_its_warm_up(monotonic: bool) -> None:
     problem = NETWORK.problem(("error", "size_bytes"))
     _, useful = references(problem.objectives, problem.baseline)
