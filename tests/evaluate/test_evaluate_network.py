@@ -356,7 +356,7 @@ def test_a_collapsed_network_is_left_after_the_first_images(
     own = NetworkEstimator(workload, settings, estimator.compressor)
     patient = NetworkEstimator(workload, replace(settings, floor=0.0), estimator.compressor)
     drawn = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
-    found = [(own.estimate(p), patient.estimate(p)) for p in policies(space, 12, seed=3)]
+    found = [(own.estimate(p), patient.estimate(p)) for p in policies(space, 6, seed=3)]
     stopped = [pair for pair in found if pair[0].images < 200]
     assert 0 < len(stopped) < len(found)
     base = patient.estimate(Policy({})).metrics["accuracy"]
