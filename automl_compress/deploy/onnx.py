@@ -238,6 +238,7 @@ def _graph(
     """The ONNX graph and the layers in it that run on integers; changes the network."""
     from automl_compress.deploy.blocks import fill_blocks, pool_means
     from automl_compress.deploy.qdq import QdqPass, name_weights
+    from automl_compress.deploy.simplify import simplify
 
     low_bit = _low_bit_layers(network) if int8 else {}
     for module in list(network.modules()):
@@ -250,7 +251,7 @@ def _graph(
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces of the exporting machine
     weights = name_weights(program.model.graph, low_bit)
-    program.optimize()
+    simplify(program.model)
     if weights:
         pool_means(program.model.graph)
     quantizer = QdqPass(program.model, weights)

@@ -27,8 +27,10 @@ from automl_compress.compress import Compressor
 from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.compress.modules import share_copy
 from automl_compress.compress.quantize import QuantizedConv2d, QuantizedLinear
+from automl_compress.deploy import onnx as onnx_export
 from automl_compress.deploy import runtime
 from automl_compress.deploy.onnx import METADATA, OnnxReport, export_onnx
+from automl_compress.deploy.simplify import simplify
 from automl_compress.errors import InputError
 from automl_compress.space import Policy
 
@@ -438,3 +440,14 @@ def test_an_input_that_others_read_too_is_not_filled_up(tmp_path: Path) -> None:
     model = compressor.build(uniform(compressor, 8))
     export_onnx(model, tmp_path / "model.onnx", images[:1], images)
     assert initializers(tmp_path / "model.onnx")["conv.0.weight_quantized"].shape[1] == 3
+
+
+def test_graphs_become_as_simple_as_onnxscript_makes_them() -> None:
+    small = nn.Sequential(conv_bn(3, 4), conv_bn(4, 4), head(4)).eval()
+    program = onnx_export._exported(small, example("vgg"), ["y"])
+    model = program.model.clone()
+    program.optimize()
+    simplify(model)
+    found, wanted = ([node.op_type for node in m.graph] for m in (model, program.model))
+    assert found == wanted
+    assert "BatchNormalization" not in found
