@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.resnet import BasicBlock
 
-from automl_compress.compress import Compressor, derive_space
+from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.compress.fold import foldable_norms
 from automl_compress.compress.structure import Structure
 from automl_compress.compress.tracing import trace
@@ -27,15 +27,14 @@ from automl_compress.space import Policy, SpaceRules
 from automl_compress.workload.arithmetic import runs_bfloat16
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compress"))
-from compress_networks import NETWORKS, example, lively, network, random_policy
+from compress_networks import NETWORKS, example, lively, random_policy, shared_compressor
 
 RULES = SpaceRules(activation_bits=(4, 8))
 
 
-def compressed(name: str, seed: int, repair: Any = "layerwise") -> tuple[Compressor, list[Policy]]:
-    model, x = network(name), example(name, 24)
-    compressor = Compressor(model, x[:1], x, repair=repair)
-    space = derive_space(model, x[:1], RULES).space
+def compressed(name: str, seed: int) -> tuple[Compressor, list[Policy]]:
+    compressor = shared_compressor(name, 24, "layerwise")
+    space = space_of_structure(compressor.model, compressor.structure, RULES).space
     rng = np.random.default_rng(seed)
     return compressor, [space.decode(space.sample(rng)) for _ in range(3)]
 
@@ -187,8 +186,7 @@ def test_weights_that_are_not_finite_are_not_hidden_by_a_fused_relu() -> None:
 
 def neighbours() -> tuple[Compressor, list[Policy]]:
     """Policies of one network that differ ever later."""
-    model, x = network("resnet8"), example("resnet8", 24)
-    compressor = Compressor(model, x[:1], x, repair="layerwise")
+    compressor = shared_compressor("resnet8", 24, "layerwise")
     layers = [s.name for s in compressor.structure.layers]
     base = {f"weight_bits:{name}": 4 for name in layers}
     changed = [Policy({**base, f"weight_bits:{name}": 2}) for name in layers]
