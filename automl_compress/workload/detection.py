@@ -57,12 +57,13 @@ class Detection(BoxTask):
     def places(self) -> Tensor:
         """(places, 3) x and y of each place's centre in pixels, and the stride of its grid."""
         found = []
-        for stride in self.strides:
-            rows, columns = (-(-side // stride) for side in self.image_shape)
-            y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-            centres = (torch.stack([x, y], -1).reshape(-1, 2) + 0.5) * stride
-            found.append(torch.cat([centres, torch.full((len(centres), 1), float(stride))], 1))
-        return torch.cat(found)
+        with torch.inference_mode(False):  # whoever asks first, trainings may come later
+            for stride in self.strides:
+                rows, columns = (-(-side // stride) for side in self.image_shape)
+                y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+                centres = (torch.stack([x, y], -1).reshape(-1, 2) + 0.5) * stride
+                found.append(torch.cat([centres, torch.full((len(centres), 1), float(stride))], 1))
+            return torch.cat(found)
 
     def check_output(self, model: str, output: Any, classes: int) -> None:
         """See `Task.check_output`."""

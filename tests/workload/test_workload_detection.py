@@ -250,3 +250,12 @@ def load_model() -> nn.Module:
     from automl_compress.workload import build_model
 
     return build_model("fcos_resnet", {"num_classes": 5, **SMALL})
+
+
+def test_a_task_first_asked_where_nothing_is_learnt_can_be_learnt_from() -> None:
+    task = Detection(3, (64, 96), (8, 16, 32))
+    with torch.inference_mode():
+        count = len(task.places)
+    raw = torch.zeros(1, 8, count, requires_grad=True)
+    task.parts(raw)[1].sum().backward()
+    assert raw.grad is not None
