@@ -193,13 +193,19 @@ class LabelRules:
         return along(line.numpy(), axis, output.dim())
 
     def _reshape(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
-        """An axis that is split in several: all but the last are fixed numbers of parts."""
+        """An axis that is split in several: all but the last are fixed numbers of parts.
+
+        Where channels and positions are divided anew, and each place of the first axis is of one
+        channel, whole runs of them go with a channel.
+        """
         del func
         labels = self._labels_of(args[0])
         assert labels is not None
         moved = labels.expand(args[0].shape).reshape(output.shape)
         for before, after in _axis_blocks(args[0].shape, output.shape):
             if not varying(labels) & set(before) or len(after) < 2:
+                continue
+            if len(before) > 1 and varying(compact(moved)) & set(after) == {after[0]}:
                 continue
             if len(before) > 1:
                 self.freeze([args[0]], "its channels are reshaped together with other axes")

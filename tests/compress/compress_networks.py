@@ -319,6 +319,25 @@ class Windows(nn.Module):
         return torch.roll(x.permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c), (1, 1), (1, 2))
 
 
+class Patches(nn.Module):
+    """Maps become patches, whose places are mixed apart, and maps again, as in MobileViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.mix = nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 6))
+        self.head = head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        y = x.reshape(n * c * (h // 2), 2, w // 4, 4).transpose(1, 2)
+        y = y.reshape(n, c, -1, 8).transpose(1, 3).reshape(n * 8, -1, c)
+        y = self.mix(y).view(n, 8, -1, c).transpose(1, 3)
+        y = y.reshape(n * c * (h // 2), w // 4, 2, 4).transpose(1, 2)
+        return self.head(x + y.reshape(n, c, h, w))
+
+
 class Tokens(nn.Module):
     """A class token before the patches, read alone at the end."""
 
@@ -598,6 +617,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "root-mean-square": RootMeanSquare,
     "transformer": Transformer,
     "windows": Windows,
+    "patches": Patches,
     "tokens": Tokens,
     "flattened": Flattened,
     "mixer": Mixer,

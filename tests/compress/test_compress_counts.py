@@ -46,6 +46,7 @@ GROUPS = {
     "root-mean-square": (2, {"head"}),
     "transformer": (4, {"head"}),
     "windows": (2, {"patch", "qkv", "head"}),
+    "patches": (2, {"head.2"}),
     "tokens": (2, {"head"}),
     "flattened": (3, {"fc2"}),
     "mixer": (0, {"stem.0", "mix", "head.2"}),
