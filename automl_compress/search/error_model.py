@@ -6,7 +6,7 @@ likelier, like the weights and length scales of the process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,6 +66,9 @@ LINKS: Final = (
     ),
 )
 
+AS_IS: Final = Link(lambda errors: errors, lambda learnt: learnt, np.zeros_like)
+"""Nothing else in its place."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -87,10 +90,10 @@ class Known:
         """Those measured first."""
         return Known(self.space, self.indices[:count], self.costs[:count], self.errors[:count])
 
-    def likeliest(self) -> tuple[Link, Settings]:
-        """The link and the settings under which the errors are likeliest."""
+    def likeliest(self, links: Sequence[Link] = LINKS) -> tuple[Link, Settings]:
+        """The link, one of several, and the settings under which the errors are likeliest."""
         inputs = _inputs(self.space, self.indices, self.costs)
-        fits = [(link, *likeliest(_KERNELS, inputs, link.forward(self.errors))) for link in LINKS]
+        fits = [(link, *likeliest(_KERNELS, inputs, link.forward(self.errors))) for link in links]
         link, _, settings = max(
             fits, key=lambda fit: fit[1] + fit[0].slope(self.errors[-MOST:]).mean()
         )

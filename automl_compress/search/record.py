@@ -56,6 +56,11 @@ class Record:
         rows = self.indices[self.worked], self.costs[self.worked], self.errors[self.worked]
         return Known(self._problem.space, *rows)
 
+    def failures(self) -> Known:
+        """All that was told, in the order told: 1 for what failed, else 0."""
+        failed = (~self.worked).astype(np.float64)
+        return Known(self._problem.space, self.indices, self.costs, failed)
+
     def shares(self, policies: Iterable[Policy]) -> Array:
         """(n, n_costs) exact costs as shares of the baseline's."""
         baseline = [self._problem.baseline[name] for name in self.names]

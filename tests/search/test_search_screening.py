@@ -53,6 +53,23 @@ def test_the_chosen_gain_more_than_others() -> None:
     assert _gained(record, [pool[place] for place in chosen]) > max(others)
 
 
+def _fails(policy: Policy) -> bool:
+    """What halves the middle layer does not run."""
+    return policy["channels:layer1"] <= 8
+
+
+def test_what_fails_like_others_is_not_chosen() -> None:
+    record = Record(NETWORK.problem())
+    for policy in _policies(60, 0):
+        failed = Evaluation.failed(policy, "e", "no memory")
+        record.add([failed if _fails(policy) else ESTIMATOR.estimate(policy)])
+    pool = [policy for policy in _policies(200, 1) if policy not in _policies(60, 0)]
+    best = np.argsort(-_surrogate(record).gains(pool))[:10]
+    assert sum(map(_fails, pool)) > 40
+    assert not any(_fails(pool[place]) for place in best)
+    assert not _fails(pool[_surrogate(record).choose(pool, 1)[0]])
+
+
 def test_a_small_pool_is_chosen_whole_and_failures_are_no_lesson() -> None:
     record = _record(10)
     record.add([Evaluation.failed(NETWORK.space.largest, "e", "no memory")])
@@ -83,7 +100,7 @@ def test_lazily_chosen_are_the_greedily_chosen() -> None:
     record, pool = _record(30), _policies(150, 4)
     surrogate = _surrogate(record)
     columns = zip(*surrogate._predicted(pool), strict=True)
-    costs, believed, errors, _ = (np.array(column) for column in columns)
+    costs, believed, errors, _, _ = (np.array(column) for column in columns)
     cells, left, slow = record.cells(), list(range(len(pool))), []
     for _ in range(12):
         gains = _expected(cells, costs[left], errors[left])
