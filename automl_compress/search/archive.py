@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.pareto import front_mask
-from automl_compress.search.strategy import TOLERATED, Problem, State
+from automl_compress.search.strategy import Problem, State
 from automl_compress.space import Indices
 
 FAILED = 1e3
@@ -17,12 +17,12 @@ FAILED = 1e3
 def excess(problem: Problem, evaluation: Evaluation) -> float:
     """How far an evaluation is from being of use; 0 when it meets all constraints.
 
-    Besides the study's constraints, a loss beyond `TOLERATED` useful ones counts.
+    Besides the study's constraints, a loss beyond `Problem.ruinous_loss` counts.
     """
     if not evaluation.ok:
         return FAILED
-    lost = evaluation.minimised(problem.loss) - problem.baseline[problem.loss]
-    return problem.violation(evaluation) + max(0.0, lost - TOLERATED * problem.useful_loss)
+    ruined = max(0.0, evaluation.minimised(problem.loss) - problem.ruinous_loss)
+    return problem.violation(evaluation) + ruined
 
 
 class Archive:

@@ -51,7 +51,7 @@ from automl_compress.search.layer_mdp import LayerMDP
 from automl_compress.search.networks import one_thread
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.reward import attention, damped, outcome, rewards, scaled_costs
-from automl_compress.search.strategy import TOLERATED, Problem, State
+from automl_compress.search.strategy import Problem, State
 from automl_compress.space import Indices, Policy
 
 WARM_UP: Final = 30
@@ -109,7 +109,9 @@ class DDPG(ImaginingAgent):
     def _draw_preferences(self, count: int) -> Array:
         """(count, n_costs) costs near those of evaluated networks on the useful front."""
         values = self._replay.outcomes[:, :-1]
-        useful = values[:, self.problem.loss_place] <= damped(TOLERATED)
+        tolerated = self.problem.ruinous_loss - self.problem.baseline[self.problem.loss]
+        worst = damped(tolerated / self.problem.useful_loss)
+        useful = values[:, self.problem.loss_place] <= worst
         among = values[useful] if useful.any() else values
         front = scaled_costs(self.problem, among[front_mask(among)])
         chosen = front[self.rng.integers(len(front), size=count)]

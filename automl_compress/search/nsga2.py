@@ -14,7 +14,7 @@ Deviations from the paper:
    beforehand, is dropped and made again.
 4. Besides the study's constraints, a loss well beyond the useful counts as a violation,
    so that ruined networks, which are never dominated because they are small, do not crowd out
-   the useful ones. `keep_ruined=True` switches this off.
+   the useful ones (`Problem.ruinous_loss`). `keep_ruined=True` switches this off.
 
 `nsga2-random` has none of these but the third: the first population is drawn uniformly, a
 generation replaces as many as survive, and operators are those that pymoo's guide takes for
@@ -49,7 +49,7 @@ from automl_compress.search.priors import (
     scaled_indices,
     stratified_mildness,
 )
-from automl_compress.search.strategy import TOLERATED, Problem, Seen, State, Strategy
+from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
 POPULATION: Final = 20
@@ -198,8 +198,7 @@ class NSGA2(Strategy):
 
     def _excess(self, evaluation: Evaluation) -> list[float]:
         """Violations: of the constraints, of usefulness, and of having worked at all."""
-        lost = evaluation.minimised(self.problem.loss) - self.problem.baseline[self.problem.loss]
-        ruined = lost - TOLERATED * self.problem.useful_loss
+        ruined = evaluation.minimised(self.problem.loss) - self.problem.ruinous_loss
         useless = 0.0 if self._keep_ruined or not evaluation.ok else max(0.0, ruined)
         broken = self.problem.violation(evaluation) if evaluation.ok else 0.0
         return [broken, useless, 0.0 if evaluation.ok else 1e3]

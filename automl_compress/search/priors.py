@@ -13,7 +13,9 @@ from automl_compress.search.strategy import Problem, Seen
 from automl_compress.space import Indices, Policy, SearchSpace
 
 SPREAD: Final = 0.15
-"""Standard deviation of genes around the drawn aggressiveness, in the unit cube."""
+"""Least standard deviation of genes around the drawn aggressiveness, in the unit cube."""
+WIDENED: Final = 2.236
+"""The same where genes are few, times their number: the narrow spread is for more than fifteen."""
 MOVED: Final = 3.0
 """Genes that a neighbour differs in, on average at most."""
 FAR: Final = 0.25
@@ -27,19 +29,22 @@ Draw = Callable[[], Indices]
 
 
 def scaled_indices(
-    space: SearchSpace, rng: np.random.Generator, mildness: float, spread: float = SPREAD
+    space: SearchSpace, rng: np.random.Generator, mildness: float, spread: float | None = None
 ) -> Indices:
     """Genes drawn around one mildness, so that the whole network is cut about equally hard.
 
     Genes drawn independently and uniformly always make a network of middling size with some
-    ruined layer in it; drawing how hard to compress first covers small and large ones.
+    ruined layer in it; drawing how hard to compress first covers small and large ones. The fewer
+    genes, the wider they scatter: with five, networks cut evenly are a small part of the good ones.
 
     Args:
         space: the search space.
         rng: source of chance.
         mildness: in [0, 1]; 0 compresses most.
-        spread: standard deviation around it.
+        spread: standard deviation around it; by the number of genes when not given.
     """
+    if spread is None:
+        spread = max(SPREAD, WIDENED / len(space))
     return space.from_unit(mildness + spread * rng.standard_normal(len(space)))
 
 

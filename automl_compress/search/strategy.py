@@ -87,6 +87,16 @@ class Problem:
         return next(place for place, name in enumerate(self.objectives) if name in LOSSES)
 
     @property
+    def ruinous_loss(self) -> float:
+        """Loss beyond which a network is ruined: of no use, nor one step from it.
+
+        Where one hypervolume counts, as far as it reaches nothing is ruined.
+        """
+        if self.counted_error is not None:
+            return self.counted_error
+        return self.baseline[self.loss] + TOLERATED * self.useful_loss
+
+    @property
     def minimised_costs(self) -> tuple[str, ...]:
         """The other objectives."""
         return tuple(name for name in self.objectives if name not in LOSSES)

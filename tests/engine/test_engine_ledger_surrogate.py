@@ -33,7 +33,8 @@ def _write(folder: Path, count: int, failing: float = 0.1, judged_by: str = "acc
     baseline = {judged_by if n == "accuracy" else n: v for n, v in BASELINE.items()}
     rng, estimator = np.random.default_rng(0), ToyEstimator(NETWORK, failing=failing)
     drawn = dict.fromkeys(
-        SPACE.decode(scaled_indices(SPACE, rng, float(rng.random()))) for _ in range(count)
+        SPACE.decode(scaled_indices(SPACE, rng, float(rng.random()), spread=0.15))
+        for _ in range(count)
     )
     folder.mkdir()
     replace(MANIFEST, baseline=baseline, test_baseline=baseline).write(folder)
@@ -55,7 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_surrogate_is_near_the_truth_and_says_how_near(folder: Path) -> None:
     surrogate = LedgerSurrogate(StudyResult(folder))
     rng = np.random.default_rng(1)
-    new = [SPACE.decode(scaled_indices(SPACE, rng, float(rng.random()))) for _ in range(100)]
+    new = [
+        SPACE.decode(scaled_indices(SPACE, rng, float(rng.random()), spread=0.15))
+        for _ in range(100)
+    ]
     found = [surrogate.estimate(policy) for policy in new]
     new, found = zip(*((p, e) for p, e in zip(new, found, strict=True) if e.ok), strict=True)
     assert len(new) > 85

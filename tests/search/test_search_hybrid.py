@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import pytest
 from automl_compress.evaluate import Evaluation
 from automl_compress.search import Problem, State, Strategy
 from automl_compress.search.bandit import DiscountedUCB
-from automl_compress.search.hybrid import PER_GENE, Hybrid
+from automl_compress.search.hybrid import PER_PAIR, Hybrid
 from automl_compress.space import Policy
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
@@ -241,7 +242,7 @@ def _informed(breeding: bool, told: int) -> Hybrid:
 
 
 def test_what_is_bred_of_candidates_promises_more(scripted: dict[str, _Diary]) -> None:
-    enough = PER_GENE * len(NETWORK.space)
+    enough = math.ceil(PER_PAIR * math.comb(len(NETWORK.space), 2))
     expected = []
     for breeding in (True, False):
         strategy = _informed(breeding, enough)
@@ -256,7 +257,8 @@ def test_what_is_bred_of_candidates_promises_more(scripted: dict[str, _Diary]) -
 
 
 def test_nothing_is_bred_before_enough_is_known(scripted: dict[str, _Diary]) -> None:
-    strategy = _informed(breeding=True, told=PER_GENE * len(NETWORK.space) - 1)
+    enough = math.ceil(PER_PAIR * math.comb(len(NETWORK.space), 2))
+    strategy = _informed(breeding=True, told=enough - 1)
     candidates = set(strategy._waiting)
     assert set(strategy.ask(5)) <= candidates
 

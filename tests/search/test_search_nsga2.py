@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from automl_compress.evaluate import USEFUL_LOSS, Evaluation, objective_values, references
 from automl_compress.search import Problem, Strategy, build_strategy
+from automl_compress.search.archive import Archive
 from automl_compress.search.nsga2 import NSGA2
 from automl_compress.search.strategy import TOLERATED
 from automl_compress.space import Policy
@@ -94,6 +97,21 @@ def test_ruined_networks_may_be_kept() -> None:
     strategy.tell([ToyEstimator(NETWORK).estimate(p) for p in extremes])
     strategy.tell(_made(_policies(3), 0.0))
     assert _survivors(strategy) == set(extremes)
+
+
+def test_nothing_is_ruined_as_far_as_the_only_hypervolume_reaches() -> None:
+    problem = replace(NETWORK.problem(("error", "size_bytes")), counted_error=0.95)
+    small, large = NETWORK.space.smallest, NETWORK.space.largest
+    told = [*_made([large], 0.9), *_made(_policies(3), 0.3), *_made([small], 0.1)]
+    strategy, archive = NSGA2(problem, 0, population=2), Archive(problem)
+    for part in (told[:1], told[1:]):
+        strategy.tell(part)
+    assert _survivors(strategy) == {large, small}
+    for evaluation in told:
+        archive.add(evaluation)
+    assert len(archive) > 2
+    archive.add(_made([NETWORK.space.decode(np.ones(24, dtype=np.int64))], 0.04)[0])
+    assert max(archive.values[:, 0]) == pytest.approx(0.9)
 
 
 def test_state_holds_the_population_with_its_values() -> None:
