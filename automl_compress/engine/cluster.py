@@ -65,7 +65,7 @@ class ClusterEngine:
         share_large_tensors()
         estimators = ray.put((race.search, *race.measures.values()))
         self._dispatcher = RemoteDispatcher.options(scheduling_strategy=here).remote(
-            str(race.ledger),
+            str(race.ledger.absolute()),  # actors have a folder of their own
             [estimators],
             {"": race.search.identity, **{n: e.identity for n, e in race.rungs.items()}},
             workers,

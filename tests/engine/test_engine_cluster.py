@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ from engine_races import (
 )
 
 from automl_compress.engine.contestant import Standing
-from automl_compress.engine.engine import EngineSettings
+from automl_compress.engine.engine import EngineSettings, Race
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.ledger import Ledger, StudyResult
 
@@ -92,14 +93,21 @@ def test_a_failing_contestant_restarts_from_its_checkpoint(
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_an_undisturbed_race_and_its_ladder_go_as_serially(tmp_path: Path) -> None:
+def test_an_undisturbed_race_and_its_ladder_go_as_serially(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the ledger is named from a folder that Ray was not started in."""
     from automl_compress.engine.cluster import ClusterEngine
 
     serial, one = climbed(tmp_path / "serial")
     folder = tmp_path / "cluster"
-    cluster, other = climbed(
-        folder, lambda race: ClusterEngine(race, EngineSettings(workers=2), folder)
-    )
+    monkeypatch.chdir(tmp_path)
+
+    def on_ray(race: Race) -> ClusterEngine:
+        near = replace(race, ledger=race.ledger.relative_to(tmp_path))
+        return ClusterEngine(near, EngineSettings(workers=2), folder)
+
+    cluster, other = climbed(folder, on_ray)
     pd.testing.assert_frame_equal(table(folder), table(tmp_path / "serial"))
     assert cluster == serial
     assert other.rungs == one.rungs
