@@ -14,6 +14,7 @@ from automl_compress.cli.bench_recovery import add_recovery
 from automl_compress.cli.bench_speedup import SpeedupRequest, run_bench_speedup
 from automl_compress.cli.options import (
     add_json_option,
+    add_list_option,
     add_overrides_option,
     add_page_option,
     write_file,
@@ -38,14 +39,7 @@ def add_bench(subparsers: Any) -> None:
         run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.output, a.json)
     )
     strategies = benches.add_parser("strategies", help="what strategies need for themselves")
-    strategies.add_argument(
-        "--strategies",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        default=[],
-        help="default: all registered",
-    )
+    add_list_option(strategies, "--strategies", "NAME", "default: all registered")
     strategies.add_argument("--genes", type=int, default=120, metavar="N", help="default: 120")
     strategies.add_argument(
         "--evaluations", type=int, default=1000, metavar="N", help="of each; default: 1000"
@@ -60,14 +54,7 @@ def add_bench(subparsers: Any) -> None:
     add_ablation(benches)
     coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
     add_page_option(coverage, "results/coverage")
-    coverage.add_argument(
-        "--models",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        default=[],
-        help="default: all of them",
-    )
+    add_list_option(coverage, "--models", "NAME", "default: all of them")
     coverage.add_argument(
         "--time-limit", type=float, default=600.0, metavar="SECONDS", help="for each model"
     )
@@ -81,14 +68,7 @@ def add_bench(subparsers: Any) -> None:
     estimate.set_defaults(run=_bench_estimate)
     _add_engine(benches)
     packed = benches.add_parser("packed", help="bytes on disk against bytes promised")
-    packed.add_argument(
-        "--models",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        default=[],
-        help="default: five shipped networks",
-    )
+    add_list_option(packed, "--models", "NAME", "default: five shipped networks")
     packed.add_argument("--policies", type=int, default=20, metavar="N", help="default: 20")
     add_page_option(packed, "results/packed")
     add_json_option(packed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from automl_compress.cli.options import (
     add_genes_option,
     add_json_option,
+    add_list_option,
     add_markdown_option,
     write_file,
 )
@@ -58,30 +59,9 @@ def add_ablation(benches: Any) -> None:
         metavar="TABLE|DIR",
         help="recorded, or a study; default: an additive toy of 90 genes",
     )
-    parser.add_argument(
-        "--objectives",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        default=[],
-        help="default: all recorded",
-    )
-    parser.add_argument(
-        "--constraints",
-        nargs="+",
-        action="extend",
-        metavar="TEXT",
-        default=[],
-        help="such as 'macs <= 0.5x'",
-    )
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        action="extend",
-        metavar="METRIC=COLUMN",
-        default=[],
-        help="columns of metrics",
-    )
+    add_list_option(parser, "--objectives", "NAME", "default: all recorded")
+    add_list_option(parser, "--constraints", "TEXT", "such as 'macs <= 0.5x'")
+    add_list_option(parser, "--columns", "METRIC=COLUMN", "columns of metrics")
     add_genes_option(parser)
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
     parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")

@@ -22,6 +22,7 @@ from automl_compress.cli.comparing import add_compare
 from automl_compress.cli.options import (
     add_genes_option,
     add_json_option,
+    add_list_option,
     add_markdown_option,
     add_overrides_option,
 )
@@ -201,39 +202,13 @@ def _add_replay(subparsers: Any) -> None:
     parser.add_argument(
         "table", type=Path, metavar="TABLE|DIR", help=".csv or .parquet, or the folder of a study"
     )
-    parser.add_argument(
-        "--strategies",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        default=[],
-        help="default: all registered",
-    )
+    add_list_option(parser, "--strategies", "NAME", "default: all registered")
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
     parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
-    parser.add_argument(
-        "--objectives",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        default=[],
-        help="default: all recorded",
-    )
-    parser.add_argument(
-        "--constraints",
-        nargs="+",
-        action="extend",
-        metavar="TEXT",
-        default=[],
-        help="such as 'macs <= 0.5x'",
-    )
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        action="extend",
-        metavar="METRIC=COLUMN",
-        default=[],
-        help="columns of metrics, such as accuracy=test_accuracy",
+    add_list_option(parser, "--objectives", "NAME", "default: all recorded")
+    add_list_option(parser, "--constraints", "TEXT", "such as 'macs <= 0.5x'")
+    add_list_option(
+        parser, "--columns", "METRIC=COLUMN", "columns of metrics, such as accuracy=test_accuracy"
     )
     add_genes_option(parser)
     add_json_option(parser)

@@ -26,6 +26,18 @@ def add_overrides_option(parser: Any, what: str) -> None:
     )
 
 
+def add_list_option(parser: Any, flag: str, metavar: str, what: str) -> None:
+    """Add an option of several words that may be given several times.
+
+    Args:
+        parser: of a command.
+        flag: the option, such as `--models`.
+        metavar: one of its words.
+        what: the help's line.
+    """
+    parser.add_argument(flag, nargs="+", action="extend", metavar=metavar, default=[], help=what)
+
+
 def add_json_option(parser: Any) -> None:
     """Add `--json FILE`, which every command that measures takes."""
     parser.add_argument(
@@ -35,13 +47,11 @@ def add_json_option(parser: Any) -> None:
 
 def add_genes_option(parser: Any) -> None:
     """Add `--genes COLUMN...` of a recorded table."""
-    parser.add_argument(
+    add_list_option(
+        parser,
         "--genes",
-        nargs="+",
-        action="extend",
-        metavar="COLUMN",
-        default=[],
-        help="columns of genes, where they are not named KIND:TARGET; of numbers or words",
+        "COLUMN",
+        "columns of genes, where they are not named KIND:TARGET; of numbers or words",
     )
 
 
