@@ -16,10 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ray gives its workers 15 steps less priority than tests have, which then wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# How fast examples are says how busy the machine is. They are others in every run.
-settings.register_profile(
-    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40
-)
+# How fast examples are says how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 

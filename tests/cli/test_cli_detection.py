@@ -79,9 +79,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _recovered(folder: Path) -> Path:
-    """The folder of a study with a recovered network."""
+    """The folder of a study with a recovered network, not the smallest, which is sure of little."""
     options = [x.replace("24", "2").replace("rate=0.05", "rate=0.003") for x in TRAINING]
-    arguments = ["recover", str(folder / "out"), "--pick", "point:1", *options]
+    arguments = ["recover", str(folder / "out"), "--pick", "point:2", *options]
     assert main([*arguments, "--set", "calibration_images=8"]) == 0
     return folder / "out"
 
@@ -178,11 +178,11 @@ def test_a_detector_is_recovered_and_exported_with_its_post_processing(
     assert set(document["standard_error"]) == {"map50_se"}
     assert "test mAP50" in capsys.readouterr().out
     path = folder / "net.onnx"
-    export = ["export", str(out), "--pick", "point:1", "--recovered", "--format", "onnx"]
+    export = ["export", str(out), "--pick", "point:2", "--recovered", "--format", "onnx"]
     assert main([*export, "-o", str(path)]) == 0
     printed = capsys.readouterr().out
     share, count = re.search(r"([\d.]+)% of (\d+) detections", printed).groups()  # type: ignore[union-attr]
-    assert float(share) > 60  # of some 30 small boxes, by 8 bits; trainings differ by CPU
+    assert float(share) > 90
     assert int(count) > 5
     assert float(re.search(r"read back, it has ([\d.]+)% mAP50", printed)[1]) > 50  # type: ignore[index]
     _check_file(path, restore_study(out), after)

@@ -141,11 +141,12 @@ def test_integer_files_hold_our_integers_and_run_on_them(name: str, tmp_path: Pa
         assert not stored[:, inputs:].any()
         assert np.abs(stored).max() <= (2 ** (bits - 1) - 1) * widening
         assert len(np.unique(stored)) < 2**bits
-    expected, actual = torch_outputs(model, images), run(path, images)
+    parts = torch.split(images, 8)  # as the report compares; other batches give other last digits
+    expected = np.concatenate([torch_outputs(model, part) for part in parts])
+    actual = np.concatenate([run(path, part) for part in parts])
     assert np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()
     assert report.top1_agreement == (actual.argmax(1) == expected.argmax(1)).mean()
-    off, noise = np.abs(actual - expected).max(), 1e-6 * float(np.abs(expected).max())
-    assert report.largest_difference == pytest.approx(off, abs=noise)
+    assert report.largest_difference == pytest.approx(np.abs(actual - expected).max())
     assert run(path, images[:1]).shape == expected[:1].shape
 
 

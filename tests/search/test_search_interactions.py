@@ -46,4 +46,4 @@ def test_hybrid_is_ahead_of_random_from_its_25th_evaluation_on() -> None:
 
 
 def test_evolution_is_not_behind_pymoos() -> None:
-    assert _reached("nsga2", 100, seeds=10) > _reached("nsga2-random", 100, seeds=10) - 0.02
+    assert _reached("nsga2", 100, seeds=20) > _reached("nsga2-random", 100, seeds=20)
