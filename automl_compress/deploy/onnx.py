@@ -374,7 +374,7 @@ def _grids(model: ir.Model, quantizer: QdqPass, calibration: Tensor | None) -> d
     inner = [name for name in names if name != "input"]
     declared = {output.name for output in graph.graph.output}
     graph.graph.output.extend(onnx.ValueInfoProto(name=n) for n in inner if n not in declared)
-    runner = Runner(graph.SerializeToString())
+    runner = Runner(graph.SerializeToString(), layouts=False)
     for part in batches(_array(calibration), _BATCH):
         for name in inputs:
             ranges.add(name, part)

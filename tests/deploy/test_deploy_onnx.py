@@ -245,6 +245,16 @@ def test_residual_networks_stay_integer_throughout(tmp_path: Path) -> None:
     assert kinds.count("GlobalAveragePool") == 1
 
 
+def test_sums_of_any_width_are_calibrated(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 would fuse a sum of 19 channels with a convolution that is read too."""
+    images, compressor = example("resnet8", 24), shared_compressor("resnet8", 24)
+    groups = [g for g in compressor.structure.groups if not g.protected]
+    kept = {f"channels:{g.name}": min(19, g.channels) for g in groups}
+    model = compressor.build(Policy({**kept, **dict(uniform(compressor, 8).items())}))
+    report = export_onnx(model, tmp_path / "model.onnx", images[:1], images)
+    assert report.top1_agreement > 0.9
+
+
 @pytest.mark.parametrize("name", ["resnet8", "dense", *slow("vgg", "mobile", "shared")])
 def test_channels_that_are_filled_up_change_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
