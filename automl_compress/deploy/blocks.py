@@ -11,7 +11,7 @@ whoever reads it has zero weights for it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from automl_compress.deploy.qdq import LowBitLayer, add_initializer
 from automl_compress.deploy.runtime import block_channels
+from automl_compress.deploy.values import TiedValues, channels_of, is_full_convolution
 
 _SAME_CHANNELS: Final = (
     "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Add",
@@ -73,32 +74,65 @@ def fill_blocks(graph: ir.Graph, layers: Mapping[str, LowBitLayer]) -> dict[str,
     Returns:
         The layers, their integers filled up with zeros too.
     """
-    values = _Components()
-    convolutions = [node for node in graph if _fillable(node, layers)]
+    tied = _tied(graph, layers)
+    filled = dict(layers)
+    for node in tied.convolutions:
+        _fill_weight(node, tied.values, filled)
+        _fill_bias(graph, node, tied.values)
+    for node in tied.paddings:
+        if not tied.values.added(node.outputs[0]):
+            _remove_padding(graph, node)
+    tied.values.reshape()
+    return filled
+
+
+def fillable_ends(
+    graph: ir.Graph, layers: Mapping[str, LowBitLayer]
+) -> dict[str, tuple[bool, bool]]:
+    """Whether input and output of low-bit convolutions may be filled up, by layer name.
+
+    Args:
+        graph: float, BatchNorm folded; inputs get nodes that fill them up.
+        layers: low-bit layers by the name of their weight's initializer.
+    """
+    tied = _tied(graph, layers)
+    return {
+        layers[str(node.inputs[1].name)].name: (  # type: ignore[union-attr]
+            tied.values.fillable(node.inputs[0]),
+            tied.values.fillable(node.outputs[0]),
+        )
+        for node in tied.convolutions
+    }
+
+
+@dataclass(frozen=True)
+class _Tied:
+    """Which values of a graph must have the same channels.
+
+    Args:
+        values: of the graph.
+        convolutions: whose channels may be filled up.
+        paddings: nodes that fill up inputs.
+    """
+
+    values: _FilledValues
+    convolutions: list[ir.Node]
+    paddings: list[ir.Node]
+
+
+def _tied(graph: ir.Graph, layers: Mapping[str, LowBitLayer]) -> _Tied:
+    values = _FilledValues()
+    convolutions = [node for node in graph if is_full_convolution(node, layers)]
     paddings = _padded_inputs(graph, convolutions)
-    owners: dict[str, ir.Node] = {}
     for node in graph:
         if node in convolutions:
-            first = owners.setdefault(str(node.inputs[1].name), node)  # type: ignore[union-attr]
-            values.tie(first.inputs[0], node.inputs[0])
-            values.tie(first.outputs[0], node.outputs[0])
+            values.add(node.inputs[0])
+            values.add(node.outputs[0])
         elif node not in paddings:
             _tie_node(node, values)
     for end in (*graph.inputs, *graph.outputs):
         values.block(end)
-    filled = dict(layers)
-    for node in convolutions:
-        values.remember(node.inputs[0])
-        values.remember(node.outputs[0])
-    for node in owners.values():
-        _fill_weight(node, values, filled)
-    for node in convolutions:
-        _fill_bias(graph, node, values)
-    for node in paddings:
-        if not values.added(node.outputs[0]):
-            _remove_padding(graph, node)
-    values.reshape()
-    return filled
+    return _Tied(values, convolutions, paddings)
 
 
 def _padded_inputs(graph: ir.Graph, convolutions: Sequence[ir.Node]) -> list[ir.Node]:
@@ -132,23 +166,7 @@ def _remove_padding(graph: ir.Graph, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
-def _fillable(node: ir.Node, layers: Mapping[str, LowBitLayer]) -> bool:
-    """Whether a node is a low-bit convolution whose channels are not in groups."""
-    if node.op_type != "Conv" or node.inputs[1] is None or node.inputs[0] is None:
-        return False
-    groups = node.attributes.get("group")
-    weight = node.inputs[1]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return (
-        (groups is None or groups.value == 1)
-        and str(weight.name) in layers
-        and weight.const_value is not None
-        and weight.const_value.numpy().shape == layers[str(weight.name)].integers.shape
-        and (bias is None or bias.const_value is not None)
-    )
-
-
-def _tie_node(node: ir.Node, values: _Components) -> None:
+def _tie_node(node: ir.Node, values: _FilledValues) -> None:
     """What a node that is no low-bit convolution says of the channels it reads and writes."""
     if node.op_type not in _SAME_CHANNELS:
         for value in (*node.inputs, *node.outputs):
@@ -159,62 +177,38 @@ def _tie_node(node: ir.Node, values: _Components) -> None:
         values.tie(node.outputs[0], source)
 
 
-class _Components:
+class _FilledValues(TiedValues):
     """Values that must have the same channels."""
-
-    def __init__(self) -> None:
-        self._parents: dict[ir.Value, ir.Value] = {}
-        self._blocked: set[ir.Value] = set()
-
-    def remember(self, value: ir.Value | None) -> None:
-        if value is not None:
-            self._root(value)
 
     def tie(self, one: ir.Value | None, other: ir.Value | None) -> None:
         """Two values have the same channels; constants and other sizes forbid any change."""
+        super().tie(one, other)
         assert one is not None
-        assert other is not None
-        first, second = self._root(one), self._root(other)
-        if self._channels(one) is None or self._channels(one) != self._channels(other):
-            self._blocked |= {first, second}
-        if first is not second:
-            self._parents[second] = first
-            if second in self._blocked:
-                self._blocked.add(first)
+        if channels_of(one) is None or channels_of(one) != channels_of(other):
+            self.block(one)
 
-    def block(self, value: ir.Value) -> None:
-        """A value's channels must stay as they are."""
-        self._blocked.add(self._root(value))
+    def fillable(self, value: ir.Value | None) -> bool:
+        """Whether a value may get channels of zeros."""
+        return value is not None and channels_of(value) is not None and not self.blocked(value)
 
     def added(self, value: ir.Value | None) -> int:
         """Channels of zeros that a value gets."""
-        assert value is not None
-        channels = self._channels(value)
-        if channels is None or self._root(value) in self._blocked:
+        channels = channels_of(value)
+        if channels is None or not self.fillable(value):
             return 0
         return block_channels(channels) - channels
 
     def reshape(self) -> None:
         """Say in the shapes of values what they hold now."""
-        grown = [(value, self.added(value)) for value in self._parents]
+        grown = [(value, self.added(value)) for value in self.members()]
         for value, added in grown:
             if added:
                 assert value.shape is not None
                 batch, channels, *rest = value.shape.dims
                 value.shape = ir.Shape([batch, int(channels) + added, *rest])  # type: ignore[arg-type]
 
-    def _root(self, value: ir.Value) -> ir.Value:
-        parent = self._parents.setdefault(value, value)
-        return parent if parent is value else self._root(parent)
 
-    def _channels(self, value: ir.Value) -> int | None:
-        if value.const_value is not None or value.shape is None or len(value.shape) != 4:
-            return None
-        channels = value.shape[1]
-        return channels if isinstance(channels, int) else None
-
-
-def _fill_weight(node: ir.Node, values: _Components, layers: dict[str, LowBitLayer]) -> None:
+def _fill_weight(node: ir.Node, values: _FilledValues, layers: dict[str, LowBitLayer]) -> None:
     added = values.added(node.outputs[0]), values.added(node.inputs[0])
     weight = node.inputs[1]
     if not any(added) or weight is None or weight.const_value is None:
@@ -231,7 +225,7 @@ def _fill_weight(node: ir.Node, values: _Components, layers: dict[str, LowBitLay
     )
 
 
-def _fill_bias(graph: ir.Graph, node: ir.Node, values: _Components) -> None:
+def _fill_bias(graph: ir.Graph, node: ir.Node, values: _FilledValues) -> None:
     added = values.added(node.outputs[0])
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if not added or bias is None or bias.const_value is None:

@@ -16,6 +16,7 @@ from automl_compress.compress import Compressor
 from automl_compress.deploy.latency import Latency
 from automl_compress.deploy.latency_table import LatencyTable, measuring_conditions
 from automl_compress.deploy.measuring import MeasureSettings, measure_alone
+from automl_compress.deploy.onnx import foldable_maps
 from automl_compress.space import Policy, SearchSpace
 from automl_compress.workload import cache_folder
 
@@ -67,6 +68,9 @@ def calibrated_table(
     table = LatencyTable(
         compressor.structure, settings.path(), measure.batch, measure.threads, measure.int8
     )
+    if table.maps is None:
+        smallest = compressor.build(scaled_policy(space, 0.0))
+        table.reckon_with(foldable_maps(smallest, example_input) if measure.int8 else ())
     table.cover(space)
     if table.line is None:
         policies = [Policy({}), *(scaled_policy(space, share) for share in CALIBRATION_SHARES)]

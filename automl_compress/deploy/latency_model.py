@@ -10,14 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from automl_compress.compress import CostModel, Structure
 from automl_compress.compress.structure import LayerShape
+from automl_compress.deploy.folds import (
+    MapLayer,
+    Reading,
+    chosen_folds,
+    fold_of,
+    folded,
+    widest_fold,
+)
 from automl_compress.deploy.runtime import block_channels
 from automl_compress.errors import EstimateError
 from automl_compress.space import Policy, SearchSpace
@@ -30,11 +38,11 @@ class LayerTiming:
     Args:
         kind: `Conv` or `Gemm`.
         int8: whether it runs on integers.
-        inputs: input channels, with those that the exporter fills up.
+        inputs: input channels, with columns that the exporter folds and those it fills up.
         outputs: output channels likewise.
         groups: convolution groups.
-        kernel: (height, width).
-        size: (height, width) of its output; (rows, 1) of a linear layer.
+        kernel: (height, width), of folded columns where they are.
+        size: (height, width) of its output likewise; (rows, 1) of a linear layer.
     """
 
     kind: str
@@ -58,14 +66,18 @@ class LayerTimings:
     Args:
         structure: the traced network.
         int8: whether layers with low-bit weights run on integers.
+        maps: convolutions between maps that the exporter may fold and fill up.
     """
 
-    def __init__(self, structure: Structure, int8: bool = True) -> None:
+    def __init__(
+        self, structure: Structure, int8: bool = True, maps: Sequence[MapLayer] = ()
+    ) -> None:
+        self.maps = tuple(maps) if int8 else ()
+        self._between = {layer.name: layer for layer in self.maps}
         self._layers = {layer.name: layer for layer in structure.layers}
-        self._bare = _never_filled(structure)
         self._cost = CostModel(structure)
         self._int8 = int8
-        parts = (structure.layers, structure.other_macs, int8)
+        parts = (structure.layers, structure.other_macs, int8, "folds columns")
         self.network = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def of(self, policy: Policy) -> dict[str, LayerTiming]:
@@ -76,38 +88,99 @@ class LayerTimings:
         """
         self._cost.check(policy)
         low_bit = policy.of_kind("weight_bits") if self._int8 else {}
+        widths = self._cost.widths(policy)
+        folds = self._folds(widths, low_bit)
         return {
-            name: self._timing(name, outputs, inputs, name in low_bit)
-            for name, (outputs, inputs) in self._cost.widths(policy).items()
+            name: self._timing(name, outputs, inputs, name in low_bit, folds.get(name, (1, 1)))
+            for name, (outputs, inputs) in widths.items()
         }
 
     def of_space(self, space: SearchSpace) -> tuple[LayerTiming, ...]:
-        """All entries that the policies of a space and the uncompressed network need."""
+        """All entries that the policies of a space and the uncompressed network need.
+
+        Of maps that a convolution may fold, every fold has one, whether or not its neighbours
+        allow it.
+        """
         channels = {gene.target: gene.values for gene in space if gene.kind == "channels"}
         low_bit = {gene.target for gene in space if gene.kind == "weight_bits" and self._int8}
         needed = dict.fromkeys(self.of(Policy({})).values())
         for name, widths in self._cost.reachable_widths(channels).items():
             for outputs, inputs in sorted(widths):
-                needed[self._timing(name, outputs, inputs, name in low_bit)] = None
+                for folds in self._possible_folds(name, outputs, inputs, name in low_bit):
+                    needed[self._timing(name, outputs, inputs, name in low_bit, folds)] = None
         return tuple(needed)
 
-    def _timing(self, name: str, outputs: int, inputs: int, int8: bool) -> LayerTiming:
-        layer = self._layers[name]
-        if int8 and layer.convolution and layer.groups == 1:
-            outputs = outputs if (name, "out") in self._bare else block_channels(outputs)
-            inputs = inputs if (name, "in") in self._bare else block_channels(inputs)
-        return _timing(layer, outputs, inputs, int8)
+    def _folds(
+        self, widths: Mapping[str, tuple[int, int]], low_bit: Container[str]
+    ) -> dict[str, tuple[int, int]]:
+        """Columns in one of the input and of the output of every layer between maps."""
+        channels: dict[int, int] = {}
+        kept: set[int | None] = set()
+        for layer in self.maps:
+            if layer.name not in widths:
+                continue  # a shortcut, which reads and writes the maps of others
+            outputs, inputs = widths[layer.name]
+            if layer.name not in low_bit:
+                kept |= {layer.source, layer.output}
+            for number, width in ((layer.source, inputs), (layer.output, outputs)):
+                if number is not None:
+                    channels[number] = width
+        folds = chosen_folds(
+            self.maps, {number: width for number, width in channels.items() if number not in kept}
+        )
+        return {
+            layer.name: (fold_of(layer.source, folds), fold_of(layer.output, folds))
+            for layer in self.maps
+        }
+
+    def _possible_folds(
+        self, name: str, outputs: int, inputs: int, int8: bool
+    ) -> Iterator[tuple[int, int]]:
+        layer = self._between.get(name) if int8 else None
+        if layer is None:
+            yield 1, 1
+            return
+        for before in _folds_up_to(layer.source, inputs, layer.reading.columns[0]):
+            for after in _folds_up_to(layer.output, outputs, layer.reading.columns[1]):
+                if folded(layer.reading, before, after) is not None:
+                    yield before, after
+
+    def _timing(
+        self, name: str, outputs: int, inputs: int, int8: bool, folds: tuple[int, int]
+    ) -> LayerTiming:
+        layer, between = self._layers[name], self._between.get(name) if int8 else None
+        if between is None:
+            return _timing(layer, outputs, inputs, int8)
+        before, after = folds
+        timing = _timing(layer, outputs * after, inputs * before, int8)
+        if folds != (1, 1):
+            timing = _folded(timing, between.reading, before, after)
+        read, written = between.fillable
+        return replace(
+            timing,
+            inputs=block_channels(timing.inputs) if read else timing.inputs,
+            outputs=block_channels(timing.outputs) if written else timing.outputs,
+        )
 
 
-def _never_filled(structure: Structure) -> set[tuple[str, str]]:
-    """Layers and axes whose channels a convolution in groups shares: no zeros are added there."""
-    grouped = {layer.name for layer in structure.layers if layer.groups > 1}
-    return {
-        (member.module, member.axis)
-        for group in structure.groups
-        for member in group.members
-        if any(other.module in grouped for other in group.members)
-    }
+def _folds_up_to(number: int | None, channels: int, columns: int) -> Iterator[int]:
+    fold = 1 if number is None else widest_fold(channels, columns)
+    while fold:
+        yield fold
+        fold //= 2
+
+
+def _folded(timing: LayerTiming, reading: Reading, before: int, after: int) -> LayerTiming:
+    """A layer whose columns are folded."""
+    found = folded(reading, before, after)
+    assert found is not None
+    high, wide = timing.size
+    columns = reading.columns[1]
+    return replace(
+        timing,
+        kernel=(timing.kernel[0], found.kernel),
+        size=(high * wide // columns, columns // after),
+    )
 
 
 def _timing(layer: LayerShape, outputs: int, inputs: int, int8: bool) -> LayerTiming:
@@ -180,6 +253,7 @@ class LatencyModel:
         line: from sums of layers to networks.
         conditions: machine, runtime, batch and threads that everything was measured with.
         int8: whether layers with low-bit weights run on integers.
+        maps: convolutions between maps that the exporter may fold and fill up.
     """
 
     def __init__(
@@ -189,8 +263,9 @@ class LatencyModel:
         line: Line,
         conditions: Mapping[str, Any],
         int8: bool = True,
+        maps: Sequence[MapLayer] = (),
     ) -> None:
-        self._timings = LayerTimings(structure, int8)
+        self._timings = LayerTimings(structure, int8, maps)
         self._entries = dict(sorted(entries.items()))
         self.line = line
         self.conditions = dict(conditions)
@@ -231,10 +306,12 @@ class LatencyModel:
             "int8": self.int8,
             "line": asdict(self.line),
             "entries": self._entries,
+            "maps": [layer.to_dict() for layer in self._timings.maps],
         }
 
     @classmethod
     def from_dict(cls, structure: Structure, data: Mapping[str, Any]) -> LatencyModel:
         """The model of a network that `to_dict` wrote."""
         line = Line(**data["line"])
-        return cls(structure, data["entries"], line, data["conditions"], data["int8"])
+        maps = [MapLayer.from_dict(layer) for layer in data["maps"]]
+        return cls(structure, data["entries"], line, data["conditions"], data["int8"], maps)

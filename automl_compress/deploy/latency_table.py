@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 from automl_compress.compress import Structure
+from automl_compress.deploy.folds import MapLayer
 from automl_compress.deploy.latency import interleaved
 from automl_compress.deploy.latency_model import LatencyModel, LayerTiming, LayerTimings, Line
 from automl_compress.deploy.runtime import Array, Runner, library_version, require_onnx
@@ -65,13 +66,14 @@ class LatencyTable:
         int8: bool = True,
     ) -> None:
         self._structure = structure
-        self._timings = LayerTimings(structure, int8)
         self._path = path
         self._batch = batch
         self._threads = threads
         self._int8 = int8
         self.conditions = measuring_conditions(batch, threads)
-        self.entries, self._lines = _stored(path, self.conditions)
+        self.entries, self._lines, self._maps = _stored(path, self.conditions)
+        self._timings = LayerTimings(structure, int8)
+        self._timings = LayerTimings(structure, int8, self.maps or ())
 
     def __call__(self, policy: Policy) -> float:
         """Predicted milliseconds of one run; times the layers it has not yet.
@@ -91,6 +93,21 @@ class LatencyTable:
     def line(self) -> Line | None:
         """From sums of layers to this network; None before `calibrate`."""
         return self._lines.get(self._timings.network)
+
+    @property
+    def maps(self) -> tuple[MapLayer, ...] | None:
+        """Convolutions between maps that the exporter changes; None before `reckon_with`."""
+        return self._maps.get(self._timings.network)
+
+    def reckon_with(self, maps: Sequence[MapLayer]) -> None:
+        """Expect maps as the exporter folds and fills them up.
+
+        Args:
+            maps: of this network, see `deploy.onnx.foldable_maps`.
+        """
+        self._maps[self._timings.network] = tuple(maps)
+        self._timings = LayerTimings(self._structure, self._int8, maps)
+        self._write()
 
     def cover(self, space: SearchSpace) -> None:
         """Time every layer that policies of a space and the uncompressed network need.
@@ -114,7 +131,7 @@ class LatencyTable:
         """
         for policy in measured:
             self._time(self.timings(policy).values())
-        bare = LatencyModel(self._structure, self.entries, Line(), self.conditions, self._int8)
+        bare = self._model(self.entries, Line())
         sums = [bare(policy) for policy in measured]
         self._lines[self._timings.network] = Line.fit(sums, list(measured.values()))
         self._write()
@@ -122,13 +139,11 @@ class LatencyTable:
     def model(self, space: SearchSpace) -> LatencyModel:
         """What this table predicts for a space that it covers."""
         keys = map(str, self._timings.of_space(space))
-        return LatencyModel(
-            self._structure,
-            {key: self.entries[key] for key in keys},
-            self.line or Line(),
-            self.conditions,
-            self._int8,
-        )
+        return self._model({key: self.entries[key] for key in keys}, self.line or Line())
+
+    def _model(self, entries: Mapping[str, float], line: Line) -> LatencyModel:
+        maps = self.maps or ()
+        return LatencyModel(self._structure, entries, line, self.conditions, self._int8, maps)
 
     def _time(self, timings: Iterable[LayerTiming]) -> None:
         for timing in timings:
@@ -141,6 +156,9 @@ class LatencyTable:
             "conditions": self.conditions,
             "entries": self.entries,
             "lines": {network: asdict(line) for network, line in self._lines.items()},
+            "maps": {
+                network: [layer.to_dict() for layer in maps] for network, maps in self._maps.items()
+            },
         }
         partial = self._path.with_name(self._path.name + ".part")
         try:
@@ -165,14 +183,22 @@ def measuring_conditions(batch: int, threads: int) -> dict[str, Any]:
     }
 
 
-def _stored(path: Path, conditions: dict[str, Any]) -> tuple[dict[str, float], dict[str, Line]]:
+_Stored = tuple[dict[str, float], dict[str, Line], dict[str, tuple[MapLayer, ...]]]
+
+
+def _stored(path: Path, conditions: dict[str, Any]) -> _Stored:
+    """Entries, and lines and maps by network."""
     if not path.exists():
-        return {}, {}
+        return {}, {}, {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         made = content["conditions"]
         entries = {str(key): float(value) for key, value in content["entries"].items()}
         lines = {str(key): Line(**line) for key, line in content.get("lines", {}).items()}
+        maps = {
+            str(key): tuple(map(MapLayer.from_dict, layers))
+            for key, layers in content.get("maps", {}).items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
         raise InputError(
             f"a latency table must be a JSON file of ours, but '{path}' is not; remove it"
@@ -183,7 +209,7 @@ def _stored(path: Path, conditions: dict[str, Any]) -> tuple[dict[str, float], d
             f"a latency table holds for one machine, runtime, batch and threads, but '{path}' was "
             f"made with {other}; choose another file"
         )
-    return entries, lines
+    return entries, lines, maps
 
 
 def measure_layer(timing: LayerTiming, batch: int = 1, threads: int = 1) -> float:

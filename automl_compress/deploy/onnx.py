@@ -6,6 +6,10 @@ int8, the narrowest form ONNX Runtime has kernels for; how many bits each uses s
 metadata. Integers of fewer than 7 bits are stored times a power of two: the same weights, but a
 bias, which lies at multiples of input scale times weight scale, then has so much finer steps.
 
+Integer kernels compute sixteen channels at once. Maps of fewer get their columns folded into
+channels, see `folds`, and what still is no multiple is filled up with zeros, see `blocks`; outputs
+do not change by either.
+
 Where the compressed network rounds a layer's input, the file does too. All other activations that
 integer kernels read or write are rounded to 256 levels, in ranges of calibration images: of twelve
 clips of the range between the least and the largest value seen, the one with the least squared
@@ -23,7 +27,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +52,7 @@ from automl_compress.settings import one_line
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from automl_compress.deploy.folds import MapLayer
     from automl_compress.deploy.qdq import Grid, LowBitLayer, QdqPass
 
 OPSET: Final = 20
@@ -236,8 +241,31 @@ def _graph(
     int8: bool,
 ) -> tuple[ir.Model, list[LowBitLayer]]:
     """The ONNX graph and the layers in it that run on integers; changes the network."""
-    from automl_compress.deploy.blocks import fill_blocks, pool_means
-    from automl_compress.deploy.qdq import QdqPass, name_weights
+    from automl_compress.deploy.blocks import fill_blocks
+    from automl_compress.deploy.columns import fold_columns
+    from automl_compress.deploy.qdq import QdqPass
+
+    program, weights = _float_graph(network, example_input, names, int8)
+    quantizer = QdqPass(program.model, weights)
+    if quantizer.held:
+        grids = _grids(program.model, quantizer, calibration)
+        weights = fold_columns(program.model.graph, weights)
+        quantizer = QdqPass(program.model, fill_blocks(program.model.graph, weights))
+        quantizer.insert(grids)
+    held = list({layer.name: layer for layer in quantizer.held}.values())
+    _label(program.model, held)
+    return program.model, held
+
+
+def _float_graph(
+    network: nn.Module, example_input: Tensor, names: list[str], int8: bool
+) -> tuple[Any, dict[str, LowBitLayer]]:
+    """The exporter's program, BatchNorm folded, and low-bit layers by their weight's initializer.
+
+    Changes the network.
+    """
+    from automl_compress.deploy.blocks import pool_means
+    from automl_compress.deploy.qdq import name_weights, separate_weights
     from automl_compress.deploy.simplify import simplify
 
     low_bit = _low_bit_layers(network) if int8 else {}
@@ -254,14 +282,31 @@ def _graph(
     simplify(program.model)
     if weights:
         pool_means(program.model.graph)
-    quantizer = QdqPass(program.model, weights)
-    if quantizer.held:
-        grids = _grids(program.model, quantizer, calibration)
-        quantizer = QdqPass(program.model, fill_blocks(program.model.graph, weights))
-        quantizer.insert(grids)
-    held = list({layer.name: layer for layer in quantizer.held}.values())
-    _label(program.model, held)
-    return program.model, held
+    return program, separate_weights(program.model.graph, weights)
+
+
+def foldable_maps(model: nn.Module, example_input: Tensor) -> tuple[MapLayer, ...]:
+    """Convolutions between maps that the exporter may fold and fill up, whatever their widths are.
+
+    Args:
+        model: a compressed network; not changed. Without low-bit layers it has none.
+        example_input: (1, ...) what it takes.
+
+    Raises:
+        InputError: it cannot be exported.
+    """
+    require_onnx()
+    network = _frozen(model)
+    if not _low_bit_layers(network):
+        return ()
+    from automl_compress.deploy.blocks import fillable_ends
+    from automl_compress.deploy.columns import read_maps
+
+    names = list(_expected(network, example_input))
+    program, weights = _float_graph(network, example_input, names, True)
+    layers = [layer for _, layer in read_maps(program.model.graph, weights).layers]
+    ends = fillable_ends(program.model.graph, weights)
+    return tuple(replace(layer, fillable=ends[layer.name]) for layer in layers)
 
 
 def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:

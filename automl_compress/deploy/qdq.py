@@ -402,6 +402,31 @@ def name_weights(graph: ir.Graph, layers: Mapping[str, LowBitLayer]) -> dict[str
     return found
 
 
+def separate_weights(graph: ir.Graph, layers: Mapping[str, LowBitLayer]) -> dict[str, LowBitLayer]:
+    """Give every use of a low-bit weight an initializer of its own, so that it can change alone.
+
+    The file stores integers once per use anyway. Equal weights of several layers share one too.
+
+    Args:
+        graph: float; changed in place.
+        layers: low-bit layers by the name of their weight's initializer.
+
+    Returns:
+        The layers by the names of all initializers.
+    """
+    found = dict(layers)
+    for name, layer in layers.items():
+        weight = graph.initializers.get(name)
+        if weight is None or weight.const_value is None:
+            continue
+        for number, (node, place) in enumerate(list(weight.uses())[1:], 1):
+            own = f"{name}.{number}"
+            value = add_initializer(graph, own, weight.const_value.numpy())
+            node.replace_input_with(place, value)
+            found[own] = layer
+    return found
+
+
 def _hold(node: ir.Node, layers: Mapping[str, LowBitLayer]) -> _Held | None:
     """The weights of a node as integers; None when it is no low-bit layer or folding broke it."""
     if node.op_type not in LAYERS or len(node.inputs) < 2 or node.inputs[1] is None:

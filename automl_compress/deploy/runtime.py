@@ -33,7 +33,8 @@ is set where `saturates` only.
 """
 
 _MULTIPLE: Final = 4
-_LEAST: Final = 16
+LEAST_OUTPUTS: Final = 16
+"""Output channels that the fast integer kernel computes at once; fewer take as long."""
 _FEWEST: Final = 4
 """Up to so many channels are as fast as sixteen, by another kernel."""
 
@@ -50,7 +51,7 @@ def block_channels(channels: int) -> int:
         return 1
     if channels <= _FEWEST:
         return _FEWEST
-    return max(_LEAST, -(-channels // _MULTIPLE) * _MULTIPLE)
+    return max(LEAST_OUTPUTS, -(-channels // _MULTIPLE) * _MULTIPLE)
 
 
 def require_onnx() -> None:

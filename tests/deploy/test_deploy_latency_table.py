@@ -6,6 +6,8 @@ import itertools
 import json
 import pickle
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from automl_compress.compress import Compressor
 from automl_compress.deploy import latency_table
 from automl_compress.deploy.latency_model import LatencyModel, LayerTiming, LayerTimings, Line
 from automl_compress.deploy.latency_table import LatencyTable, measure_layer
-from automl_compress.deploy.runtime import block_channels
+from automl_compress.deploy.onnx import foldable_maps, onnx_content
 from automl_compress.errors import EstimateError, InputError, SpaceError
 from automl_compress.space import Gene, Policy, SearchSpace
 
@@ -42,24 +44,53 @@ def test_timed_layers_have_the_multiply_accumulates_of_the_policy(
         assert not timing.int8
         on_integers = timings[layer]
         assert on_integers.int8 == (f"weight_bits:{layer}" in policy)
-        for one, other in (
-            (on_integers.inputs, timing.inputs),
-            (on_integers.outputs, timing.outputs),
-        ):
-            assert one in (other, block_channels(other))
+        assert on_integers == replace(timing, int8=on_integers.int8)  # nothing is known of maps
 
 
-def test_channels_are_filled_up_where_the_exporter_does_so(tmp_path: Path) -> None:
-    def widths(name: str) -> set[int]:
-        compressor = shared_compressor(name)
-        layers = [layer.name for layer in compressor.structure.layers if layer.quantizable]
-        kept = {f"channels:{g.name}": 5 for g in compressor.structure.groups if not g.protected}
-        policy = Policy({**kept, **{f"weight_bits:{layer}": 8 for layer in layers}})
-        timings = LatencyTable(compressor.structure, tmp_path / "t.json").timings(policy).values()
-        return {timing.outputs for timing in timings if timing.kind == "Conv"}
+def exported_layers(content: bytes) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Weight shape, and rows and columns of the output, of every convolution of a file."""
+    import onnx
 
-    assert widths("resnet8") == {16}
-    assert 5 in widths("mobile")  # depthwise convolutions are not filled up
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(content)).graph
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    read = {node.output[0]: weights.get(node.input[0]) for node in graph.node}
+    shapes = {
+        value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
+        for value in graph.value_info
+    }
+    return [
+        (read[node.input[1]] or (), shapes[node.output[0]][2:])
+        for node in graph.node
+        if node.op_type == "Conv"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("resnet8", 2), ("resnet8", 6), ("vgg", 6), ("mobile", 5)]
+)
+def test_timed_layers_are_those_of_the_file(name: str, kept: int) -> None:
+    compressor = shared_compressor(name)
+    structure, images = compressor.structure, example(name)
+    space = SearchSpace(
+        [
+            *(Gene(f"channels:{g.name}", "channels", (kept,)) for g in structure.groups
+              if not g.protected),
+            *(Gene(f"weight_bits:{layer.name}", "weight_bits", (8,)) for layer in structure.layers
+              if layer.quantizable),
+        ]
+    )  # fmt: skip
+    model = compressor.build(space.smallest)
+    timings = LayerTimings(structure, True, foldable_maps(model, images[:1]))
+    expected = [
+        ((timing.outputs, timing.inputs // timing.groups, *timing.kernel), timing.size)
+        for timing in timings.of(space.smallest).values()
+        if timing.kind == "Conv"
+    ]
+    found = exported_layers(onnx_content(model, images[:1], images))
+    assert not Counter(expected) - Counter(found)  # shortcuts of ours are convolutions too
+    assert {str(timing) for timing in timings.of(space.smallest).values()} <= {
+        str(timing) for timing in timings.of_space(space)
+    }
 
 
 @pytest.mark.parametrize("int8", [False, True])
