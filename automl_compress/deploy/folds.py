@@ -68,7 +68,7 @@ def folded(reading: Reading, before: int, after: int) -> FoldedReading | None:
         after: columns of a fold of its output likewise.
 
     Returns:
-        None where it cannot, or would do more than it does now.
+        None where it cannot, or would do more than it does now. Dilations are written out.
     """
     if reading.stride * after % before:
         return None
@@ -87,6 +87,11 @@ def folded(reading: Reading, before: int, after: int) -> FoldedReading | None:
         return None
     taps = tuple((i, j, place - first, column) for i, j, place, column in places)
     return FoldedReading(taps, kernel, stride, (-first, right))
+
+
+def readable(reading: Reading, before: int, after: int) -> bool:
+    """Whether a convolution can read and write folds; always without any."""
+    return (before, after) == (1, 1) or folded(reading, before, after) is not None
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def chosen_folds(layers: Sequence[MapLayer], channels: Mapping[int, int]) -> dic
         unsettled = False
         for layer in layers:
             before, after = fold_of(layer.source, folds), fold_of(layer.output, folds)
-            if folded(layer.reading, before, after) is None:
+            if not readable(layer.reading, before, after):
                 shrunk = layer.source if before > 1 else layer.output
                 assert shrunk is not None
                 folds[shrunk] //= 2

@@ -24,6 +24,7 @@ from automl_compress.deploy.folds import (
     chosen_folds,
     fold_of,
     folded,
+    readable,
     widest_fold,
 )
 from automl_compress.deploy.runtime import block_channels
@@ -142,7 +143,7 @@ class LayerTimings:
             return
         for before in _folds_up_to(layer.source, inputs, layer.reading.columns[0]):
             for after in _folds_up_to(layer.output, outputs, layer.reading.columns[1]):
-                if folded(layer.reading, before, after) is not None:
+                if readable(layer.reading, before, after):
                     yield before, after
 
     def _timing(

@@ -96,6 +96,9 @@ def test_maps_fold_as_far_as_all_their_convolutions_can() -> None:
     assert chosen_folds(layers, {0: 2, 1: 16}) == {0: 2, 1: 1}  # as many as one step of `next`
     assert chosen_folds(layers, {0: 9, 1: 8}) == {0: 1, 1: 1}
     assert chosen_folds(layers, {1: 8}) == {1: 1}
+    spread = MapLayer("spread", 0, 1, Reading((16, 16), kernel=2, stride=1, dilation=6, pad=3))
+    assert chosen_folds([spread], {0: 9, 1: 9}) == {0: 1, 1: 1}
+    assert chosen_folds([spread], {0: 8, 1: 8}) == {0: 1, 1: 1}  # 5 / 2 > 2
     assert (widest_fold(4, 16), widest_fold(4, 6), widest_fold(1, 64)) == (4, 2, LEAST_OUTPUTS)
 
 
