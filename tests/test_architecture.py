@@ -69,7 +69,7 @@ ONLY_IN = {
     "optuna": {"search/optuna_search.py"},
     "matplotlib": {"report"},
     "scipy": {"report/replay.py", "search/gaussian_process.py"},
-    "sklearn": {"workload", "evaluate/predictor.py"},
+    "sklearn": {"workload", "evaluate/predictor.py", "engine/error_regressions.py"},
     "torchvision": {"workload"},
     "torchmetrics": {"workload/mean_precision.py"},
     "faster_coco_eval": {"workload/mean_precision.py"},

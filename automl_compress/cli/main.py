@@ -200,7 +200,10 @@ def _add_space(subparsers: Any) -> None:
 def _add_replay(subparsers: Any) -> None:
     parser = subparsers.add_parser("replay", help="race strategies on a recorded table or a ledger")
     parser.add_argument(
-        "table", type=Path, metavar="TABLE|DIR", help=".csv or .parquet, or the folder of a study"
+        "table",
+        type=Path,
+        metavar="TABLE|DIR",
+        help=".csv or .parquet of a search space or a part of one, or the folder of a study",
     )
     add_list_option(parser, "--strategies", "NAME", "default: all registered")
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")

@@ -85,14 +85,27 @@ def run_replay(request: ReplayRequest) -> int:
     caption = (
         f"{table.scored_by}, mean ± standard deviation of "
         f"{request.seeds} seeds; p: Mann-Whitney, Holm-corrected; {', '.join(problem.objectives)}"
-    ) + (f". {table.note}" if table.note else "")
+    )
+    caption = ". ".join(filter(None, (caption, table.note, _failures(done))))
     result = curves_table(rows, line, caption)
     print(result.to_text())
+    if failures := _failures(done):
+        print(failures)
     if request.markdown:
         write_file(request.markdown, result.to_markdown() + "\n")
     if request.json:
         write_file(request.json, race.document(rows))
     return 0
+
+
+def _failures(done: Sequence[ReplayedContestant]) -> str:
+    """Who asked for what failed, and how often; empty where nobody did."""
+    shares: dict[str, list[float]] = {}
+    for contestant in done:
+        shares.setdefault(contestant.strategy, []).append(contestant.failed)
+    means = {name: sum(found) / len(found) for name, found in shares.items()}
+    failed = [f"{name} {mean:.1%}" for name, mean in means.items() if mean > 0]
+    return f"Failed, of what was asked: {', '.join(failed)}" if failed else ""
 
 
 def read_simulation(
@@ -102,7 +115,7 @@ def read_simulation(
     objectives: Sequence[str],
     constraints: Sequence[str],
 ) -> tuple[Simulation, Problem]:
-    """The table, or the surrogate of a study's ledger, and the problem it poses.
+    """The table, or the surrogate of one that lacks policies or of a ledger, and its problem.
 
     Args:
         path: of the recorded table, or a study's folder.
@@ -115,13 +128,13 @@ def read_simulation(
         InputError: columns or genes are given for a study.
         StudyError: neither can be read, or an objective is not recorded.
     """
-    from automl_compress.engine.ledger_surrogate import LedgerSurrogate
     from automl_compress.engine.replay import table_problem
-    from automl_compress.evaluate.recorded import read_table
+    from automl_compress.engine.simulations import of_ledger, of_table
+    from automl_compress.evaluate.table import read_table
     from automl_compress.ledger import StudyResult
 
     if not path.is_dir():
-        table = read_table(path, read_columns(columns), genes)
+        table = of_table(read_table(path, read_columns(columns), genes))
         return table, table_problem(table, objectives, constraints)
     if columns or genes:
         raise InputError(
@@ -129,7 +142,7 @@ def read_simulation(
         )
     result = StudyResult(path)
     stated = [constraint.text for constraint in result.manifest.constraints]
-    surrogate = LedgerSurrogate(result)
+    surrogate = of_ledger(result)
     return surrogate, table_problem(
         surrogate, objectives or result.manifest.objectives, constraints or stated
     )
@@ -193,10 +206,6 @@ class _Race:
 
     def _before(self) -> list[ReplayedContestant]:
         """Contestants of the file to go on from."""
-        import numpy as np
-
-        from automl_compress.engine.replay import ReplayedContestant
-
         path = self._request.json
         if not self._request.resume:
             return []
@@ -207,13 +216,7 @@ class _Race:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             same = all(document[name] == value for name, value in self._head.items())
-            done = [
-                ReplayedContestant(
-                    strategy, int(seed), *(np.array(document[kind][name]) for kind in self._curves)
-                )
-                for name in document["hypervolume"]
-                for strategy, _, seed in [name.rpartition("-")]
-            ]
+            done = [self._contestant(document, name) for name in document["hypervolume"]]
         except (OSError, ValueError, KeyError, TypeError) as reason:
             raise InputError(
                 f"--resume must go on from a replay's file, but '{path}' is none; give another"
@@ -224,6 +227,17 @@ class _Race:
                 f"but '{path}' has others; give another file"
             )
         return done
+
+    def _contestant(self, document: dict[str, Any], name: str) -> ReplayedContestant:
+        """A contestant of a file; those of earlier versions do not say what failed."""
+        import numpy as np
+
+        from automl_compress.engine.replay import ReplayedContestant
+
+        strategy, _, seed = name.rpartition("-")
+        hypervolume, quality = (np.array(document[kind][name]) for kind in self._curves)
+        failed = float(document.get("failed", {}).get(name, 0.0))
+        return ReplayedContestant(strategy, int(seed), hypervolume, quality, failed)
 
     def __call__(self, contestant: ReplayedContestant) -> None:
         if contestant.strategy != self._strategy:
@@ -246,5 +260,10 @@ class _Race:
             }
             for kind, curve in self._curves.items()
         }
-        document = {**self._head, "seeds": self._request.seeds, "comparison": rows, **curves}
+        failed = {f"{c.strategy}-{c.seed}": round(c.failed, 6) for c in self.done}
+        document = {
+            **self._head,
+            **{"seeds": self._request.seeds, "comparison": rows, "failed": failed},
+            **curves,
+        }
         return json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n"

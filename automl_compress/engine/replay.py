@@ -28,12 +28,14 @@ class ReplayedContestant:
         hypervolume: (budget,) after each evaluation, in [0, 1], by the table's `scale`. Who
             exhausts the space earlier keeps the last value.
         quality: (budget,) best quality so far, in [0, 1]; 0 before the first that counts.
+        failed: share of what it asked for that failed, in [0, 1].
     """
 
     strategy: str
     seed: int
     hypervolume: NDArray[np.float64]
     quality: NDArray[np.float64]
+    failed: float = 0.0
 
 
 def table_problem(
@@ -104,7 +106,9 @@ def replay(
                 done.append(before[strategy, seed])
                 continue
             told = _race(table, problem, ContestantRecord("replay", strategy, seed), budget)
-            done.append(ReplayedContestant(strategy, seed, *curves(told, problem, scale, budget)))
+            failed = float(np.mean([not evaluation.ok for evaluation in told] or [False]))
+            found = curves(told, problem, scale, budget)
+            done.append(ReplayedContestant(strategy, seed, *found, failed))
             listener(done[-1])
     return done
 

@@ -9,7 +9,8 @@ import pytest
 
 from automl_compress.engine.replay import replay, table_problem
 from automl_compress.errors import StudyError
-from automl_compress.evaluate.recorded import RecordedEstimator, read_table
+from automl_compress.evaluate.recorded import RecordedEstimator
+from automl_compress.evaluate.table import read_table
 from automl_compress.pareto import Reference
 from automl_compress.testing import ToyNetwork
 
@@ -87,7 +88,7 @@ def test_random_search_on_nats_reaches_what_others_measured() -> None:
     """200 draws: 95.2 % of the true hypervolume, best accuracy 93.22 +- 0.15 %."""
     path = Path(os.environ["AUTOML_COMPRESS_TEST_NATS"])
     columns = {"accuracy": "test_accuracy_cifar10", "macs": "macs_cifar10"}
-    table = read_table(path, columns)
+    table = read_table(path, columns).estimator()
     problem = table_problem(table, ("error", "macs"))
     done = replay(table, problem, ["random"], range(30), 200, lambda _: None)
     assert np.mean([c.hypervolume[-1] for c in done]) == pytest.approx(0.952, abs=0.003)

@@ -10,7 +10,7 @@ import pytest
 
 from automl_compress.errors import InputError, StudyError
 from automl_compress.evaluate import Constraint
-from automl_compress.evaluate.recorded import read_table
+from automl_compress.evaluate.table import read_table
 from automl_compress.pareto import front_mask
 from automl_compress.space import Policy
 
@@ -30,7 +30,7 @@ def test_every_row_is_answered(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"table.{suffix}"
     frame = _frame()
     frame.to_parquet(path) if suffix == "parquet" else frame.to_csv(path, index=False)
-    table = read_table(path)
+    table = read_table(path).estimator()
     assert [gene.name for gene in table.space] == [
         "weight_bits:b",
         "channels:a",
@@ -51,7 +51,7 @@ def test_accuracies_in_per_cent_and_named_columns(tmp_path: Path) -> None:
     frame = _frame()
     frame["top1"] = 100 * frame["accuracy"]
     frame.drop(columns="accuracy").to_csv(tmp_path / "table.csv", index=False)
-    table = read_table(tmp_path / "table.csv", {"accuracy": "top1"})
+    table = read_table(tmp_path / "table.csv", {"accuracy": "top1"}).estimator()
     assert table.baseline["error"] == pytest.approx(1 - 0.82)
 
 
@@ -64,7 +64,7 @@ def test_genes_of_any_name_and_choice(tmp_path: Path) -> None:
     frame = pd.DataFrame(rows)
     frame.to_csv(tmp_path / "table.csv", index=False)
     genes = ["op 1", "share", "kept"]
-    table = read_table(tmp_path / "table.csv", genes=genes)
+    table = read_table(tmp_path / "table.csv", genes=genes).estimator()
     assert {gene.name: gene.values for gene in table.space} == {
         "channels:op 1": (1, 2, 3),  # none, conv1, conv3, as they cost
         "channels:share": (1, 2),
@@ -92,7 +92,7 @@ def test_the_identity_is_the_content(tmp_path: Path) -> None:
     frame.sort_values("macs").to_csv(tmp_path / "b.csv", index=False)
     frame.iloc[0, frame.columns.get_loc("accuracy")] += 0.001
     frame.to_csv(tmp_path / "c.csv", index=False)
-    one, same, other = (read_table(tmp_path / f"{n}.csv").identity for n in "abc")
+    one, same, other = (read_table(tmp_path / f"{n}.csv").estimator().identity for n in "abc")
     assert one == same != other
 
 
@@ -102,7 +102,7 @@ def test_policies_without_an_accuracy_failed(tmp_path: Path) -> None:
     worst = 1 - frame.loc[~failed, "accuracy"].min()
     frame.loc[failed, "accuracy"] = np.nan
     frame.to_csv(tmp_path / "table.csv", index=False)
-    table = read_table(tmp_path / "table.csv")
+    table = read_table(tmp_path / "table.csv").estimator()
     policy = Policy({"weight_bits:b": 2, "channels:a": 4, "kernel_sparsity:a": 0.0})
     found = table.estimate(policy)
     assert (found.status, found.reason) == ("failed", "the table records no accuracy")
@@ -112,6 +112,31 @@ def test_policies_without_an_accuracy_failed(tmp_path: Path) -> None:
     assert reference.point == pytest.approx([worst, 128.0])
     assert 0 < whole < 1
     assert (table.values(("error", "macs"))[:, 0] == np.inf).sum() == 4
+
+
+def test_rows_of_one_policy_are_averaged(tmp_path: Path) -> None:
+    """Trainings with several seeds: those that failed count in no mean, unless all did."""
+    first, largest = _frame(), {"channels:a": 16, "weight_bits:b": 8, "kernel_sparsity:a": 0.0}
+    second = first.assign(
+        accuracy=(first["accuracy"] + 0.02).where(first["channels:a"] > 4),
+        latency_ms=3.0,
+        macs=first["macs"] * 1.001,
+    )
+    failed = first["channels:a"] == 8
+    first = first.assign(latency_ms=1.0, accuracy=first["accuracy"].mask(failed))
+    second.loc[failed & (first["weight_bits_b"] == 2), "accuracy"] = np.nan
+    pd.concat([first, second]).to_csv(tmp_path / "table.csv", index=False)
+    table = read_table(tmp_path / "table.csv").estimator()
+    assert table.note == "24 rows of 12 policies: those of one policy are averaged"
+    found = table.estimate(Policy(largest)).metrics
+    assert found == pytest.approx({"accuracy": 0.83, "macs": 128.064, "latency_ms": 2.0})
+    small = table.estimate(Policy({**largest, "channels:a": 4})).metrics
+    assert small["accuracy"] == pytest.approx(0.70)
+    once = table.estimate(Policy({**largest, "channels:a": 8})).metrics
+    assert once["accuracy"] == pytest.approx(0.76)
+    assert not table.estimate(Policy({**largest, "channels:a": 8, "weight_bits:b": 2})).ok
+    _frame().to_csv(tmp_path / "once.csv", index=False)
+    assert read_table(tmp_path / "once.csv").estimator().note == ""
 
 
 def test_the_least_compressed_policy_has_an_accuracy(tmp_path: Path) -> None:
@@ -126,8 +151,13 @@ def test_the_least_compressed_policy_has_an_accuracy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda f: f.iloc[1:], "each of its space's 12 policies once"),
-        (lambda f: pd.concat([f, f.iloc[:1]]), "13 rows with 12 different"),
+        (lambda f: f.iloc[1:], "each of its space's 12 policies, but .* has 11"),
+        (
+            lambda f: pd.concat([f, f.iloc[:1].assign(macs=f.macs.iloc[0] * 1.1)]),
+            "13 rows with 12 different policies, one of them with 'macs' from",
+        ),
+        (lambda f: f.iloc[:0], "must have rows"),
+        (lambda f: f.assign(macs=f.macs.where(f.macs < 128, 0)), "must have 'macs' above 0"),
         (lambda f: f.drop(columns="accuracy"), "record accuracy and a cost"),
         (lambda f: f.drop(columns="macs"), "record accuracy and a cost"),
         (lambda f: f[["accuracy", "macs"]], "a column for every gene"),
@@ -154,7 +184,7 @@ def test_wrong_tables_are_refused(tmp_path: Path, change: object, said: str) -> 
         changed if isinstance(changed, bytes) else changed.to_csv(index=False).encode()
     )
     with pytest.raises(InputError, match=said):
-        read_table(path)
+        read_table(path).estimator()
 
 
 @pytest.mark.parametrize("odd", ["2", [2], pd.Timestamp(0)])
@@ -170,9 +200,9 @@ def test_a_table_without_trade_off_is_told_from_constraints_nobody_meets(tmp_pat
     path = tmp_path / "table.csv"
     _frame().assign(macs=7).to_csv(path, index=False)
     with pytest.raises(StudyError, match="of the table none is in error, macs"):
-        read_table(path).scale(("error", "macs"), ())
+        read_table(path).estimator().scale(("error", "macs"), ())
     with pytest.raises(StudyError, match="none of the table meets macs <= 6"):
-        read_table(path).scale(("error", "macs"), [Constraint.parse("macs <= 6")])
+        read_table(path).estimator().scale(("error", "macs"), [Constraint.parse("macs <= 6")])
 
 
 def test_wrong_columns_and_files_are_refused(tmp_path: Path) -> None:
@@ -196,7 +226,7 @@ def test_the_nats_size_space() -> None:
     table = read_table(
         Path(os.environ["AUTOML_COMPRESS_TEST_NATS"]),
         {"accuracy": "test_accuracy_cifar10", "macs": "macs_cifar10"},
-    )
+    ).estimator()
     values = table.values(("error", "macs"))
     assert table.space.cardinality == len(values) == 32_768
     assert values[:, 0].min() == pytest.approx(1 - 0.9365)

@@ -9,9 +9,11 @@ import pytest
 
 from automl_compress.bench.ablation import PARTS
 from automl_compress.cli import main
-from automl_compress.engine.ledger_surrogate import LEAST, LedgerSurrogate, _kendall_tau
 from automl_compress.engine.replay import replay, table_problem
+from automl_compress.engine.simulations import of_ledger
+from automl_compress.engine.surrogate import LEAST
 from automl_compress.errors import StudyError
+from automl_compress.evaluate.ranking import kendall
 from automl_compress.ledger import LEDGER, ContestantRecord, Ledger, Manifest, Place, StudyResult
 from automl_compress.search.priors import scaled_indices
 from automl_compress.testing import ToyEstimator, ToyNetwork
@@ -54,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_surrogate_is_near_the_truth_and_says_how_near(folder: Path) -> None:
-    surrogate = LedgerSurrogate(StudyResult(folder))
+    surrogate = of_ledger(StudyResult(folder))
     rng = np.random.default_rng(1)
     new = [
         SPACE.decode(scaled_indices(SPACE, rng, float(rng.random()), spread=0.15))
@@ -68,7 +70,7 @@ def test_a_surrogate_is_near_the_truth_and_says_how_near(folder: Path) -> None:
     r2 = 1 - ((predicted - truth) ** 2).mean() / truth.var()
     assert r2 > 0.95
     assert surrogate.quality.r2 == pytest.approx(r2, abs=0.04)
-    assert surrogate.quality.kendall_tau == pytest.approx(_kendall_tau(predicted, truth), abs=0.04)
+    assert surrogate.quality.kendall_tau == pytest.approx(kendall(predicted, truth), abs=0.04)
     for name in ("size_bytes", "macs", "params", "bitops"):
         costs = np.array([NETWORK.costs(policy)[name] for policy in new])
         missed = np.median(np.abs([e.metrics[name] for e in found] / costs - 1))
@@ -77,7 +79,7 @@ def test_a_surrogate_is_near_the_truth_and_says_how_near(folder: Path) -> None:
 
 
 def test_answers_are_pure_and_costs_are_those_of_the_evaluation(folder: Path) -> None:
-    one, other = (LedgerSurrogate(StudyResult(folder)) for _ in range(2))
+    one, other = (of_ledger(StudyResult(folder)) for _ in range(2))
     assert one.identity == other.identity
     policy = SPACE.decode(SPACE.sizes // 2)
     other.costs(SPACE.largest)
@@ -87,7 +89,7 @@ def test_answers_are_pure_and_costs_are_those_of_the_evaluation(folder: Path) ->
 
 
 def test_strategies_rank_on_a_surrogate_as_on_the_truth(folder: Path) -> None:
-    surrogate = LedgerSurrogate(StudyResult(folder))
+    surrogate = of_ledger(StudyResult(folder))
     problem = table_problem(surrogate, ("error", "size_bytes"))
     assert problem.counted_error is None  # as in the study
     done = replay(surrogate, problem, ["random", "knapsack"], [0, 1], 40, lambda _: None)
@@ -96,17 +98,17 @@ def test_strategies_rank_on_a_surrogate_as_on_the_truth(folder: Path) -> None:
 
 
 def test_what_is_far_from_all_evaluations_has_no_answer(folder: Path) -> None:
-    surrogate, study = LedgerSurrogate(StudyResult(folder)), StudyResult(folder)
+    surrogate, study = of_ledger(StudyResult(folder)), StudyResult(folder)
     told = [charge.evaluation for charge in study.charges(ONE.name)]
     assert all(surrogate.estimate(evaluation.policy).ok for evaluation in told if evaluation.ok)
     mixed = SPACE.decode(np.where(np.arange(len(SPACE)) % 2, 0, SPACE.sizes - 1))
     answer = surrogate.estimate(mixed)  # half the genes at one end, half at the other
     assert not answer.ok
-    assert "from all evaluated policies" in answer.reason
+    assert "from all recorded policies" in answer.reason
 
 
 def test_constraints_that_no_evaluation_meets_are_refused(folder: Path) -> None:
-    surrogate = LedgerSurrogate(StudyResult(folder))
+    surrogate = of_ledger(StudyResult(folder))
     for text, met in (("macs <= 0.5x", True), ("macs <= 0.0001x", False)):
         problem = table_problem(surrogate, (), [text])
         if met:
@@ -119,14 +121,7 @@ def test_constraints_that_no_evaluation_meets_are_refused(folder: Path) -> None:
 def test_small_ledgers_are_refused(tmp_path: Path) -> None:
     study = StudyResult(_write(tmp_path / "small", LEAST - 1, failing=0.0))
     with pytest.raises(StudyError, match=f"at least {LEAST} evaluations that worked"):
-        LedgerSurrogate(study)
-
-
-def test_kendall_by_hand() -> None:
-    assert _kendall_tau(np.arange(4.0), np.array([0.0, 1.0, 3.0, 2.0])) == pytest.approx(4 / 6)
-    tied = _kendall_tau(np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 2.0]))
-    assert tied == pytest.approx(2 / np.sqrt(2 * 3))
-    assert _kendall_tau(np.zeros(3), np.arange(3.0)) == 0
+        of_ledger(study)
 
 
 def test_the_command_replays_a_study_and_labels_it(

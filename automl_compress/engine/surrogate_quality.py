@@ -1,0 +1,98 @@
+"""Which regression predicts recorded policies better, and how well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from automl_compress.engine.cost_model import CostModel
+from automl_compress.engine.error_regressions import Regression, boosted_trees, process
+from automl_compress.evaluate.ranking import kendall
+from automl_compress.search.error_model import Known
+
+Array = NDArray[np.float64]
+
+FOLDS: Final = 5
+"""Parts of the recorded policies, each predicted from the others."""
+PROCESS: Final = "Gaussian process"
+TREES: Final = "boosted trees"
+_MOST: Final = 2_000
+"""Policies that are predicted: the first."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a surrogate predicts policies it was not given.
+
+    Args:
+        evaluations: it was made of.
+        regression: what predicts errors.
+        kendall_tau: rank correlation of predicted and recorded quality, in [-1, 1]; NaN where one
+            of them is constant.
+        r2: share of the quality's variance that is predicted, at most 1.
+        cost_error: by cost, the median error as a share of the cost, or of the mean cost where
+            that is 0.
+    """
+
+    evaluations: int
+    regression: str
+    kendall_tau: float
+    r2: float
+    cost_error: Mapping[str, float]
+
+    def __str__(self) -> str:
+        costs = ", ".join(f"{name} {error:.2%}" for name, error in self.cost_error.items())
+        return (
+            f"{self.evaluations} evaluations, {self.regression}; {FOLDS}-fold cross-validation: "
+            f"Kendall's tau of the quality {self.kendall_tau:.3f}, R2 {self.r2:.3f}; median error "
+            f"of {costs}"
+        )
+
+
+def better(known: Known, names: Sequence[str]) -> tuple[Quality, Regression]:
+    """The regression of least squared error in cross-validation, and how well it predicts.
+
+    Costs are predicted too, as they are for policies that nobody recorded.
+
+    Args:
+        known: all that is recorded, in random order; costs may be shares of anything.
+        names: of the costs.
+    """
+    regressions = {PROCESS: process(known), TREES: boosted_trees}
+    count = min(_MOST, len(known.errors))
+    fold = np.arange(len(known.errors)) % FOLDS
+    fold[count:] = FOLDS  # given to all
+    costs = np.zeros((count, len(names)))
+    errors = {name: np.zeros(count) for name in regressions}
+    for number in range(FOLDS):
+        given, left = _where(known, fold != number), _where(known, fold == number)
+        at = np.flatnonzero(fold == number)
+        costs[at] = CostModel(known.space, given.indices, given.costs).predict(left.indices)
+        for name, regression in regressions.items():
+            errors[name][at] = regression(given)(left.indices, costs[at])
+    truth = known.first(count)
+    missed = {name: float(((errors[name] - truth.errors) ** 2).mean()) for name in regressions}
+    best = min(missed, key=missed.__getitem__)
+    quality = Quality(
+        evaluations=len(known.errors),
+        regression=best,
+        kendall_tau=kendall(errors[best], truth.errors),
+        r2=1.0 - missed[best] / max(float(truth.errors.var()), 1e-12),
+        cost_error=dict(zip(names, _cost_errors(costs, truth.costs), strict=True)),
+    )
+    return quality, regressions[best]
+
+
+def _where(known: Known, which: NDArray[np.bool_]) -> Known:
+    return Known(known.space, known.indices[which], known.costs[which], known.errors[which])
+
+
+def _cost_errors(predicted: Array, costs: Array) -> list[float]:
+    """(n_costs,) median relative errors."""
+    scale = np.where(costs > 0, costs, np.maximum(costs.mean(axis=0), 1e-12))
+    errors: list[float] = np.median(np.abs(predicted - costs) / scale, axis=0).tolist()
+    return errors
