@@ -107,13 +107,20 @@ class ErrorModel:
         known: what is given; two networks at least.
         link: what of the error is learnt.
         settings: of the process.
+        earlier: a model by the same link and settings, of the first of these networks; from it
+            this one is learnt faster.
     """
 
-    def __init__(self, known: Known, link: Link, settings: Settings) -> None:
+    def __init__(
+        self, known: Known, link: Link, settings: Settings, earlier: ErrorModel | None = None
+    ) -> None:
         self._space = known.space
         self._link = link
         inputs = _inputs(known.space, known.indices, known.costs)
-        self._process = GaussianProcess(_KERNELS, inputs, link.forward(known.errors), settings)
+        learnt, process = link.forward(known.errors), None if earlier is None else earlier._process
+        self._process: GaussianProcess = GaussianProcess(
+            _KERNELS, inputs, learnt, settings, process
+        )
 
     def predict(self, indices: Indices, costs: Array, nodes: Array) -> tuple[Array, Array]:
         """Expected errors, and errors as they may be measured; they may leave [0, 1].

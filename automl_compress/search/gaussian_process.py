@@ -42,10 +42,14 @@ _REST: Final = 1e-3
 
 def joint(one: Array, other: Array, length: float) -> Array:
     """exp(-d / 2 length^2) of the mean squared distance d over the columns."""
-    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)
-    distances = np.maximum(0.0, squares - 2.0 * one @ other.T) / one.shape[1]
-    kernel: Array = np.exp(-0.5 * distances / length**2)
-    return kernel
+    kernel: Array = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)
+    # In place: of a thousand rows, each array in between takes as long as the product.
+    kernel -= 2.0 * one @ other.T
+    np.maximum(0.0, kernel, out=kernel)
+    kernel /= one.shape[1]
+    kernel *= -0.5
+    kernel /= length**2
+    return np.exp(kernel, out=kernel)
 
 
 def additive(one: Array, other: Array, length: float) -> Array:
@@ -54,7 +58,10 @@ def additive(one: Array, other: Array, length: float) -> Array:
     Each is expanded into products of powers (Cotter et al. 2011, Explicit approximations of the
     Gaussian kernel), so that the mean of a hundred kernels is one product of matrices.
     """
-    kernel: Array = _powers(one, length) @ _powers(other, length).T / one.shape[1]
+    powers = _powers(one, length)
+    others = powers if other is one else _powers(other, length)  # by itself: half the products
+    kernel: Array = powers @ others.T
+    kernel /= one.shape[1]
     return kernel
 
 
@@ -119,6 +126,8 @@ class GaussianProcess:
         blocks: (n, n_columns) inputs of every part, in [0, 1] or so.
         values: (n,) values.
         settings: weights, lengths and noise; `likeliest` finds them.
+        earlier: a process of the same kernels and settings, whose inputs are the first of these.
+            What it costs to learn then grows with the square of n, not the cube.
     """
 
     def __init__(
@@ -127,12 +136,15 @@ class GaussianProcess:
         blocks: Sequence[Array],
         values: Array,
         settings: Settings,
+        earlier: GaussianProcess | None = None,
     ) -> None:
         self._kernels, self._blocks, self._settings = kernels, blocks, settings
         self._mean = float(values.mean())
         centred = values - self._mean
         noise = settings.noise
-        self._root = _root(self._kernel(blocks), noise)
+        self._root: Array = (
+            _root(self._kernel(blocks), noise) if earlier is None else self._grown(earlier._root)
+        )
         half = _solved(self._root, centred)
         self._weights = _solved(self._root, half, transposed=True)
         self._variance = float(half @ half) / len(values)
@@ -152,6 +164,16 @@ class GaussianProcess:
         explained = _solved(self._root, cross.T)
         left = np.maximum(1e-12, 1.0 - (explained**2).sum(axis=0))
         return self._mean + cross @ self._weights, np.sqrt(self._variance * left)
+
+    def _grown(self, root: Array) -> Array:
+        """The root for all inputs, given that for the first."""
+        count = len(root)
+        cross = self._kernel([block[count:] for block in self._blocks])
+        below = _solved(root, cross[:, :count].T).T
+        grown = np.zeros((count + len(cross),) * 2)
+        grown[:count, :count], grown[count:, :count] = root, below
+        grown[count:, count:] = _root(cross[:, count:] - below @ below.T, self._settings.noise)
+        return grown
 
     def _kernel(self, blocks: Sequence[Array]) -> Array:
         """(m, n) kernel of new inputs and the known ones."""

@@ -138,7 +138,7 @@ class Knapsack(Strategy):
         """The unprobed genes of least known strength cut as hard as possible, a few at once."""
         space = self.problem.space
         indices = space.from_unit(np.full(len(space), self._mildest))
-        strengths, deviations = model.mean(), model.deviations()
+        strengths, deviations = model.mean(), model.deviations
         start = strengths.harm(indices)
         waiting = np.flatnonzero((self._probed == 0) & (space.sizes > 1))
         for gene in waiting[np.argsort(-deviations[waiting], kind="stable")]:

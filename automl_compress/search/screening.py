@@ -78,7 +78,7 @@ class Screen:
 
 
 class _Learner:
-    """Models of something known that grows.
+    """Models of something known that grows at its end.
 
     Args:
         links: of which the likeliest is taken.
@@ -87,13 +87,16 @@ class _Learner:
     def __init__(self, links: Sequence[Link]) -> None:
         self._links = links
         self._fitted_on = 0
+        self._model: ErrorModel | None = None
 
     def model(self, known: Known) -> ErrorModel:
         """What it teaches, by the settings of the last milestone."""
         if self._fitted_on != (rows := _milestone(len(known.errors))):
             self._fit = known.first(rows).likeliest(self._links)
             self._fitted_on = rows
-        return ErrorModel(known, *self._fit)
+            self._model = None
+        self._model = ErrorModel(known, *self._fit, self._model)
+        return self._model
 
 
 def _milestone(count: int) -> int:

@@ -49,6 +49,25 @@ def test_noise_is_told_from_signal() -> None:
     assert np.abs(mean - values).mean() < 0.5 * np.abs(noisy - values).mean()
 
 
+@pytest.mark.parametrize("steps", [(20, 25, 40), (1, 40), (39, 40, 40)])
+def test_what_is_learnt_from_an_earlier_process_is_what_all_values_teach(
+    steps: tuple[int, ...],
+) -> None:
+    points, values = _data(40, 6)
+    kernels, blocks = (joint, additive), (points, points[:, :2])
+    whole = _fitted(kernels, blocks, values)
+    grown = None
+    for count in steps:
+        first = [block[:count] for block in blocks]
+        grown = GaussianProcess(kernels, first, values[:count], whole._settings, grown)
+    assert grown is not None
+    new, _ = _data(10, 7)
+    for one, other in zip(
+        grown.predict((new, new[:, :2])), whole.predict((new, new[:, :2])), strict=True
+    ):
+        assert one == pytest.approx(other, abs=1e-9)
+
+
 def test_equal_values_are_no_error() -> None:
     points, _ = _data(5, 5)
     mean, deviation = _fitted((joint,), (points,), np.full(5, 0.25)).predict((points,))

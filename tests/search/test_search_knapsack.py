@@ -38,7 +38,7 @@ def test_what_was_measured_is_known_better() -> None:
     one = base.copy()
     one[3] = 0
     model = AdditiveModel(space, np.stack([base, one]), np.array([0.0, 0.3]))
-    deviations = model.deviations()
+    deviations = model.deviations
     assert deviations[3] < 0.6 * np.delete(deviations, 3).min()
     strengths = model.mean()
     assert strengths.harm(one) == pytest.approx(0.3, abs=0.1)
@@ -65,7 +65,7 @@ def test_draws_spread_around_the_mean() -> None:
     rng = np.random.default_rng(0)
     drawn = np.stack([model.draw(rng).single for _ in range(400)])
     assert (drawn > 0).all()
-    ratio = drawn.std(axis=0) / model.deviations()
+    ratio = drawn.std(axis=0) / model.deviations
     assert ratio.max() < 1.15  # draws below the floor are raised to it
     assert np.median(ratio) > 0.4
 
