@@ -73,19 +73,23 @@ class AdditiveModel:
         indices: (n, n_genes) policies.
         harms: (n,) log(baseline accuracy / accuracy) of each.
         pairs: give pairs strengths of their own.
+        curves: (n_genes, most values) of the strengths; None chooses them.
     """
 
     def __init__(
-        self, space: SearchSpace, indices: Indices, harms: Array, pairs: bool = True
+        self,
+        space: SearchSpace,
+        indices: Indices,
+        harms: Array,
+        pairs: bool = True,
+        curves: Array | None = None,
     ) -> None:
         self._kinds = np.array([gene.kind for gene in space])
         self._pairs = _pairs(space) if pairs else np.zeros((0, 2), dtype=np.int64)
         weights = 1.0 / (_NOISE[0] + _NOISE[1] * np.maximum(0.0, harms)) ** 2
-        fits = [
-            self._fit(curves, indices, harms, weights)
-            for curves in _curve_sets(space, sorted(set(self._kinds)))
-        ]
-        _, self._curves, self._mean, self._root, self._floor = min(fits, key=lambda fit: fit[0])
+        tried = _curve_sets(space, sorted(set(self._kinds))) if curves is None else [curves]
+        fits = [self._fit(curves, indices, harms, weights) for curves in tried]
+        _, self.curves, self._mean, self._root, self._floor = min(fits, key=lambda fit: fit[0])
 
     def _fit(
         self, curves: Array, indices: Indices, harms: Array, weights: Array
@@ -144,7 +148,7 @@ class AdditiveModel:
         pairs = np.zeros((count, count))
         one, other = self._pairs.T
         pairs[one, other] = pairs[other, one] = flat[count:]
-        return Strengths(self._curves, flat[:count], pairs)
+        return Strengths(self.curves, flat[:count], pairs)
 
 
 def _pairs(space: SearchSpace) -> NDArray[np.int64]:

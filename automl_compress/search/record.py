@@ -20,6 +20,17 @@ PLAIN: Final = 0.25
 """Weight of the plain hypervolume beside the useful one: ruined networks are of no use, but the
 small end of a front takes few evaluations."""
 
+GROWTH: Final = 0.1
+"""Share by which a record grows before settings of a model are chosen anew."""
+
+
+def milestone(count: int) -> int:
+    """The largest number, among those that grow by `GROWTH`, that is not above a count."""
+    reached = min(2, count)
+    while (following := max(reached + 1, int(reached * (1.0 + GROWTH)))) <= count:
+        reached = following
+    return reached
+
 
 class Record:
     """Policies with their measured errors and exact costs.

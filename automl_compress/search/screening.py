@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 
 from automl_compress.search.error_model import AS_IS, LINKS, ErrorModel, Known, Link
 from automl_compress.search.improvement import CostCells
-from automl_compress.search.record import Record
+from automl_compress.search.record import Record, milestone
 from automl_compress.space import Indices, Policy, SearchSpace
 
 Array = NDArray[np.float64]
 
 LEAST: Final = 2
 """Evaluations that worked before there is something to learn."""
-GROWTH: Final = 0.1
-"""Share by which a record grows before settings are chosen anew."""
 _DIGITS: Final = 9
 """Significant digits of gains that decide: the last ones depend on the number of threads."""
 _AT_ONCE: Final = 16
@@ -48,8 +46,8 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 class Screen:
     """Surrogates of a record that grows.
 
-    Link and settings of the regression are chosen anew whenever the record has grown by a share
-    of `GROWTH`, on what it held then, so that they follow from the record alone.
+    Link and settings of the regression are chosen anew at every `milestone` of the record, on what
+    it held then, so that they follow from the record alone.
 
     Args:
         space: the search space.
@@ -91,20 +89,12 @@ class _Learner:
 
     def model(self, known: Known) -> ErrorModel:
         """What it teaches, by the settings of the last milestone."""
-        if self._fitted_on != (rows := _milestone(len(known.errors))):
+        if self._fitted_on != (rows := milestone(len(known.errors))):
             self._fit = known.first(rows).likeliest(self._links)
             self._fitted_on = rows
             self._model = None
         self._model = ErrorModel(known, *self._fit, self._model)
         return self._model
-
-
-def _milestone(count: int) -> int:
-    """The largest number, among those that grow by `GROWTH`, that is not above a count."""
-    reached = LEAST
-    while (following := max(reached + 1, int(reached * (1.0 + GROWTH)))) <= count:
-        reached = following
-    return reached
 
 
 class Surrogate:

@@ -9,6 +9,7 @@ from automl_compress.evaluate import Evaluation, objective_values, references
 from automl_compress.search import build_strategy
 from automl_compress.search.additive_model import AdditiveModel
 from automl_compress.search.knapsack import Knapsack
+from automl_compress.search.record import milestone
 from automl_compress.space import Gene, SearchSpace
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
@@ -125,3 +126,21 @@ def test_it_beats_random_and_evolution_on_the_toy() -> None:
             told += evaluations
         reached[name] = useful.share(objective_values(told, problem.objectives))
     assert reached["knapsack"] > max(reached["scaled-random"], reached["nsga2"]) + 0.015
+
+
+def test_curves_are_chosen_at_milestones_only() -> None:
+    counts = (0, 1, 2, 9, 19, 20, 21, 22, 23, 41)
+    assert [milestone(count) for count in counts] == [0, 1, 2, 9, 19, 20, 20, 22, 22, 39]
+    problem, estimator = NETWORK.problem(), ToyEstimator(NETWORK)
+    strategy = Knapsack(problem, 0)
+    rows, _ = _told(NETWORK, 41)
+    evaluations = [estimator.estimate(NETWORK.space.decode(row)) for row in rows]
+    strategy.tell(evaluations[:40])
+    before = strategy._model()
+    strategy.tell(evaluations[40:])
+    after = strategy._model()
+    assert after.curves is before.curves
+    assert (after.mean().single != before.mean().single).any()  # all that is told still counts
+    restored = Knapsack(problem, 1)
+    restored.load_state_dict(strategy.state_dict())
+    assert (restored._model().mean().single == after.mean().single).all()
