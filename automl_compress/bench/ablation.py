@@ -24,6 +24,7 @@ WHOLE: Final = "hybrid"
 PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
     WHOLE: {},
     "without screening": {"screening": False},
+    "without shifting": {"shifting": False},
     "without breeding": {"breeding": False},
     "without sharing": {"sharing": False},
     "without the bandit": {"bandit": False},

@@ -20,6 +20,10 @@ MOVED: Final = 3.0
 """Genes that a neighbour differs in, on average at most."""
 FAR: Final = 0.25
 """Chance that a moved gene moves on by another step."""
+TOGETHER: Final = 0.15
+"""Standard deviation of what all genes of a kind are shifted by, in the unit cube."""
+APART: Final = 0.05
+"""Standard deviation of what each gene is shifted by besides."""
 _TRIES: Final = 100
 _TOO_COSTLY: Final = 10
 _LISTED: Final = 100_000
@@ -67,6 +71,23 @@ def moved(space: SearchSpace, rng: np.random.Generator, base: Indices) -> Indice
     neighbour = base.copy()
     neighbour[chosen] = np.clip(base[chosen] + steps, 0, sizes[chosen] - 1)
     return neighbour
+
+
+def shifted(space: SearchSpace, rng: np.random.Generator, base: Indices) -> Indices:
+    """A relative: all genes of a kind cut harder or milder together, each kind by its own amount.
+
+    A hundred genes moved a few at a time stay near the costs they have; this goes far, and finds
+    how much of each kind's compression goes with how much of another's.
+
+    Args:
+        space: the search space.
+        rng: source of chance.
+        base: (n_genes,) the policy's indices.
+    """
+    kinds = list(dict.fromkeys(gene.kind for gene in space))
+    together = TOGETHER * rng.standard_normal(len(kinds))
+    shift = together[[kinds.index(gene.kind) for gene in space]]
+    return space.from_unit(space.to_unit(base) + shift + APART * rng.standard_normal(len(space)))
 
 
 def stratified_mildness(rng: np.random.Generator, count: int) -> NDArray[np.float64]:

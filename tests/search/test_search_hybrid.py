@@ -231,10 +231,10 @@ def test_a_start_that_is_a_member_is_told_once(scripted: dict[str, _Diary]) -> N
     assert scripted["good"].told == scripted["bad"].told == asked
 
 
-def _informed(breeding: bool, told: int) -> Hybrid:
+def _informed(breeding: bool, told: int, shifting: bool = False) -> Hybrid:
     """A strategy that knows some policies, and whose only member has run dry."""
-    members = ("empty",)
-    strategy = Hybrid(NETWORK.problem(), 0, members=members, start=None, breeding=breeding)
+    switches = {"start": None, "breeding": breeding, "shifting": shifting}
+    strategy = Hybrid(NETWORK.problem(), 0, members=("empty",), **switches)
     strategy.tell([ESTIMATOR.estimate(policy) for policy in _policies(told, seed=3)])
     proposed = [policy for policy in _policies(60, seed=5) if policy not in strategy._seen]
     strategy._waiting = dict.fromkeys(proposed[:30], 0)
@@ -261,6 +261,66 @@ def test_nothing_is_bred_before_enough_is_known(scripted: dict[str, _Diary]) -> 
     strategy = _informed(breeding=True, told=enough - 1)
     candidates = set(strategy._waiting)
     assert set(strategy.ask(5)) <= candidates
+
+
+def test_relatives_of_the_front_are_candidates_that_no_turn_is_credited_for(
+    scripted: dict[str, _Diary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credited: list[int] = []
+    monkeypatch.setattr(DiscountedUCB, "tell", lambda _, arm, gain: credited.append(arm))
+    expected, relatives = [], []
+    for shifting in (False, True):
+        strategy = _informed(breeding=False, told=5, shifting=shifting)
+        given = set(strategy._waiting)
+        surrogate = strategy._screen.surrogate()
+        assert surrogate is not None
+        asked = strategy.ask(5)
+        relatives.append(len(set(asked) - given))
+        credited.clear()
+        strategy.tell([ESTIMATOR.estimate(policy) for policy in asked])
+        assert credited == [0] * (5 - relatives[-1])
+        expected.append(surrogate.gains(asked).max())
+    assert relatives[0] == 0 < relatives[1]
+    assert expected[1] > expected[0]
+
+
+def test_what_nobody_proposed_is_told_to_all(scripted: dict[str, _Diary]) -> None:
+    settings = {"start": ("start", 4), "sharing": False, "breeding": False}
+    strategy = Hybrid(NETWORK.problem(), 0, members=("bad", "empty"), **settings)
+    _round(strategy, 4)
+    asked = strategy.ask(15)
+    proposers = [strategy._asked_by[policy.key] for policy in asked]
+    strategy.tell([ESTIMATOR.estimate(policy) for policy in asked])
+    assert proposers.count(-2) > 0
+    assert scripted["bad"].skipped == scripted["empty"].skipped == 1
+    assert scripted["empty"].told[4:] == [
+        policy.key for policy, by in zip(asked, proposers, strict=True) if by == -2
+    ]
+
+
+def test_nothing_is_shifted_once_much_is_known(scripted: dict[str, _Diary]) -> None:
+    strategy = _informed(breeding=True, told=12, shifting=True)
+    strategy.ask(5)
+    assert set(strategy._waiting.values()) == {0}
+
+
+def test_genes_of_one_kind_are_not_shifted_together(scripted: dict[str, _Diary]) -> None:
+    network = ToyNetwork(layers=8, channels=())
+    strategy = Hybrid(network.problem(), 0, members=("empty",), start=None)
+    space, rng = network.space, np.random.default_rng(0)
+    known = [space.decode(space.sample(rng)) for _ in range(5)]
+    strategy.tell([ToyEstimator(network).estimate(policy) for policy in known])
+    strategy.ask(5)
+    assert not strategy._waiting
+
+
+def test_relatives_keep_to_the_constraints_on_costs(scripted: dict[str, _Diary]) -> None:
+    problem = NETWORK.problem(constraints=["size_bytes <= 0.2x"])
+    strategy = Hybrid(problem, 0, members=("empty",), start=None, breeding=False)
+    strategy.tell([ESTIMATOR.estimate(policy) for policy in _policies(5, seed=3)])
+    asked = strategy.ask(10)
+    assert -2 in strategy._waiting.values()
+    assert not any(map(problem.cost_violation, [*asked, *strategy._waiting]))
 
 
 def test_the_least_promising_are_forgotten(

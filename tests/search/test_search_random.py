@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from automl_compress.search import build_strategy
-from automl_compress.search.priors import draw_new, mildest, stratified_mildness
+from automl_compress.search.priors import (
+    APART,
+    TOGETHER,
+    draw_new,
+    mildest,
+    shifted,
+    stratified_mildness,
+)
 from automl_compress.search.strategy import Seen
 from automl_compress.testing import ToyNetwork
 
@@ -30,6 +37,21 @@ def test_scaled_random_spreads_over_aggressiveness_and_random_does_not() -> None
 def test_stratified_mildness_has_one_in_each_part() -> None:
     drawn = stratified_mildness(np.random.default_rng(0), 12)
     assert sorted(np.floor(drawn * 12)) == list(range(12))
+
+
+def test_relatives_shift_all_genes_of_a_kind_alike_and_kinds_apart() -> None:
+    network = ToyNetwork(layers=200, channels=tuple(range(1, 41)))
+    space, rng = network.space, np.random.default_rng(0)
+    base = space.from_unit(np.full(len(space), 0.5))
+    channels = np.array([gene.kind == "channels" for gene in space])
+    moves = np.array(
+        [space.to_unit(shifted(space, rng, base)) - space.to_unit(base) for _ in range(300)]
+    )
+    kinds = np.stack([moves[:, channels].mean(axis=1), moves[:, ~channels].mean(axis=1)])
+    assert kinds.std(axis=1) == pytest.approx([TOGETHER] * 2, rel=0.15)
+    assert abs(np.corrcoef(kinds)[0, 1]) < 0.2
+    within = np.median(moves[:, channels].std(axis=1))
+    assert within == pytest.approx(APART, rel=0.1)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.1, 0.01])
