@@ -23,7 +23,7 @@ from automl_compress.deploy.latency_calibration import (
 from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.deploy.measuring import MeasureSettings
 from automl_compress.errors import InputError
-from automl_compress.space import ChannelRule, Policy, SearchSpace, SpaceRules
+from automl_compress.space import ChannelRule, Policy, SearchSpace, SpaceRules, Value
 
 BLOCK: Final = 16
 """Channels of a block of integer kernels with 512-bit registers."""
@@ -149,8 +149,9 @@ def kept_share(compressor: Compressor, policy: Policy) -> float:
 def fastest_policy(space: SearchSpace, model: LatencyModel, share: float) -> Policy:
     """Widths that keep at most a share of the channels, chosen by predicted latency.
 
-    From the whole network on, the one gene is lowered, to any of its values, that saves most
-    milliseconds per channel, until few enough channels are left.
+    From the whole network on, that step is taken that saves most milliseconds per channel, until
+    few enough channels are left: one gene is lowered to any of its values, or all genes of the same
+    values are, which makes narrow all that read and write their maps.
 
     Args:
         space: bits are the largest it has.
@@ -159,21 +160,36 @@ def fastest_policy(space: SearchSpace, model: LatencyModel, share: float) -> Pol
     """
     chosen = {gene.name: gene.values[-1] for gene in space}
     genes = [gene for gene in space if gene.kind == "channels"]
-    limit = share * sum(gene.values[-1] for gene in genes)
-    while sum(chosen[gene.name] for gene in genes) > limit:
-        now = model.layers_ms(Policy(chosen))
-        lower = [(g.name, v) for g in genes for v in g.values if v < chosen[g.name]]
-        if not lower:
+    alike: dict[tuple[Value, ...], list[str]] = {}
+    for gene in genes:
+        alike.setdefault(gene.values, []).append(gene.name)
+    spare = (1 - share) * sum(gene.values[-1] for gene in genes)
+    while spare > 0:
+        steps = [{gene.name: v} for gene in genes for v in gene.values if v < chosen[gene.name]]
+        for values, names in alike.items():
+            for value in values:
+                lower = {name: value for name in names if value < chosen[name]}
+                if 0 < _channels_saved(chosen, lower) <= spare:
+                    steps.append(lower)
+        if not steps:
             break
-
-        def saved(change: tuple[str, float], now: float = now) -> float:
-            name, value = change
-            later = model.layers_ms(Policy({**chosen, name: value}))
-            return (now - later) / (chosen[name] - value)
-
-        name, value = max(lower, key=saved)
-        chosen[name] = value
+        gains = [_saved_per_channel(model, chosen, step) for step in steps]
+        step = steps[gains.index(max(gains))]
+        spare -= _channels_saved(chosen, step)
+        chosen |= step
     return Policy(chosen)
+
+
+def _channels_saved(chosen: Mapping[str, Value], step: Mapping[str, Value]) -> float:
+    return sum(chosen[name] - value for name, value in step.items())
+
+
+def _saved_per_channel(
+    model: LatencyModel, chosen: Mapping[str, Value], step: Mapping[str, Value]
+) -> float:
+    """Milliseconds that lowering some genes saves, per channel."""
+    saved = model.layers_ms(Policy(chosen)) - model.layers_ms(Policy({**chosen, **step}))
+    return saved / _channels_saved(chosen, step)
 
 
 def speedup_page(found: Speedups) -> str:

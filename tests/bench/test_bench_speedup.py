@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from automl_compress.bench import speedup
 from automl_compress.bench.speedup import RULES, fastest_policy, kept_share
 from automl_compress.cli import main
-from automl_compress.compress import Compressor, space_of_structure
+from automl_compress.compress import Compressor, Structure, space_of_structure
 from automl_compress.deploy import latency_calibration, latency_table
 from automl_compress.deploy.latency import Latency
 from automl_compress.deploy.latency_model import LatencyModel, LayerTimings, Line
 from automl_compress.deploy.measuring import MeasureSettings
+from automl_compress.space import Gene, Policy, SearchSpace
 from automl_compress.workload import MODELS, build_model
 
 
@@ -91,6 +92,21 @@ def test_widths_are_chosen_by_what_they_save() -> None:
         assert kept % 16 == 0  # a part of a block saves nothing
     uniform = speedup._policy(compressor, 0.5, 1, 8)
     assert predictor(policy) < predictor(uniform)
+
+
+def test_widths_that_pay_together_only_are_chosen_together() -> None:
+    class Stage(LatencyModel):
+        """Every layer takes as long as the widest."""
+
+        def layers_ms(self, policy: Policy) -> float:
+            return max(policy.of_kind("channels").values())
+
+    names = ("a", "b", "c")
+    genes = [Gene(f"channels:{name}", "channels", (8, 16)) for name in names]
+    space = SearchSpace([*genes, Gene("channels:d", "channels", (10, 100))])
+    structure = Structure((), (), (), 0)
+    policy = fastest_policy(space, Stage(structure, {}, Line(), {}), 0.2)
+    assert policy.of_kind("channels") == {"a": 8, "b": 8, "c": 8, "d": 10}
 
 
 @pytest.mark.parametrize(
