@@ -78,8 +78,7 @@ class LayerTimings:
         self._layers = {layer.name: layer for layer in structure.layers}
         self._cost = CostModel(structure)
         self._int8 = int8
-        parts = (structure.layers, structure.other_macs, int8, "folds columns")
-        self.network = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        self.network = network_key(structure, int8)
 
     def of(self, policy: Policy) -> dict[str, LayerTiming]:
         """The entry every layer of a policy needs, by layer name.
@@ -162,6 +161,12 @@ class LayerTimings:
             inputs=block_channels(timing.inputs) if read else timing.inputs,
             outputs=block_channels(timing.outputs) if written else timing.outputs,
         )
+
+
+def network_key(structure: Structure, int8: bool) -> str:
+    """Under which a table keeps what it knows of one network."""
+    parts = (structure.layers, structure.other_macs, int8, "folds columns")
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _folds_up_to(number: int | None, channels: int, columns: int) -> Iterator[int]:

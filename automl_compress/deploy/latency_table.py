@@ -27,7 +27,13 @@ import numpy as np
 from automl_compress.compress import Structure
 from automl_compress.deploy.folds import MapLayer
 from automl_compress.deploy.latency import interleaved
-from automl_compress.deploy.latency_model import LatencyModel, LayerTiming, LayerTimings, Line
+from automl_compress.deploy.latency_model import (
+    LatencyModel,
+    LayerTiming,
+    LayerTimings,
+    Line,
+    network_key,
+)
 from automl_compress.deploy.runtime import Array, Runner, library_version, require_onnx
 from automl_compress.errors import InputError
 from automl_compress.space import Policy, SearchSpace
@@ -75,8 +81,8 @@ class LatencyTable:
         self._int8 = int8
         self.conditions = measuring_conditions(batch, threads)
         self.entries, self._lines, self._maps = _stored(path, self.conditions)
-        self._timings = LayerTimings(structure, int8)
-        self._timings = LayerTimings(structure, int8, self.maps or ())
+        maps = self._maps.get(network_key(structure, int8), ())
+        self._timings = LayerTimings(structure, int8, maps)
 
     def __call__(self, policy: Policy) -> float:
         """Predicted milliseconds of one run; times the layers it has not yet.

@@ -41,8 +41,9 @@ class TiedValues:
 
     def root(self, value: ir.Value) -> ir.Value:
         """The value that stands for all that are tied to this one."""
-        parent = self._parents.setdefault(value, value)
-        return parent if parent is value else self.root(parent)
+        while (parent := self._parents.setdefault(value, value)) is not value:
+            value = parent
+        return value
 
     def roots(self) -> list[ir.Value]:
         """The values that stand for sets."""
