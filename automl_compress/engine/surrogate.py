@@ -2,8 +2,8 @@
 
 A study's ledger, or a table, may hold a few of a space's policies, and a strategy asks for others.
 So what it would be told is predicted by regressions over what is recorded: costs by polynomials
-(`cost_model`), the error by a Gaussian process or by boosted trees (`error_regressions`), whichever
-predicts better in cross-validation. A race on it is a simulation, and says as much as the
+(`cost_regression`), the error by a Gaussian process or by boosted trees (`error_regressions`),
+whichever predicts better in cross-validation. A race on it is a simulation, and says as much as the
 regressions are good: `Quality` states what cross-validation finds.
 
 Recorded policies are predicted like all others, for what was measured once has its noise: were they
@@ -30,7 +30,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.engine.cost_model import CostModel
+from automl_compress.engine.cost_regression import CostRegression
 from automl_compress.engine.surrogate_quality import PROCESS, better
 from automl_compress.evaluate import Constraint, Evaluation, references
 from automl_compress.evaluate.recorded import Simulation, check_met, worst_scale
@@ -115,7 +115,7 @@ class Surrogate(Simulation):
             f"{counted if recordings.worst_counts else 'Useful hypervolume'}, simulated on a "
             f"surrogate of a {recordings.source}"
         )
-        self._costs = CostModel(self.space, recordings.indices, recordings.costs)
+        self._costs = CostRegression(self.space, recordings.indices, recordings.costs)
         self._full = self._full_costs()
         known = Known(
             self.space, recordings.indices, recordings.costs / self._full, recordings.errors

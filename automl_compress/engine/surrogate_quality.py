@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.engine.cost_model import CostModel
+from automl_compress.engine.cost_regression import CostRegression
 from automl_compress.engine.error_regressions import Regression, boosted_trees, process
 from automl_compress.evaluate.ranking import kendall
 from automl_compress.search.error_model import Known
@@ -71,7 +71,7 @@ def better(known: Known, names: Sequence[str]) -> tuple[Quality, Regression]:
     for number in range(FOLDS):
         given, left = _where(known, fold != number), _where(known, fold == number)
         at = np.flatnonzero(fold == number)
-        costs[at] = CostModel(known.space, given.indices, given.costs).predict(left.indices)
+        costs[at] = CostRegression(known.space, given.indices, given.costs).predict(left.indices)
         for name, regression in regressions.items():
             errors[name][at] = regression(given)(left.indices, costs[at])
     truth = known.first(count)

@@ -10,7 +10,7 @@ import pytest
 
 from automl_compress.bench.ablation import PARTS
 from automl_compress.cli import main
-from automl_compress.engine.cost_model import CostModel
+from automl_compress.engine.cost_regression import CostRegression
 from automl_compress.engine.replay import replay, table_problem
 from automl_compress.engine.simulations import of_table
 from automl_compress.engine.surrogate import LEAST, Surrogate
@@ -189,7 +189,7 @@ def test_costs_that_scatter_are_smoothed_and_computed_ones_exact() -> None:
     costs = np.stack(
         [exact, scattered, np.zeros(len(exact)), np.maximum(0, kept[:, 0] - 1)], axis=1
     )
-    found = CostModel(space, indices[:300], costs[:300]).predict(indices[300:])
+    found = CostRegression(space, indices[:300], costs[:300]).predict(indices[300:])
     assert found[:, 0] == pytest.approx(exact[300:], rel=1e-5)
     assert np.abs(found[:, 1] / exact[300:] - 1).mean() < 0.05  # their noise: 0.08
     assert (found[:, 2] == 0).all()

@@ -25,7 +25,7 @@ _LEAST: Final = 0.01
 """Errors are relative to a cost, or to this share of the mean cost: costs may be 0."""
 
 
-class CostModel:
+class CostRegression:
     """Costs as polynomials of the genes' values, by kernel ridge regression.
 
     A cost is a sum over layers of products of the channels before it, those it keeps, and its
