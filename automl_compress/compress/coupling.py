@@ -29,6 +29,7 @@ from automl_compress.compress.attention import HeadProduct, HeadScores
 from automl_compress.compress.channel_maps import ChannelMap
 from automl_compress.compress.label_rules import LabelRules, tensors_in
 from automl_compress.compress.labels import FIXED, ChannelClasses, Labels, along, varying
+from automl_compress.compress.reductions import is_reduction
 from automl_compress.compress.slicing import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -38,7 +39,13 @@ from automl_compress.compress.slicing import (
     TRANSPOSED,
     parameter_axis,
 )
-from automl_compress.compress.structure import Axis, ChannelGroup, GroupMember, LayerShape
+from automl_compress.compress.structure import (
+    Axis,
+    ChannelGroup,
+    GroupMember,
+    LayerShape,
+    Reduction,
+)
 
 _OUTPUT: Final = "its channels are the network's output"
 _IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"
@@ -77,11 +84,13 @@ class _Tracer:
     def __init__(self, model: nn.Module) -> None:
         self.classes = ChannelClasses()
         self.axes: Axes = {}
+        self.reductions: list[tuple[int, int, Labels]] = []
+        self._reductions_seen = 0
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
         self._free = dict(_free_tensors(model))
         self._labels: Any = WeakTensorKeyDictionary()
-        self._rules = LabelRules(self.classes, self._labels_of)
+        self._rules = LabelRules(self.classes, self._labels_of, self._reduced)
         self._running: list[nn.Module] = []
         self._inside = 0
 
@@ -114,6 +123,7 @@ class _Tracer:
 
     def _operation(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> None:
         """Labels for what an operation outside the layers gave."""
+        self._reductions_seen += is_reduction(func)
         if self._inside:
             return
         try:
@@ -127,6 +137,10 @@ class _Tracer:
         given = found if isinstance(found, list) else [found] * len(outputs)
         for tensor, labels in zip(outputs, given, strict=True):
             self._set(tensor, labels)
+
+    def _reduced(self, axis: int, labels: Labels) -> None:
+        """Remember what the operation that runs reduces."""
+        self.reductions.append((self._reductions_seen - 1, axis, labels))
 
     def _function(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function; those that layers are made of write and read whole axes."""
@@ -357,7 +371,8 @@ def _groups(model: nn.Module, tracer: _Tracer, layers: list[str]) -> list[Channe
             reason = "other channels of its layer are cut apart from it"
         touched = {key for root in roots for key, _ in lies_on[root]}
         some = {key: labels for key, labels in axes.items() if key in touched}
-        groups.append(ChannelGroup(name, len(roots), _members(some, roots), reason))
+        reductions = _reductions(tracer, roots)
+        groups.append(ChannelGroup(name, len(roots), _members(some, roots), reason, reductions))
     return groups
 
 
@@ -373,12 +388,25 @@ def _places(axes: Axes) -> dict[int, list[tuple[tuple[str, Axis], int]]]:
 
 def _members(axes: Axes, roots: list[int]) -> tuple[GroupMember, ...]:
     """Where a group's classes lie; its channels are numbered as its first writer has them."""
-    ascending = np.sort(roots)
-    numbers = np.argsort(roots)
-    members = []
-    for (name, axis), labels in axes.items():
-        positions = np.flatnonzero(np.isin(labels, ascending))
-        if len(positions):
-            channels = numbers[np.searchsorted(ascending, labels[positions])]
-            members.append(GroupMember(name, axis, positions, channels))
-    return tuple(members)
+    return tuple(
+        GroupMember(name, axis, *found)
+        for (name, axis), labels in axes.items()
+        if (found := _found(labels, roots)) is not None
+    )
+
+
+def _reductions(tracer: _Tracer, roots: list[int]) -> tuple[Reduction, ...]:
+    """What the network's code reduces of a group's classes."""
+    return tuple(
+        Reduction(call, axis, len(labels), *found)
+        for call, axis, labels in tracer.reductions
+        if (found := _found(tracer.classes.roots(labels), roots)) is not None
+    )
+
+
+def _found(labels: Labels, roots: list[int]) -> tuple[Labels, Labels] | None:
+    """(n,) places of some classes along an axis, and (n,) which class each is of, if any."""
+    positions = np.flatnonzero(np.isin(labels, roots))
+    if not len(positions):
+        return None
+    return positions, np.argsort(roots)[np.searchsorted(np.sort(roots), labels[positions])]

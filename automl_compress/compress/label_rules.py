@@ -20,11 +20,13 @@ from automl_compress.compress.labels import (
     FIXED,
     ZERO,
     ChannelClasses,
+    Labels,
     along,
     compact,
     lead,
     varying,
 )
+from automl_compress.compress.reductions import REDUCTIONS, is_reduction, reduced_axes
 
 Found = Tensor | None | list[Tensor | None]
 """Compact labels of an output, or of each output; None without channels."""
@@ -36,13 +38,18 @@ class LabelRules:
     Args:
         classes: where labels are united and frozen.
         labels_of: compact labels of a tensor, or None.
+        reduced: told of every reduction over channels: the axis, and the labels along it.
     """
 
     def __init__(
-        self, classes: ChannelClasses, labels_of: Callable[[Tensor], Tensor | None]
+        self,
+        classes: ChannelClasses,
+        labels_of: Callable[[Tensor], Tensor | None],
+        reduced: Callable[[int, Labels], None],
     ) -> None:
         self._classes = classes
         self._labels_of = labels_of
+        self._reduced = reduced
 
     def __call__(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
         """Labels of what an operation gave; what it does not understand is frozen."""
@@ -107,9 +114,7 @@ class LabelRules:
         assert found is not None
         for tensor in inputs:
             if self._labels_of(tensor) is None and any(
-                axis >= output.dim() - tensor.dim()
-                and tensor.shape[axis - output.dim() + tensor.dim()] > 1
-                for axis in varying(found)
+                _differs(tensor, output, axis) for axis in varying(found)
             ):
                 self._classes.freeze(found.numpy().ravel(), _FIXED_TENSOR)
                 return None
@@ -258,11 +263,10 @@ class LabelRules:
     def _reduce(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
         labels = self._labels_of(args[0])
         assert labels is not None
-        axes = args[1] if len(args) > 1 and isinstance(args[1], int | list | tuple) else []
-        given = [axes] if isinstance(axes, int) else list(axes)
-        reduced = {axis % labels.dim() for axis in given} or set(range(labels.dim()))
+        axes = reduced_axes(func, args)
+        reduced = {axis % labels.dim() for axis in axes} or set(range(labels.dim()))
         if varying(labels) and varying(labels) <= reduced:
-            self.freeze([args[0]], f"'{func._schema.name[6:]}' runs over its channels")
+            self._reduce_channels(func, args[0], labels)
             return None
         for axis in varying(labels) & reduced:  # over branches: they must keep the same channels
             labels = self.unite(labels, labels.narrow(axis, 0, 1))
@@ -272,6 +276,14 @@ class LabelRules:
                 [n for axis, n in enumerate(labels.shape) if axis not in reduced]
             )
         return labels if isinstance(output, Tensor) else [labels, *(None for _ in output[1:])]
+
+    def _reduce_channels(self, func: OpOverload, operand: Tensor, labels: Tensor) -> None:
+        """What is left has no channels: a mean of fewer is a mean, too."""
+        axis, *others = varying(labels)
+        if others or not is_reduction(func):
+            self.freeze([operand], f"'{func._schema.name[6:]}' runs over its channels")
+            return
+        self._reduced(axis, labels.numpy().ravel())
 
     def _put(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
         """Whole rows written into zeros, or over other rows: the channels' axis stays."""
@@ -339,6 +351,12 @@ def _spread(tensor: Tensor, output: Tensor, axis: int) -> bool:
     return output.shape[axis] > 1 and (own < 0 or tensor.shape[own] == 1)
 
 
+def _differs(tensor: Tensor, output: Tensor, axis: int) -> bool:
+    """Whether an elementwise operation reads other values along an axis of its output."""
+    own = axis - output.dim() + tensor.dim()
+    return own >= 0 and not bool((tensor == tensor.narrow(own, 0, 1)).all())
+
+
 _FIXED_TENSOR: Final = "its channels are combined with a tensor that cannot be cut"
 _SLICED: Final = "some of its channels are picked by the network's code"
 _PRODUCT: Final = "its channels are multiplied with other activations"
@@ -385,9 +403,7 @@ _RULES: Final[dict[str, _Rule]] = {
         LabelRules._pick,
     ),
     **dict.fromkeys(
-        ("mean", "sum", "amax", "amin", "var", "std", "prod", "max", "min",
-         "_softmax", "_log_softmax", "cumsum"),
-        LabelRules._reduce,
+        (*REDUCTIONS, "_softmax", "_log_softmax", "cumsum"), LabelRules._reduce
     ),
     "cat": LabelRules._concatenate,
     "stack": LabelRules._concatenate,

@@ -44,6 +44,25 @@ class GroupMember:
 
 
 @dataclass(frozen=True)
+class Reduction:
+    """A sum, mean or extreme that the network's own code takes over a group's channels.
+
+    Args:
+        call: how many such operations run before it.
+        axis: the axis of its operand that carries the channels.
+        size: places along that axis.
+        positions: (n,) places along it that carry the group's channels.
+        channels: (n,) the group's channel each place belongs to.
+    """
+
+    call: int
+    axis: int
+    size: int
+    positions: NDArray[np.int64]
+    channels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that must be cut together: residual sums, depthwise chains, concatenations.
 
@@ -54,12 +73,14 @@ class ChannelGroup:
             group of a grouped convolution do, they count as one channel.
         members: every module that writes, carries or reads them.
         protected: why the group cannot be cut; empty when it can.
+        reductions: what the network's own code computes over all of them.
     """
 
     name: str
     channels: int
     members: tuple[GroupMember, ...]
     protected: str = ""
+    reductions: tuple[Reduction, ...] = ()
 
     @property
     def first_writer(self) -> str:

@@ -1,9 +1,9 @@
 """Trial cuts: whether groups of channels can really be cut.
 
 All groups are cut at once. Every layer of the smaller network must compute what it computes in
-the original when no layer reads the removed channels and normalizations leave them out. Where
-that fails, halves of the groups are tried, down to single ones; a group that fails alone is
-protected and says why.
+the original when no layer reads the removed channels, and normalizations and reductions leave them
+out. Where that fails, halves of the groups are tried, down to single ones; a group that fails alone
+is protected and says why.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from automl_compress.compress.attention import HeadScores
 from automl_compress.compress.channel_maps import ZERO, ChannelMap
 from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import find_part, share_copy
+from automl_compress.compress.reductions import PartialReductions, kept_operands
 from automl_compress.compress.slicing import (
     LAST_NORMS,
     LAYERS,
@@ -199,10 +200,11 @@ class _Trial:
     def __call__(self, groups: list[ChannelGroup]) -> str:
         """Why these groups cannot be cut together; empty when they can."""
         places = self.places(groups)
+        operands = kept_operands(groups, self.cut(groups))
 
         def blinded(probe: Tensor) -> Run:
             model, partial = _blinded(self._model, places)
-            return _run(model, probe, partial)
+            return _run(model, probe, partial, PartialReductions(operands))
 
         try:
             with torch.no_grad():
@@ -396,9 +398,9 @@ def _close(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> 
     if not expected.numel():
         return True
     scale = max(float(expected.abs().max()), 1e-6)
-    return float((actual - expected).abs().max()) <= (
-        tolerance or _TOLERANCE[expected.dtype]
-    ) * scale
+    return (
+        float((actual - expected).abs().max()) <= (tolerance or _TOLERANCE[expected.dtype]) * scale
+    )
 
 
 def one_line(reason: BaseException) -> str:

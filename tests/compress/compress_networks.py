@@ -428,7 +428,7 @@ class Normed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Spatial attention from the mean over channels, which a cut would change."""
+    """Spatial attention from the mean over channels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -444,7 +444,6 @@ def test_networks_that_enlarge_rounding_can_be_cut(
     assert protected == (["steps.5", "last"] if wrong else ["last"])
 
 
-
 def test_outputs_of_any_form_are_kept() -> None:
     images = example("outputs", 8)
     compressor = Compressor(network("outputs"), images[:1], images)

@@ -28,8 +28,11 @@ from automl_compress.compress.modules import find_part
 from automl_compress.compress.slicing import cut_channels, cut_module, kept_places
 from automl_compress.space import Policy
 
-MIXED = {name: {"patch"} for name in ("patch-mixer", "tokens", "root-mean-square", "transformer")}
-"""Groups whose channels pass a norm over channels: it changes with every cut."""
+MIXED = {
+    **{name: {"patch"} for name in ("patch-mixer", "tokens", "root-mean-square", "transformer")},
+    **{"attention": {"stem.0"}, "outputs": {"stem.1.0"}},
+}
+"""Groups whose channels pass a norm or a mean over channels: it changes with every cut."""
 
 
 def random_kept(structure: Structure, rng: np.random.Generator, skip: set[str]) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""Sums, means and extremes over channels, which a network's own code takes.
+
+A normalization that is written out takes the mean of all channels, an attention over positions
+their greatest value. Over fewer channels both are still defined, as a layer norm of fewer features
+is: a cut network takes them over the channels it has. Such operations have no names; they are known
+by how many of them run before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from automl_compress.compress.structure import ChannelGroup
+
+REDUCTIONS: Final = frozenset(
+    {
+        *("mean", "sum", "prod", "amax", "amin", "max", "min"),
+        *("var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm"),
+    }
+)
+"""Basic operations that make one value of many along some axes."""
+_CHOICES: Final = {torch.ops.aten.max.dim: -torch.inf, torch.ops.aten.min.dim: torch.inf}
+"""Those that also tell which channel it was, and the value that is never chosen."""
+
+
+def is_reduction(func: OpOverload) -> bool:
+    """Whether a basic operation makes one value of many along some axes."""
+    return func._schema.name.partition("::")[2] in REDUCTIONS
+
+
+def reduced_axes(func: OpOverload, args: tuple[Any, ...]) -> list[int]:
+    """The axes that a reduction runs over, as its caller gave them; empty for all."""
+    place = 2 if "vector_norm" in func._schema.name else 1
+    axes = args[place] if len(args) > place else None
+    if isinstance(axes, int) and not isinstance(axes, bool):
+        return [axes]
+    return list(axes) if isinstance(axes, list | tuple) else []
+
+
+class PartialReductions(TorchDispatchMode):
+    """Lets some reductions leave channels out, for as long as it is entered.
+
+    Args:
+        kept: by how many reductions run before, the axis and (n,) the places along it that count.
+    """
+
+    def __init__(self, kept: Mapping[int, tuple[int, Tensor]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept = kept
+        self._seen = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if isinstance(func, OpOverload) and is_reduction(func):
+            axis, stays = self._kept.get(self._seen, (0, None))
+            self._seen += 1
+            if stays is not None:
+                args = (_without(args[0], axis, stays, _CHOICES.get(func)), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def kept_operands(
+    groups: Iterable[ChannelGroup], kept: Mapping[str, NDArray[np.int64]]
+) -> dict[int, tuple[int, Tensor]]:
+    """What reductions still run over when channels are cut, as `PartialReductions` takes it.
+
+    Args:
+        groups: those that are cut.
+        kept: by group name, the channels that stay.
+    """
+    masks: dict[int, NDArray[np.bool_]] = {}
+    axes: dict[int, int] = {}
+    for group in groups:
+        stays = np.isin(np.arange(group.channels), kept[group.name])
+        for reduction in group.reductions:
+            mask = masks.setdefault(reduction.call, np.ones(reduction.size, dtype=bool))
+            mask[reduction.positions[~stays[reduction.channels]]] = False
+            axes[reduction.call] = reduction.axis
+    return {
+        call: (axes[call], torch.from_numpy(np.flatnonzero(mask))) for call, mask in masks.items()
+    }
+
+
+def _without(operand: Tensor, axis: int, stays: Tensor, never: float | None) -> Tensor:
+    """An operand's places that count; where places are told by number, the others lose."""
+    some = operand.index_select(axis, stays)
+    if never is None:
+        return some
+    return torch.full_like(operand, never).index_copy(axis, stays, some)
