@@ -36,6 +36,8 @@ INSTANCE_NORMS: Final = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 LAST_NORMS: Final = (nn.LayerNorm, nn.RMSNorm)
 """Normalizations over the last axis."""
 NORMALIZATIONS: Final = (*BATCH_NORMS, *INSTANCE_NORMS, *LAST_NORMS, nn.GroupNorm)
+_LISTS: Final = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""Modules whose parts are used by the module that holds them."""
 _OWN_NUMBERS: Final = (
     *(*LAYERS, *NORMALIZATIONS),
     *(nn.PReLU, ChannelMap, HeadProduct, HeadLayers),
@@ -49,6 +51,14 @@ class Places:
 
     out: Tensor | None = None
     inputs: Tensor | None = None
+
+    def along(self, axis: Axis) -> Tensor | None:
+        """The positions that stay along an axis, or None when it is not cut."""
+        return self.out if axis == "out" else self.inputs
+
+
+Part = tuple[str, Axis]
+"""A module or parameter by its name, and one of its axes."""
 
 
 def cut_channels(model: nn.Module, places: Mapping[str, Places]) -> nn.Module:
@@ -87,7 +97,7 @@ def followed_numbers(
     """
     cut = (name for name, stays in places.items() if stays.out is not None)
     found: dict[tuple[str, str], int | tuple[int, ...]] = {}
-    for parent in dict.fromkeys(name.rpartition(".")[0] for name in cut):
+    for parent in dict.fromkeys(holder(model, name) for name in cut):
         numbers = kept_numbers(model.get_submodule(parent))
         widths = _new_widths(model, parent, places) if numbers else {}
         for name, value in numbers.items():
@@ -104,12 +114,17 @@ def followed_numbers(
 def _new_widths(model: nn.Module, parent: str, places: Mapping[str, Places]) -> dict[int, int]:
     """New widths of what a module holds, by old ones that all become the same."""
     found: dict[int, int] = {}
-    for old, parts in parts_of_width(model, parent).items():
-        kept = [places.get(name, Places()).out for name in parts]
-        new = {old if stays is None else len(stays) for stays in kept}
+    for old, parts in parts_of_width(model, parent, places).items():
+        new = _sizes_left(old, parts, places)
         if len(new) == 1:
             found[old] = new.pop()
     return found
+
+
+def _sizes_left(old: int, parts: list[Part], places: Mapping[str, Places]) -> set[int]:
+    """What becomes of the axes of some parts that have one size."""
+    kept = [places.get(name, Places()).along(axis) for name, axis in parts]
+    return {old if stays is None else len(stays) for stays in kept}
 
 
 def kept_numbers(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
@@ -126,15 +141,54 @@ def _is_number(value: object) -> bool:
     return type(value) is int
 
 
-def parts_of_width(model: nn.Module, parent: str) -> dict[int, list[str]]:
-    """Names of what a module holds itself, by the channels it has."""
-    found: dict[int, list[str]] = {}
+def parts_of_width(
+    model: nn.Module, parent: str, places: Mapping[str, Places]
+) -> dict[int, list[Part]]:
+    """What a module holds whose widths its numbers may be, by width.
+
+    Layers in its lists count only for widths that nothing it holds itself has: by what they read,
+    as parts of a tensor that is split for them, or where these differ after a cut by what they
+    write.
+    """
     module = model.get_submodule(parent)
-    for last, part in (*module._modules.items(), *module._parameters.items()):
-        if part is not None and can_cut(part) and not isinstance(part, ChannelMap):
-            name = f"{parent}.{last}".lstrip(".")
-            found.setdefault(axis_size(model, name, "out"), []).append(name)
+    lists = [last for last, part in module._modules.items() if isinstance(part, _LISTS)]
+    listed = [name for last in lists for name in _held(model, f"{parent}.{last}".lstrip("."))]
+    read = _by_width(model, [(name, "in") for name in listed if _reads_all(model, name)])
+    alike = {old: parts for old, parts in read.items() if len(_sizes_left(old, parts, places)) == 1}
+    written = _by_width(model, [(name, "out") for name in listed])
+    return written | alike | _by_width(model, [(name, "out") for name in _held(model, parent)])
+
+
+def _held(model: nn.Module, parent: str) -> list[str]:
+    """Names of the modules and parameters a module holds itself."""
+    module = model.get_submodule(parent)
+    lasts = [
+        last
+        for last, part in (*module._modules.items(), *module._parameters.items())
+        if part is not None and can_cut(part) and not isinstance(part, ChannelMap)
+    ]
+    return [f"{parent}.{last}".lstrip(".") for last in lasts]
+
+
+def _reads_all(model: nn.Module, name: str) -> bool:
+    """Whether every output of a part reads all its inputs, so that these are cut by themselves."""
+    part = find_part(model, name)
+    return isinstance(part, LAYERS) and getattr(part, "groups", 1) == 1
+
+
+def _by_width(model: nn.Module, parts: list[Part]) -> dict[int, list[Part]]:
+    found: dict[int, list[Part]] = {}
+    for name, axis in parts:
+        found.setdefault(axis_size(model, name, axis), []).append((name, axis))
     return found
+
+
+def holder(model: nn.Module, name: str) -> str:
+    """Name of the module whose code uses a part: its parent, or that of the list it is in."""
+    parent = name.rpartition(".")[0]
+    while parent and isinstance(model.get_submodule(parent), _LISTS):
+        parent = parent.rpartition(".")[0]
+    return parent
 
 
 def kept_places(

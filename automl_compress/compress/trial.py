@@ -35,6 +35,7 @@ from automl_compress.compress.slicing import (
     can_cut,
     cut_channels,
     followed_numbers,
+    holder,
     kept_numbers,
     kept_places,
     parts_of_width,
@@ -102,18 +103,18 @@ def _unlike_cut(groups: list[ChannelGroup]) -> dict[str, NDArray[np.int64]]:
 def _following_together(model: nn.Module, groups: list[ChannelGroup]) -> list[ChannelGroup]:
     """Groups beside a number that follows several even so: each must be cut alone, too."""
     places = kept_places(model, tuple(groups), _unlike_cut(groups))
-    owners = {m.module: group.name for group in groups for m in group.members if m.axis == "out"}
+    owners = {(m.module, m.axis): group.name for group in groups for m in group.members}
     parents = set()
     for parent, number in followed_numbers(model, places):
         value = kept_numbers(model.get_submodule(parent))[number]
-        parts = parts_of_width(model, parent)
+        parts = parts_of_width(model, parent, places)
         for width in value if isinstance(value, tuple) else (value,):
-            if len({owners[name] for name in parts.get(width, ()) if name in owners}) > 1:
+            if len({owners[part] for part in parts.get(width, ()) if part in owners}) > 1:
                 parents.add(parent)
     return [
         group
         for group in groups
-        if any(member.module.rpartition(".")[0] in parents for member in group.members)
+        if any(holder(model, member.module) in parents for member in group.members)
     ]
 
 

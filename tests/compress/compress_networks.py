@@ -474,6 +474,30 @@ class Selective(nn.Module):
         return self.head((maps * weights[..., None, None]).sum(1))
 
 
+class Scales(nn.Module):
+    """Parts of a map, each convolved after the last was added, as in Res2Net.
+
+    The number that splits the map is the width of layers in a list. What the last of them writes
+    is coupled to nothing, so that they do not all keep equally many channels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.stem = conv_bn(3, 16)
+        self.convolutions = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        self.head = head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = torch.split(self.stem(x), self.width, 1)
+        outputs, before = [first], torch.zeros_like(first)
+        for part, convolution, norm in zip(others, self.convolutions, self.norms, strict=True):
+            before = F.relu(norm(convolution(part + before)))
+            outputs.append(before)
+        return self.head(torch.cat(outputs, 1))
+
+
 class Unused(nn.Module):
     """A layer that never runs in evaluation mode."""
 
@@ -632,6 +656,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "attention": Attention,
     "spatial-gate": SpatialGate,
     "selective": Selective,
+    "scales": Scales,
     "unet": UNet,
     "upsampled": upsampled,
     "gated": gated,

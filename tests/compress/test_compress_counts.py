@@ -61,6 +61,7 @@ GROUPS = {
     "attention": (1, {"gate", "head.2"}),
     "spatial-gate": (1, {"gate", "head.2"}),
     "selective": (3, {"head.2"}),
+    "scales": (2, {"head.2"}),
     "gated": (2, {"3.2"}),
     "shuffled": (3, {"4.2"}),
     "subpixel": (4, {"7.2"}),
