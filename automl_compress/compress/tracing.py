@@ -30,6 +30,7 @@ from automl_compress.compress.attention import (
 from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.coupling import coupled_groups
+from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import become, shared_parameters, unwrapped
 from automl_compress.compress.quantize import can_quantize
 from automl_compress.compress.slicing import (
@@ -260,11 +261,9 @@ def _simplify(module: nn.Module) -> None:
 
 
 def _computed_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that hooks compute from parameters, which `copy.deepcopy` refuses."""
+    """Tensors computed from parameters, by hooks or kept for later, which `deepcopy` refuses."""
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                yield value
+        yield from (tensor for tensor in tensors_in(vars(module)) if tensor.grad_fn is not None)
 
 
 def _fix_hooked(module: nn.Module) -> None:

@@ -407,6 +407,31 @@ def test_wrong_couplings_are_found_out(
     assert all(group.protected for group in groups if group.name in wrong)
 
 
+class Remembering(nn.Module):
+    """Keeps what it computed from its parameters, as LeViT does with its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.offset = nn.Parameter(torch.rand(8))
+        self.last = nn.Conv2d(8, 4, 3)
+        self.cache: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset = self.cache.setdefault("offset", [2 * self.offset.sum()])[0]
+        return self.last(self.first(x) + offset).mean((2, 3))
+
+
+def test_networks_that_ran_before_can_be_copied() -> None:
+    network, images = Remembering(), torch.randn(2, 3, 8, 8)
+    before = network(images)
+    assert before.requires_grad
+    compressor = Compressor(network, images[:1])
+    built = compressor.build(Policy({"channels:first": 8}))
+    assert torch.equal(built(images), before)
+    assert compressor.build(Policy({"channels:first": 5})).first.out_channels == 5
+
+
 class Chaotic(nn.Module):
     """Every step enlarges small differences."""
 
