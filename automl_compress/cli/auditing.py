@@ -42,6 +42,14 @@ def add_audit(subparsers: Any) -> None:
         dest="repairs",
         help="also estimate with this repair, such as none; may be given several times",
     )
+    parser.add_argument(
+        "--short",
+        action="append",
+        type=int,
+        default=[],
+        metavar="N",
+        help="also estimate by a training of so few steps; may be given several times",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     add_json_option(parser)
     parser.set_defaults(run=run_audit)
@@ -69,7 +77,11 @@ def run_audit(arguments: argparse.Namespace) -> int:
     boxed = StudyResult(arguments.folder).manifest.workload.get("task") == "detection"
     train = TrainSettings.from_section(section_of([*stated, *arguments.overrides]), boxed)
     settings = AuditSettings(
-        arguments.policies, train, tuple(dict.fromkeys(arguments.repairs)), arguments.seed
+        arguments.policies,
+        train,
+        tuple(dict.fromkeys(arguments.repairs)),
+        tuple(dict.fromkeys(arguments.short)),
+        arguments.seed,
     )
     print(f"auditing {arguments.folder} with {settings.policies} policies ...", flush=True)
     document = audit_study(arguments.folder, settings, _Progress())

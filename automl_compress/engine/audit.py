@@ -21,7 +21,7 @@ from automl_compress.compress import Repair
 from automl_compress.engine.latency import recorded_model
 from automl_compress.engine.restore import Restored, restore_study, torch_threads
 from automl_compress.engine.rungs import RungSettings, build_rung
-from automl_compress.engine.trained import TrainedEstimator, TrainSettings
+from automl_compress.engine.trained import FEWEST_STEPS, TrainedEstimator, TrainSettings
 from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.evaluate import (
     DIVERGENCE,
@@ -66,12 +66,15 @@ class AuditSettings:
         policies: how many are trained.
         train: how.
         repairs: of networks whose estimates on the search's images are compared too.
+        short: steps of trainings that are compared too, as a rung of a ladder may have; they begin
+            from another seed than the training that they foretell.
         seed: decides which policies stand in bands, and the other draw of images.
     """
 
     policies: int = 40
     train: TrainSettings = field(default_factory=TrainSettings)
     repairs: tuple[Repair, ...] = ()
+    short: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,6 +83,12 @@ class AuditSettings:
                 f"an audit must have at least {_FEWEST} policies, but is to have "
                 f"{self.policies}; raise --policies"
             )
+        for steps in self.short:
+            if steps < FEWEST_STEPS or (self.train.steps and steps >= self.train.steps):
+                raise StudyError(
+                    f"a short training must have at least {FEWEST_STEPS} steps and fewer than the "
+                    f"training it foretells, but is to have {steps}; correct --short"
+                )
 
 
 @dataclass(frozen=True)
@@ -286,11 +295,30 @@ def _rungs(study: Restored, result: StudyResult, settings: AuditSettings) -> dic
     rungs["search"] = cheap
     rungs["redrawn"] = NetworkEstimator(workload, other)
     rungs["full"] = build_rung(whole, workload, search)
-    for repair in settings.repairs:
-        named = RungSettings(f"repair {repair}", images=search.settings.images, repair=repair)
-        rungs[named.name] = build_rung(named, workload, search)
+    for rung in _more_rungs(study, settings):
+        rungs[rung.name] = build_rung(rung, workload, search)
     rungs[TRAINED] = TrainedEstimator(workload, search.compressor, search.networks, settings.train)
     return rungs
+
+
+def _more_rungs(study: Restored, settings: AuditSettings) -> list[RungSettings]:
+    """What the audit was asked for, then the study's own ladder but for what trains as long."""
+    images, recovery = study.search.settings.images, settings.train.recovery
+    asked = [RungSettings(f"repair {r}", images=images, repair=r) for r in settings.repairs]
+    other = replace(recovery.training, seed=recovery.training.seed + 1 + settings.seed)
+    short = replace(recovery, training=other)
+    asked += [
+        RungSettings(f"training of {steps} steps", train=TrainSettings(steps, short))
+        for steps in settings.short
+    ]
+    train = study.workload.splits.train
+    longest = settings.train.shown_images(train)
+    ladder = [
+        replace(rung, name=f"ladder's {rung.name}")
+        for rung in study.config.ladder
+        if not rung.learned and (rung.train is None or rung.train.shown_images(train) < longest)
+    ]
+    return asked + ladder
 
 
 def _measured(
