@@ -46,7 +46,7 @@ from automl_compress.errors import TraceError
 
 _TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest difference over a layer's largest output that is put down to rounding."""
-_CHAOS: Final = 1e-5
+_CHAOS: Final = 1e-3
 """Larger differences in float64 are never put down to rounding."""
 _SHIFT: Final = 1e-14
 """Relative change of an input, some fifty roundings of float64."""
