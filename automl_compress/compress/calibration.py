@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from automl_compress.compress.slicing import CONVOLUTIONS
 
 MOMENT_FAN_IN: Final = 2304
 """Layers that read more values have no second moment: it takes square memory, cubic time."""
@@ -29,19 +31,18 @@ class Spots:
 
     Args:
         first: (n,) image of each; for linear layers the row of the flattened batch.
-        row: (n,) output row; empty for linear layers.
-        column: (n,) output column; empty for linear layers.
+        places: (n,) output places along every spatial axis; none for linear layers.
         shape: all sizes of the layer's output but the channels.
     """
 
     first: Tensor
-    row: Tensor
-    column: Tensor
+    places: tuple[Tensor, ...]
     shape: tuple[int, ...]
 
     def head(self, count: int) -> Spots:
         """The first of them."""
-        return Spots(self.first[:count], self.row[:count], self.column[:count], self.shape)
+        places = tuple(place[:count] for place in self.places)
+        return Spots(self.first[:count], places, self.shape)
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def sample_layers(
 
     Args:
         model: the network; not changed.
-        layers: names of `Conv2d` and `Linear` modules.
-        images: (n, channels, height, width) calibration images.
+        layers: names of convolutions and linear layers.
+        images: (n, channels, ...) calibration images.
         seed: decides the positions.
         moments: whether the moments of inputs are wanted too.
 
@@ -137,47 +138,49 @@ def layer_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
 
 def output_shape(layer: nn.Module, output: Tensor) -> tuple[int, ...]:
     """All sizes of a layer's output but the channels."""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, CONVOLUTIONS):
         return (output.shape[0], *output.shape[2:])
     return tuple(output.shape[:-1])
 
 
 def _draw(layer: nn.Module, output: Tensor, generator: torch.Generator) -> Spots:
     shape = output_shape(layer, output)
-    channels = output.shape[1] if isinstance(layer, nn.Conv2d) else output.shape[-1]
+    channels = output.shape[1] if isinstance(layer, CONVOLUTIONS) else output.shape[-1]
     count = min(OUTPUTS, max(FEWEST, OUTPUT_VALUES // channels))
-    if isinstance(layer, nn.Conv2d):
-        drawn = [torch.randint(size, (count,), generator=generator) for size in shape]
-        return Spots(drawn[0], drawn[1], drawn[2], shape)
+    if isinstance(layer, CONVOLUTIONS):
+        first, *places = (torch.randint(size, (count,), generator=generator) for size in shape)
+        return Spots(first, tuple(places), shape)
     rows = output.numel() // channels
-    none = torch.zeros(0, dtype=torch.long)
     if rows <= count:
-        return Spots(torch.arange(rows), none, none, shape)
-    return Spots(torch.randint(rows, (count,), generator=generator), none, none, shape)
+        return Spots(torch.arange(rows), (), shape)
+    return Spots(torch.randint(rows, (count,), generator=generator), (), shape)
 
 
 def read_inputs(layer: nn.Module, x: Tensor, spots: Spots) -> Tensor:
     """(groups, n, fan_in) what a layer reads at some spots.
 
     Args:
-        layer: a `Conv2d` or `Linear`, cut or not.
+        layer: a convolution or linear layer, cut or not.
         x: its input.
         spots: output positions.
     """
-    if not isinstance(layer, nn.Conv2d):
+    if not isinstance(layer, CONVOLUTIONS):
         return x.flatten(0, -2)[spots.first][None]
-    left, right, top, bottom = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(x, (left, right, top, bottom), mode=mode)
-    rows, columns = (
-        (place * step)[:, None] + torch.arange(kernel) * dilation
-        for place, step, kernel, dilation in zip(
-            (spots.row, spots.column), layer.stride, layer.kernel_size, layer.dilation, strict=True
-        )
-    )
-    patches = padded[spots.first[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    flat = patches.permute(0, 3, 1, 2).reshape(len(spots.first), layer.groups, -1)
+    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    batch = spots.first.reshape(-1, *[1] * len(spots.places))
+    patches = padded.movedim(1, -1)[batch, *_places_read(layer, spots)].movedim(-1, 1)
+    flat = patches.reshape(len(spots.first), layer.groups, -1)
     return flat.transpose(0, 1).contiguous()
+
+
+def _places_read(layer: Any, spots: Spots) -> Iterator[Tensor]:
+    """By spatial axis, (n, ..., kernel, ...) places of the padded input that spots read."""
+    for axis, places in enumerate(spots.places):
+        steps = torch.arange(layer.kernel_size[axis]) * layer.dilation[axis]
+        read = (places * layer.stride[axis])[:, None] + steps
+        after = len(spots.places) - 1 - axis
+        yield read.reshape(len(read), *[1] * axis, -1, *[1] * after)
 
 
 def _moments(layer: nn.Module, x: Tensor, spots: Spots) -> Moments | None:
@@ -194,10 +197,11 @@ def read_outputs(layer: nn.Module, y: Tensor, spots: Spots) -> Tensor:
     """(n, out) what a layer gives at some spots.
 
     Args:
-        layer: a `Conv2d` or `Linear`.
+        layer: a convolution or linear layer.
         y: its output.
         spots: output positions.
     """
-    if isinstance(layer, nn.Conv2d):
-        return y[spots.first, :, spots.row, spots.column]
+    if isinstance(layer, CONVOLUTIONS):
+        found: Tensor = y.movedim(1, -1)[spots.first, *spots.places]
+        return found
     return y.flatten(0, -2)[spots.first]

@@ -168,7 +168,7 @@ class CostModel:
                     )
                 if kind != "kernel_sparsity" and not layer.quantizable:
                     raise SpaceError(
-                        f"a layer with bits must be a Conv2d or Linear, but '{name}' is a "
+                        f"a layer with bits must be a convolution or linear, but '{name}' is a "
                         f"{layer.kind}; remove its bits from the policy"
                     )
 

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -221,8 +220,8 @@ class InputQuantizer(nn.Module):
         return f"bits={self.bits}, signed={self.signed}"
 
 
-class QuantizedConv2d(nn.Conv2d):
-    """A convolution whose weights lie on a low-bit grid and whose input may be rounded too.
+class _RoundedInput(nn.Module):
+    """A layer whose weights lie on a low-bit grid and whose input may be rounded too.
 
     `weight` holds integer times `weight_scale`; `round(weight / weight_scale)` gives the integers
     back exactly. `weight_bits` is None when only the input is rounded.
@@ -232,39 +231,59 @@ class QuantizedConv2d(nn.Conv2d):
     input_quantizer: InputQuantizer | None
 
     def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
-        """Convolve (n, in, h, w) to (n, out, h', w')."""
+        """What the layer computes of its input, rounded first where it has a quantizer."""
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        return super().forward(input)
+        output: Tensor = super().forward(input)
+        return output
 
 
-class QuantizedLinear(nn.Linear):
-    """A linear layer whose weights lie on a low-bit grid; see `QuantizedConv2d`."""
+class QuantizedConv1d(_RoundedInput, nn.Conv1d):
+    """A quantized convolution of (n, channels, length)."""
 
-    weight_bits: int | None
-    input_quantizer: InputQuantizer | None
 
-    def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
-        """Map (..., in) to (..., out)."""
-        if self.input_quantizer is not None:
-            input = self.input_quantizer(input)
-        return F.linear(input, self.weight, self.bias)
+class QuantizedConv2d(_RoundedInput, nn.Conv2d):
+    """A quantized convolution of (n, channels, height, width)."""
+
+
+class QuantizedConv3d(_RoundedInput, nn.Conv3d):
+    """A quantized convolution of (n, channels, depth, height, width)."""
+
+
+class QuantizedLinear(_RoundedInput, nn.Linear):
+    """A quantized linear layer of (..., channels)."""
 
 
 _QUANTIZED: Final[dict[type[nn.Module], type[nn.Module]]] = {
+    nn.Conv1d: QuantizedConv1d,
     nn.Conv2d: QuantizedConv2d,
+    nn.Conv3d: QuantizedConv3d,
     nn.Linear: QuantizedLinear,
 }
+_COMPUTE: Final = ("forward", "_conv_forward")
+"""Methods that a subclass must not change if it is to be quantized as its base is."""
+
+
+def _quantized_kind(module: nn.Module) -> type[nn.Module] | None:
+    """The quantized form of a layer that computes what one of PyTorch's does, if there is one."""
+    kind = type(module)
+    if is_quantized(module) or "forward" in vars(module):
+        return None
+    for plain, quantized in _QUANTIZED.items():
+        if issubclass(kind, plain):
+            same = all(getattr(kind, m, None) is getattr(plain, m, None) for m in _COMPUTE)
+            return quantized if same else None
+    return None
 
 
 def can_quantize(module: nn.Module) -> bool:
     """Whether a layer has a quantized form."""
-    return type(module) in _QUANTIZED
+    return _quantized_kind(module) is not None
 
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether this is the quantized form of a layer."""
-    return type(module) in _QUANTIZED.values()
+    return isinstance(module, _RoundedInput)
 
 
 def quantized_layer(
@@ -281,7 +300,9 @@ def quantized_layer(
         scales: (out,) weight scales, needed with `weight_bits`.
         input_quantizer: rounds the input, or None.
     """
-    result: Any = object.__new__(_QUANTIZED[type(layer)])
+    kind = _quantized_kind(layer)
+    assert kind is not None
+    result: Any = object.__new__(kind)
     result.__dict__.update(layer.__dict__)
     result._parameters = dict(layer._parameters)
     result._buffers = dict(layer._buffers)

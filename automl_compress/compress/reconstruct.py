@@ -40,6 +40,7 @@ from automl_compress.compress.quantize import (
     round_compensated,
     scale_outputs,
 )
+from automl_compress.compress.slicing import CONVOLUTIONS
 
 RIDGE: Final = 0.03
 """Pull towards the weights as they were, as a share of the inputs' mean second moment."""
@@ -129,14 +130,14 @@ def _once(task: FitTask, fit: Fit) -> Callable[..., None]:
 def _same_positions(layer: nn.Module, x: Tensor, sample: Sample) -> bool:
     """Whether a layer works on the positions it had: detectors' later layers may not."""
     shape = sample.spots.shape
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, CONVOLUTIONS):
         return len(x) == shape[0] and _fits(layer, x, shape)
     return output_shape(layer, x) == shape
 
 
-def _fits(layer: nn.Conv2d, x: Tensor, shape: tuple[int, ...]) -> bool:
-    left, right, top, bottom = layer._reversed_padding_repeated_twice
-    sizes = (x.shape[2] + top + bottom, x.shape[3] + left + right)
+def _fits(layer: Any, x: Tensor, shape: tuple[int, ...]) -> bool:
+    pads = layer._reversed_padding_repeated_twice[::-1]  # the first axis first, end before start
+    sizes = [n + sum(pads[2 * k : 2 * k + 2]) for k, n in enumerate(x.shape[2:])]
     spans = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     places = [(n - s) // t + 1 for n, s, t in zip(sizes, spans, layer.stride, strict=True)]
     return tuple(places) == tuple(shape[1:])

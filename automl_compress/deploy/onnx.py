@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
 from automl_compress.compress.modules import become, shared_parameters, unwrapped
-from automl_compress.compress.quantize import InputQuantizer, QuantizedConv2d, QuantizedLinear
+from automl_compress.compress.quantize import InputQuantizer, is_quantized
 from automl_compress.deploy.runtime import (
     INTEGER_LAYERS,
     Runner,
@@ -270,8 +270,8 @@ def _float_graph(
 
     low_bit = _low_bit_layers(network) if int8 else {}
     for module in list(network.modules()):
-        if isinstance(module, QuantizedConv2d | QuantizedLinear) and module.weight_bits and int8:
-            module.input_quantizer = None
+        if is_quantized(module) and module.weight_bits and int8:
+            module._modules["input_quantizer"] = None
         if isinstance(module, ChannelMap):
             # ONNX Runtime would change the layout for an index_select and back, at every shortcut.
             become(module, module.as_convolution().requires_grad_(False))
@@ -315,7 +315,7 @@ def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
 
     found = {}
     for name, module in network.named_modules(remove_duplicate=False):
-        if isinstance(module, QuantizedConv2d | QuantizedLinear) and module.weight_bits:
+        if is_quantized(module) and module.weight_bits:
             scales = module.get_buffer("weight_scale")
             steps = scales.reshape(-1, *[1] * (module.weight.dim() - 1))
             widening = 2 ** max(0, SAFE_BITS - module.weight_bits)

@@ -26,11 +26,14 @@ from torch import Tensor, nn
 from automl_compress.compress.modules import become
 from automl_compress.compress.quantize import (
     InputQuantizer,
+    QuantizedConv1d,
     QuantizedConv2d,
+    QuantizedConv3d,
     QuantizedLinear,
     levels,
     quantize_weight,
 )
+from automl_compress.compress.slicing import CONVOLUTIONS
 
 SMALLEST: Final = 0.01
 """A step stays above this share of its first value: at zero it would not come back."""
@@ -95,19 +98,31 @@ def _rounded_weight(layer: Any) -> Tensor:
     return rounded
 
 
-class LearnedConv2d(QuantizedConv2d):
+class _LearnedConvolution(nn.Module):
     """A quantized convolution in training: `weight` is not rounded yet, steps are parameters."""
 
-    def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
-        """Convolve (n, in, h, w) to (n, out, h', w')."""
+    def forward(self: Any, input: Tensor) -> Tensor:  # torch's own name for it
+        """What the convolution computes with rounded weights of its input, rounded or not."""
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
         output: Tensor = self._conv_forward(input, _rounded_weight(self), self.bias)
         return output
 
 
+class LearnedConv1d(_LearnedConvolution, QuantizedConv1d):
+    """A quantized convolution of (n, channels, length) in training."""
+
+
+class LearnedConv2d(_LearnedConvolution, QuantizedConv2d):
+    """A quantized convolution of (n, channels, height, width) in training."""
+
+
+class LearnedConv3d(_LearnedConvolution, QuantizedConv3d):
+    """A quantized convolution of (n, channels, depth, height, width) in training."""
+
+
 class LearnedLinear(QuantizedLinear):
-    """A quantized linear layer in training; see `LearnedConv2d`."""
+    """A quantized linear layer in training: weights as of `_LearnedConvolution`."""
 
     def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
         """Map (..., in) to (..., out)."""
@@ -117,12 +132,16 @@ class LearnedLinear(QuantizedLinear):
 
 
 _LEARNED: Final[dict[type[nn.Module], type[nn.Module]]] = {
+    QuantizedConv1d: LearnedConv1d,
     QuantizedConv2d: LearnedConv2d,
+    QuantizedConv3d: LearnedConv3d,
     QuantizedLinear: LearnedLinear,
     InputQuantizer: LearnedInputQuantizer,
 }
 _PLAIN: Final[dict[type[nn.Module], type[nn.Module]]] = {
+    LearnedConv1d: nn.Conv1d,
     LearnedConv2d: nn.Conv2d,
+    LearnedConv3d: nn.Conv3d,
     LearnedLinear: nn.Linear,
 }
 _FROZEN: Final = {learned: frozen for frozen, learned in _LEARNED.items()}
@@ -204,8 +223,14 @@ class Limits:
         self._kernels: list[tuple[Tensor, Tensor]] = []
         self._steps: list[tuple[nn.Parameter, Tensor]] = []
         for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                alive = module.weight.detach().ne(0).flatten(2).any(2)[:, :, None, None]
+            if isinstance(module, CONVOLUTIONS):
+                weight = module.weight.detach()
+                alive = (
+                    weight.ne(0)
+                    .flatten(2)
+                    .any(2)
+                    .reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+                )
                 if not bool(alive.all()):
                     self._kernels.append((module.weight, alive))
             for name in ("scale", "weight_scale"):

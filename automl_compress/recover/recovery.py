@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
-from automl_compress.compress.quantize import QuantizedConv2d, QuantizedLinear
+from automl_compress.compress.quantize import is_quantized
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
 from automl_compress.recover.losses import Distillation, LabelsLoss, Loss, attention_points
 from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
@@ -277,7 +277,7 @@ def _starting_network(compressor: Compressor, policy: Policy, learned_steps: boo
     weights: dict[str, Tensor] = {
         name: unrounded.get_submodule(name).get_parameter("weight")
         for name, module in network.named_modules()
-        if isinstance(module, QuantizedConv2d | QuantizedLinear)
+        if is_quantized(module)
     }
     make_learnable(network, weights, learned_steps)
     return network

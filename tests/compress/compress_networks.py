@@ -539,6 +539,21 @@ def signal() -> nn.Module:
     )  # fmt: skip
 
 
+class PlainVolume(nn.Conv3d):
+    """A layer of another class that computes what PyTorch's does, as torchvision's video has it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def volume() -> nn.Module:
+    return nn.Sequential(
+        PlainVolume(2, 8, 2), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 8, 3, groups=8),
+        nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 6, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
+        nn.Linear(6, 3),
+    )  # fmt: skip
+
+
 def decoder() -> nn.Module:
     return nn.Sequential(
         conv_bn(3, 8), conv_bn(8, 8), nn.ConvTranspose2d(8, 6, 2, 2), nn.BatchNorm2d(6),
@@ -665,6 +680,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "unused": Unused,
     "words": Words,
     "signal": signal,
+    "volume": volume,
     "decoder": decoder,
     "weight-norm": weight_normed,
     "hooked": hooked,
@@ -672,6 +688,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 EXAMPLES: dict[str, Tensor] = {
     "signal": torch.zeros(1, 2, 16),
+    "volume": torch.zeros(1, 2, 8, 6, 7),
     "upsampled": torch.zeros(1, 2, 16),
     "words": torch.zeros(1, 7, dtype=torch.int64),
 }
@@ -724,9 +741,9 @@ def random_policy(structure: Structure, rng: np.random.Generator, activations: b
         if not group.protected and rng.random() < 0.6
     }
     for layer in structure.layers:
-        if layer.kind in ("Conv2d", "Linear") and rng.random() < 0.6:
+        if layer.quantizable and rng.random() < 0.6:
             genes[f"weight_bits:{layer.name}"] = int(rng.integers(2, 9))
-        if activations and layer.kind in ("Conv2d", "Linear") and rng.random() < 0.4:
+        if activations and layer.quantizable and rng.random() < 0.4:
             genes[f"activation_bits:{layer.name}"] = int(rng.integers(4, 9))
     return Policy(genes)
 
@@ -780,7 +797,8 @@ def counted_bitops(built: nn.Module, inputs: Tensor) -> int:
         values = output.numel() // len(inputs)
         macs[module] = macs.get(module, 0) + values * module.weight[0].numel()
 
-    layers = [m for m in built.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear)]
+    kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+    layers = [m for m in built.modules() if isinstance(m, kinds)]
     handles = [layer.register_forward_hook(hook) for layer in layers]
     with torch.no_grad():
         built(inputs)

@@ -219,10 +219,10 @@ def test_policies_that_do_not_fit_are_refused_in_one_line(genes: dict[str, Any],
 
 
 def test_bits_need_a_layer_with_a_low_bit_form() -> None:
-    compressor = Compressor(network("signal"), example("signal"))
+    compressor = Compressor(network("decoder"), example("decoder"))
     for use in (compressor.build, compressor.cost):
-        with pytest.raises(SpaceError, match="'0' is a Conv1d"):
-            use(Policy({"weight_bits:0": 4}))
+        with pytest.raises(SpaceError, match="'2' is a ConvTranspose2d"):
+            use(Policy({"weight_bits:2": 4}))
 
 
 def test_activation_bits_need_calibration_images() -> None:

@@ -68,6 +68,7 @@ GROUPS = {
     "unused": (1, {"head.2"}),
     "words": (1, {"fc2"}),
     "signal": (2, {"7"}),
+    "volume": (2, {"9"}),
     "decoder": (4, {"7"}),
     "unet": (7, {"last"}),
     "upsampled": (2, {"3", "5"}),

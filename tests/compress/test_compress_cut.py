@@ -58,7 +58,7 @@ def blind(model: nn.Module, structure: Structure, kept: dict[str, Any]) -> nn.Mo
                     continue
                 if isinstance(part, ChannelMap):
                     part.sources[part.sources == int(place)] = ZERO
-                elif isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear):
+                elif isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
                     part.weight[:, int(place)] = 0
                 elif isinstance(part, nn.ConvTranspose1d | nn.ConvTranspose2d):
                     part.weight[int(place)] = 0

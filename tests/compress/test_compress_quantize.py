@@ -14,10 +14,10 @@ from automl_compress.compress.calibration import sample_layers
 from automl_compress.compress.quantize import (
     CLIPS,
     InputQuantizer,
-    QuantizedConv2d,
-    QuantizedLinear,
+    can_quantize,
     choose_input_quantizer,
     choose_scales,
+    is_quantized,
     quantize_weight,
 )
 from automl_compress.space import Policy
@@ -46,7 +46,7 @@ def test_weights_lie_on_their_grid(bits: int) -> None:
     built = Compressor(network("mobile"), example("mobile"), example("mobile", 8)).build(
         Policy({f"weight_bits:{name}": bits for name in ("0.0", "1.depthwise.0", "4.2")})
     )
-    found = [m for m in built.modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)]
+    found = [m for m in built.modules() if is_quantized(m)]
     assert len(found) == 3
     for layer in found:
         scales: Any = layer.weight_scale
@@ -58,6 +58,30 @@ def test_weights_lie_on_their_grid(bits: int) -> None:
         assert int(integers.abs().max()) <= 2 ** (bits - 1) - 1
         rows = integers.abs().flatten(1).amax(1)
         assert (rows > 0).all()
+
+
+def test_layers_of_other_classes_are_quantized_if_they_compute_the_same() -> None:
+    class Renamed(nn.Conv2d):
+        pass
+
+    class Doubled(nn.Conv2d):
+        def _conv_forward(self, *args: Any) -> Tensor:
+            return 2 * super()._conv_forward(*args)
+
+    class Shifted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    replaced = nn.Linear(2, 2)
+    replaced.forward = torch.relu  # type: ignore[method-assign]
+    kinds = (
+        Renamed(2, 2, 1),
+        Doubled(2, 2, 1),
+        Shifted(2, 2),
+        replaced,
+        nn.ConvTranspose2d(2, 2, 1),
+    )
+    assert [can_quantize(layer) for layer in kinds] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

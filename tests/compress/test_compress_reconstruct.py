@@ -10,7 +10,7 @@ from compress_networks import bounds, example, network
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
-from automl_compress.compress.calibration import Spots
+from automl_compress.compress.calibration import INPUTS, Spots, read_inputs, sample_layers
 from automl_compress.compress.quantize import choose_scales, quantize_weight, round_compensated
 from automl_compress.compress.reconstruct import RIDGE, least_squares
 from automl_compress.space import Policy
@@ -188,9 +188,32 @@ def test_bias_correction_moves_biases_only() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 6, 3, 2, padding=2, groups=2), (4, 9)),
+        (nn.Conv1d(4, 6, 4, padding="same", padding_mode="circular"), (4, 9)),
+        (nn.Conv2d(4, 6, (2, 3), (1, 2), dilation=(2, 1), padding=(0, 1)), (4, 9, 8)),
+        (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect", groups=2), (4, 5, 6)),
+        (nn.Conv3d(4, 6, (1, 2, 3), (2, 1, 1), padding=(0, 1, 2)), (4, 5, 6, 7)),
+        (nn.Linear(4, 6), (3, 4)),
+    ],
+)
+def test_what_a_layer_reads_gives_what_it_writes(layer: Any, shape: tuple[int, ...]) -> None:
+    layer.bias = None
+    x = torch.randn(5, *shape)
+    sample = sample_layers(nn.Sequential(layer), ["0"], x)["0"]
+    read = read_inputs(layer, x, sample.spots)
+    weight = layer.weight.detach().reshape(len(read), 6 // len(read), -1)
+    given = (read @ weight.transpose(1, 2)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(given, sample.outputs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sample.inputs, read[:, :INPUTS])
+
+
 def test_spots_keep_their_head() -> None:
-    spots = Spots(torch.arange(5), torch.arange(5), torch.arange(5), (1, 2, 3))
-    assert spots.head(2).row.tolist() == [0, 1]
+    spots = Spots(torch.arange(5), (torch.arange(5), torch.arange(1, 6)), (1, 2, 3))
+    assert spots.head(2).first.tolist() == [0, 1]
+    assert [place.tolist() for place in spots.head(2).places] == [[0, 1], [1, 2]]
     assert spots.head(2).shape == (1, 2, 3)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor
 from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.compress.modules import share_copy
-from automl_compress.compress.quantize import QuantizedConv2d, QuantizedLinear
+from automl_compress.compress.quantize import is_quantized
 from automl_compress.deploy import onnx as onnx_export
 from automl_compress.deploy import runtime
 from automl_compress.deploy.onnx import METADATA, OnnxReport, export_onnx
@@ -106,7 +106,9 @@ def test_float_files_compute_what_pytorch_computes(name: str, tmp_path: Path) ->
     assert report.largest_difference < 1e-4
 
 
-@pytest.mark.parametrize("name", ["resnet8", "grouped", "shared", "transformer", *slow("vgg")])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "grouped", "shared", "transformer", "signal", "volume", *slow("vgg")]
+)
 def test_integer_files_hold_our_integers_and_run_on_them(name: str, tmp_path: Path) -> None:
     """And the network, exported while it is in training, is left as it was."""
     model, images = built(name, seed=1)
@@ -121,7 +123,7 @@ def test_integer_files_hold_our_integers_and_run_on_them(name: str, tmp_path: Pa
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, QuantizedConv2d | QuantizedLinear) and module.weight_bits
+        if is_quantized(module) and module.weight_bits
     }
     assert report.weight_bits == {name: layer.weight_bits for name, layer in layers.items()}
     assert report.weight_bits
@@ -155,7 +157,7 @@ def with_biases_on_their_grids(compressor: Compressor, model: nn.Module, x: Tens
     folded = share_copy(model)
     fold_norms(folded, foldable_norms(compressor.model, x))
     for layer in folded.modules():
-        if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+        if is_quantized(layer):
             assert layer.input_quantizer is not None
             assert layer.bias is not None
             finer = 2 ** (7 - layer.weight_bits)  # integers are widened to 7 bits
@@ -174,7 +176,7 @@ def test_a_chain_that_rounds_every_input_rounds_nowhere_else(repair: Any, tmp_pa
     path = tmp_path / "model.onnx"
     report = export_onnx(model, path, images[:1])  # no calibration inputs
     assert report.integer_kernels == 4
-    layers = [m for m in model.modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)]
+    layers = [m for m in model.modules() if is_quantized(m)]
     scales = {float(layer.input_quantizer.scale) for layer in layers if layer.input_quantizer}
     held = initializers(path)
     of_weights = {name for name in held if "weight_scale" in name or "bias_scale" in name}

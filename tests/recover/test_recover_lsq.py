@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +10,19 @@ from torch import Tensor, nn
 from automl_compress.compress.modules import become
 from automl_compress.compress.quantize import (
     InputQuantizer,
-    QuantizedConv2d,
-    QuantizedLinear,
     choose_scales,
+    is_quantized,
     levels,
     quantized_layer,
 )
-from automl_compress.recover.lsq import Limits, RoundToGrid, freeze, make_learnable, step_gain
+from automl_compress.recover.lsq import (
+    Limits,
+    RoundToGrid,
+    freeze,
+    make_learnable,
+    step_gain,
+    unquantize,
+)
 
 
 def _quantized(bits: int = 3) -> nn.Module:
@@ -102,11 +109,39 @@ def test_after_training_weights_are_integers_times_scale(bits: int) -> None:
     freeze(network)
     assert torch.equal(network(x), wanted)
     for layer in (network[0], network[4]):
-        assert isinstance(layer, QuantizedConv2d | QuantizedLinear)
+        assert is_quantized(layer)
         scale = layer.weight_scale.view(-1, *[1] * (layer.weight.dim() - 1))
         integers = (layer.weight / scale).round()
         assert int(integers.abs().max()) <= levels(bits)
         assert torch.equal(integers * scale, layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Conv1d(2, 4, 3), (2, 9)), (nn.Conv3d(2, 4, (1, 2, 3), groups=2), (2, 3, 5, 5))],
+)
+def test_layers_of_signals_and_volumes_learn_too(layer: Any, shape: tuple[int, ...]) -> None:
+    with torch.no_grad():
+        layer.weight[1, 0] = 0.0
+    scales = choose_scales(layer.weight, 3, None)
+    network = nn.Sequential(quantized_layer(layer, 3, scales, InputQuantizer(0.1, 8, True)))
+    x = torch.randn(6, *shape)
+    before = network(x)
+    make_learnable(network, {})
+    limits = Limits(network)
+    torch.testing.assert_close(network(x), before)
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    network(x).pow(2).mean().backward()
+    optimizer.step()
+    limits()
+    learned = network(x)
+    assert not torch.equal(learned, before)
+    freeze(network)
+    assert torch.equal(network(x), learned)
+    assert not network[0].get_parameter("weight")[1, 0].any()
+    make_learnable(network, {})
+    unquantize(network)
+    assert type(network[0]) is type(layer)
 
 
 def test_steps_that_are_not_learned_stay() -> None:
