@@ -10,9 +10,16 @@ PROGRAM = """
 import sys
 
 sys.modules.update(dict.fromkeys({absent}))
+import torch
+
 import automl_compress as ac
 from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
+from automl_compress.workload import build_model
 from automl_compress.workload.workload import WorkloadConfig, load_workload
+
+model = build_model("digits_cnn", {{}})
+ac.SearchSpace.from_model(model, torch.zeros(1, 1, 8, 8))
+assert "torch._dynamo" not in sys.modules  # a compiler that takes seconds to import
 
 workload = load_workload(WorkloadConfig.of(model="digits_cnn", train={{"epochs": 1}}))
 estimator = NetworkEstimator(workload, EstimateSettings(images=50, calibration_images=16))

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from automl_compress.compress.attention import HeadProduct, HeadScores
 from automl_compress.compress.channel_maps import ChannelMap
+from automl_compress.compress.dispatch import Mode
 from automl_compress.compress.label_rules import LabelRules, tensors_in
 from automl_compress.compress.labels import FIXED, ChannelClasses, Labels, along, varying
 from automl_compress.compress.reductions import is_reduction
@@ -267,7 +267,7 @@ class _Tracer:
         return None if found is None else along(self.classes.roots(line), axis, x.dim())
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operations(Mode):
     """Shows every basic operation, after it ran."""
 
     def __init__(self, seen: Callable[[OpOverload, tuple[Any, ...], Any], None]) -> None:

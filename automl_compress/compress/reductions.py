@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from automl_compress.compress.dispatch import Mode
 from automl_compress.compress.structure import ChannelGroup
 
 REDUCTIONS: Final = frozenset(
@@ -45,7 +45,7 @@ def reduced_axes(func: OpOverload, args: tuple[Any, ...]) -> list[int]:
     return list(axes) if isinstance(axes, list | tuple) else []
 
 
-class PartialReductions(TorchDispatchMode):
+class PartialReductions(Mode):
     """Lets some reductions leave channels out, for as long as it is entered.
 
     Args:

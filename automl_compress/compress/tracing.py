@@ -18,8 +18,6 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from automl_compress.compress.attention import (
     HeadProduct,
@@ -30,6 +28,7 @@ from automl_compress.compress.attention import (
 from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.coupling import coupled_groups
+from automl_compress.compress.dispatch import Mode, ProductCounter
 from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import become, shared_parameters, unwrapped
 from automl_compress.compress.quantize import can_quantize
@@ -139,7 +138,7 @@ def _trace(working: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.M
     return working, Structure(tried, layers, stored, other_macs - inside, products)
 
 
-class _Deadline(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Deadline(Mode):
     """Stops whatever runs inside when its time is over."""
 
     def __init__(self, seconds: float) -> None:
@@ -318,7 +317,7 @@ def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[Laye
     named = {n: m for n, m in model.named_modules() if _is_layer(m)}
     for name, module in named.items():
         handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
-    counter = FlopCounterMode(display=False)
+    counter = ProductCounter()
     try:
         with torch.no_grad(), counter:
             model(example_input)
@@ -329,7 +328,7 @@ def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[Laye
     inside = sum(
         s.positions * s.kernel * s.out_channels * (s.in_channels // s.groups) for s in layers
     )
-    total = counter.get_total_flops() // 2 // len(example_input)
+    total = counter.macs // len(example_input)
     return layers, max(0, total - inside)
 
 
