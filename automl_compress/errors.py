@@ -41,6 +41,10 @@ class StudyError(InputError):
     """A sweep file, a study's settings or its folder is wrong."""
 
 
+class OtherTrainingError(InputError):
+    """A checkpoint is of another network, other data or other settings."""
+
+
 class DeployError(InputError):
     """A file of a compressed network cannot be written or read."""
 

@@ -60,6 +60,7 @@ def recover_promoted(
         result.folder.absolute(),
         result.manifest.fingerprint,
         settings,
+        force,
     )
     field = _Field(task, {p.policy.key: p for p in picked}, stated, frozenset(finished))
     promote_trainings(

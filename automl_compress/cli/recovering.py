@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from torch import nn
 from automl_compress.cli.training_progress import TrainingProgress
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.engine import Restored, restore_study
-from automl_compress.errors import StudyError
+from automl_compress.errors import OtherTrainingError, StudyError
 from automl_compress.evaluate import QUALITIES, error_name, quality_name
 from automl_compress.ledger import RECOVERED, StudyResult, write_text
 from automl_compress.recover import (
@@ -75,7 +76,7 @@ def recover_networks(
         study = restore_study(folder)
         for place, found in enumerate(waiting, 1):
             print(f"[{place}/{len(waiting)}] {found.describe()}", flush=True)
-            task = RecoveryTask(study, folder, result.manifest.fingerprint, settings)
+            task = RecoveryTask(study, folder, result.manifest.fingerprint, settings, force)
             task.recover(found, TrainingProgress())
     return write_report(folder)
 
@@ -133,12 +134,14 @@ class RecoveryTask:
         folder: its folder.
         fingerprint: names it.
         settings: how.
+        force: whether what other settings began is given up.
     """
 
     study: Restored
     folder: Path
     fingerprint: str
     settings: RecoverySettings
+    force: bool = False
 
     def recover(
         self,
@@ -157,12 +160,16 @@ class RecoveryTask:
 
         Returns:
             Its quality by split.
+
+        Raises:
+            StudyError: other settings began a training of it, which is not to be given up.
         """
         study, workload = self.study, self.study.workload
         place = self.folder / RECOVERED / picked.policy.key
         place.mkdir(parents=True, exist_ok=True)
         before = self._scores(study.build(picked.policy))
-        recovered = recover_policy(
+        train = partial(
+            recover_policy,
             study.compressor if start is None else study.compressor.of_network(start),
             picked.policy,
             workload.splits.train,
@@ -172,6 +179,17 @@ class RecoveryTask:
             listener,
             study.compressor.model,
         )
+        try:
+            recovered = train()
+        except OtherTrainingError as reason:
+            if not self.force:
+                raise StudyError(
+                    "a checkpoint must be of the same network, data and settings, but "
+                    f"'{place / CHECKPOINT}' is another training's; give its settings to go on, or "
+                    "--force to give it up"
+                ) from reason
+            _remove_checkpoints(place)
+            recovered = train()
         after = self._scores(recovered.network)
         name = workload.task.quality
         save_state(
@@ -187,8 +205,7 @@ class RecoveryTask:
             **scores_document(scores),
         }
         write_text(place / DOCUMENT, json.dumps(document, indent=1) + "\n")
-        for path in place.glob(f"{CHECKPOINT}*"):
-            path.unlink()
+        _remove_checkpoints(place)
         print(
             f"  test {QUALITIES[name]} {before['test'].metrics[name]:.2%} before, "
             f"{after['test'].metrics[name]:.2%} after; "
@@ -251,3 +268,8 @@ def scores_document(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]
         },
         "standard_error": {n: v for n, v in last.metrics.items() if n == error_name(quality)},
     }
+
+
+def _remove_checkpoints(place: Path) -> None:
+    for path in place.glob(f"{CHECKPOINT}*"):
+        path.unlink()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.strided import reading_first
-from automl_compress.errors import EngineError, InputError, InterruptedStudy
+from automl_compress.errors import EngineError, InputError, InterruptedStudy, OtherTrainingError
 from automl_compress.recover.averaging import WeightAverage
 from automl_compress.recover.batches import Batches
 from automl_compress.recover.losses import Loss
@@ -276,7 +276,7 @@ class Trainer:
                 "remove it to start again"
             ) from reason
         if identity != self._identity:
-            raise InputError(
+            raise OtherTrainingError(
                 f"a checkpoint must be of the same network, data and settings, but '{checkpoint}' "
                 "is another training's; give its settings, or remove it to start again"
             )

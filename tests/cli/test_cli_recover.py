@@ -114,6 +114,32 @@ def test_stopped_and_run_again(
 
 
 @pytest.mark.usefixtures("blank_figures")
+def test_a_training_that_other_settings_began_is_given_up_by_force(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--pick", "point:1", "--epochs", "1")
+
+    def interrupted(trainer: training.Trainer, checkpoint: Path, *_: object) -> None:
+        trainer._save(checkpoint)
+        raise InterruptedStudy("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Trainer, "run", interrupted)
+        assert _recover(study, *arguments) == 130
+    (checkpoint,) = (study / "recovered").glob("*/training.checkpoint")
+    begun = checkpoint.read_bytes()
+    other = (*arguments, "--set", "rate=0.002")
+    capsys.readouterr()
+    assert _recover(study, *other) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--force" in error
+    assert checkpoint.read_bytes() == begun
+    assert _recover(study, *other, "--force") == 0
+    assert not checkpoint.exists()
+
+
+@pytest.mark.usefixtures("blank_figures")
 def test_a_loss_that_diverges_stops_and_keeps_the_last_good_state(
     study: Path,
     whole: Path,
