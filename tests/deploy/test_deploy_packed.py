@@ -107,15 +107,16 @@ def test_a_small_file_is_for_its_own_network(tmp_path: Path) -> None:
         read_layout(tmp_path / "net")
 
 
-@pytest.mark.parametrize("place", range(0, 60, 4))
-def test_small_files_that_make_no_sense_are_refused(place: int, tmp_path: Path) -> None:
+def test_small_files_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     _, policy, built = built_network("resnet8", 0)
     save_packed(built, tmp_path / "net", policy, original=network("resnet8"))
-    data = bytearray(read_data(tmp_path / "net"))
-    head, start = read_varint(data, 4)
-    data[start + place % head] ^= 0x55
-    write_data(tmp_path / "net", bytes(data[4:]))
-    refused(tmp_path / "net", network("resnet8"))
+    content = read_data(tmp_path / "net")
+    head, start = read_varint(content, 4)
+    for place in range(0, 60, 4):
+        data = bytearray(content)
+        data[start + place % head] ^= 0x55
+        write_data(tmp_path / "net", bytes(data[4:]))
+        refused(tmp_path / "net", network("resnet8"))
 
 
 @pytest.mark.parametrize("name", ["resnet8", "mobile", "outputs"])
@@ -303,11 +304,19 @@ def test_a_trained_network_in_training_mode_is_stored_as_in_evaluation(tmp_path:
     assert bits_of(loaded(images)) == bits_of(built.eval()(images))
 
 
-@pytest.fixture
-def packed(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def packed_content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("packed") / "net.packed"
     _, policy, built = built_network("resnet8", 0)
-    save_packed(built, tmp_path / "net.packed", policy)
-    return tmp_path / "net.packed"
+    save_packed(built, path, policy)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def packed(packed_content: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "net.packed"
+    path.write_bytes(packed_content)
+    return path
 
 
 def refused(path: Path, model: Any, error: type[InputError] = DeployError) -> str:
