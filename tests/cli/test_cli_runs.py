@@ -41,6 +41,17 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run."""
+    place = tmp_path_factory.mktemp("whole")
+    (place / "sweep.yaml").write_text(SWEEP)
+    out = place / "out"
+    serial = ("--set", "engine.kind=serial")
+    assert main(["search", str(place / "sweep.yaml"), "--out", str(out), *serial]) == 0
+    return out
+
+
 def _table(folder: Path) -> pd.DataFrame:
     table = pd.read_parquet(folder / "evaluations.parquet")
     return table.drop(columns=["seconds", "finished"])
@@ -87,10 +98,10 @@ def _status() -> str:
 def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
     kind: str,
     sweep: Path,
+    whole: Path,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["search", str(sweep), "--out", "whole", "--set", "engine.kind=serial"]) == 0
     process = _run("search", str(sweep), "--out", "disturbed", "--set", f"engine.kind={kind}")
     _signal_after(process, signal.SIGINT, 10)
     _, errors = process.communicate(timeout=120)
@@ -112,8 +123,8 @@ def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
     assert 0 < len(interrupted) < len(killed) < len(after)
     assert {key: after[key] for key in killed} == killed
     assert {key: after[key] for key in interrupted} == interrupted
-    pd.testing.assert_frame_equal(_table(Path("disturbed")), _table(Path("whole")))
-    fronts = [json.loads(Path(name, "front.json").read_text()) for name in ("disturbed", "whole")]
+    pd.testing.assert_frame_equal(_table(Path("disturbed")), _table(whole))
+    fronts = [json.loads((f / "front.json").read_text()) for f in (Path("disturbed"), whole)]
     assert fronts[0] == fronts[1]
 
 
