@@ -30,6 +30,7 @@ from automl_compress.compress.dispatch import Mode
 from automl_compress.compress.label_rules import LabelRules, tensors_in
 from automl_compress.compress.labels import FIXED, ChannelClasses, Labels, along, varying
 from automl_compress.compress.reductions import is_reduction
+from automl_compress.compress.self_attention import across_heads
 from automl_compress.compress.slicing import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -49,6 +50,7 @@ from automl_compress.compress.structure import (
 
 _OUTPUT: Final = "its channels are the network's output"
 _IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"
+_HEADS: Final = "its channels are the heads of an attention"
 _LEAVES: Final = (
     *(*LAYERS, *BATCH_NORMS, *INSTANCE_NORMS, *LAST_NORMS, nn.GroupNorm),
     *(nn.PReLU, nn.Embedding, nn.MultiheadAttention, ChannelMap, HeadProduct),
@@ -105,6 +107,8 @@ class _Tracer:
             stack.enter_context(_Functions(self._function))
             output = self._model(example_input)
         self._rules.freeze(tensors_in(output), _OUTPUT)
+        for layer in (layer for module in self._names for layer in across_heads(module)):
+            self.classes.freeze(self._axis(self._names[layer], "out", layer.out_features), _HEADS)
 
     def _labels_of(self, tensor: Tensor) -> Tensor | None:
         """Compact labels of a tensor; free parameters and buffers get theirs on first use."""

@@ -55,23 +55,10 @@ class ShiftedWindows(HeadLayers):
             )
         ]
         x = torch.roll(x, [-shift for shift in shifts], (1, 2)) if any(shifts) else x
-        y = self._windows(self._attend(self._divided(x), self._apart(x, shifts)), x)
+        windows = self._attend(in_windows(x, down, right), self._apart(x, shifts))
+        y = of_windows(windows, down, x)
         y = torch.roll(y, shifts, (1, 2)) if any(shifts) else y
         return y[:, :height, :width].contiguous()
-
-    def _divided(self, x: Tensor) -> Tensor:
-        """Map (n, height, width, channels) to (n * windows, positions, channels)."""
-        down, right = self.window_size
-        n, height, width, channels = x.shape
-        x = x.view(n, height // down, down, width // right, right, channels)
-        return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, down * right, channels)
-
-    def _windows(self, y: Tensor, x: Tensor) -> Tensor:
-        """Put windows together to the height and width of `x`."""
-        down, right = self.window_size
-        n, height, width, _ = x.shape
-        y = y.view(n, height // down, width // right, down, right, y.shape[-1])
-        return y.permute(0, 1, 3, 2, 4, 5).reshape(n, height, width, y.shape[-1])
 
     def _attend(self, x: Tensor, apart: Tensor | None) -> Tensor:
         query, key, value = (
@@ -96,9 +83,31 @@ class ShiftedWindows(HeadLayers):
             _regions(torch.arange(whole, device=x.device), side, shift)
             for whole, side, shift in zip(x.shape[1:3], self.window_size, shifts, strict=True)
         )
-        region = self._divided((3 * down[:, None] + across)[None, :, :, None])[..., 0]
+        whole = (3 * down[:, None] + across)[None, :, :, None]
+        region = in_windows(whole, *self.window_size)[..., 0]
         differ = region[:, None] != region[:, :, None]
         return x.new_zeros(differ.shape).masked_fill(differ, _APART)
+
+
+def in_windows(x: Tensor, down: int, right: int) -> Tensor:
+    """Map (n, height, width, channels) to (n * windows, positions, channels).
+
+    Args:
+        x: whole windows fit into it.
+        down: height of a window.
+        right: width of a window.
+    """
+    n, height, width, channels = x.shape
+    x = x.view(n, height // down, down, width // right, right, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, down * right, channels)
+
+
+def of_windows(y: Tensor, down: int, x: Tensor) -> Tensor:
+    """Put windows of a height together to the size of `x` (n, height, width, any channels)."""
+    n, height, width, _ = x.shape
+    right = y.shape[1] // down
+    y = y.view(n, height // down, width // right, down, right, y.shape[-1])
+    return y.permute(0, 1, 3, 2, 4, 5).reshape(n, height, width, y.shape[-1])
 
 
 def _regions(places: Tensor, side: int, shift: int) -> Tensor:

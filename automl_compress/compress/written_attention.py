@@ -13,112 +13,49 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations, product
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from automl_compress.compress.attention import HeadLayers, divided, in_heads, joined, rows, unread
+from automl_compress.compress.attention import HeadLayers
 from automl_compress.compress.modules import become
+from automl_compress.compress.self_attention import Form, SelfAttention, linear
+from automl_compress.compress.slicing import CONVOLUTIONS
 
 _TOKENS: Final = 16
 _TOLERANCE: Final = 1e-4
 _ORDERS: Final = ("phd", "hpd", "hdp")
 """How outputs of one layer are divided into parts (queries, keys, values), heads and channels."""
 _MOST_HEADS: Final = 32
-
-Mask = Literal["none", "added", "windows"]
+_WIDEST_WINDOW: Final = 8
+"""Where a module's numbers are small enough, its examples hold several windows."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """How attention is put together from a module's parts.
+class _Call:
+    """How a module is called: with tokens, numbers that tell the map's size, and masks."""
 
-    Args:
-        inputs: the layer of queries, keys and values; that of queries, and that of keys and
-            values; or the three.
-        output: the layer that reads what was attended to.
-        heads: how many heads there are.
-        scale: factor of the products of queries and keys.
-        order: one of `_ORDERS`.
-        turned: whether heads come after channels where the output layer reads them.
-        causal: whether tokens read none that come after them.
-        before: a norm of what is attended to, or nothing.
-        norms: norms of the queries and of the keys of a head, or none.
-        bias: a method that gives what is added to the scores, or nothing.
-        arguments: names of what the module is called with, tokens first.
-        mask: how a mask is understood: not at all, added to the scores, or as one for each of
-            several windows, into which the batch is divided.
-    """
+    tokens: str
+    sizes: tuple[str, ...]
+    masks: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.tokens, *self.sizes, *self.masks
+
+
+_Example = tuple[tuple[Any, ...], Tensor]
+"""What a module is called with, and what it gives."""
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Names of what may be the layers of an attention; see `Form`."""
 
     inputs: tuple[str, ...]
     output: str
-    heads: int
-    scale: float
-    order: str
-    turned: bool
-    causal: bool
-    before: str
-    norms: tuple[str, ...]
-    bias: str
-    arguments: tuple[str, ...]
-    mask: Mask = "none"
-
-
-class SelfAttention(HeadLayers):
-    """What a written-out attention computes in evaluation mode, from layers.
-
-    Args:
-        original: all parts but the layers of queries, keys and values are shared with it.
-        form: how it is put together.
-    """
-
-    def __init__(self, original: nn.Module, form: Form) -> None:
-        super().__init__(_input_layers(original, form), form.heads, form.scale)
-        self._form = form
-        self._bias = getattr(type(original), form.bias) if form.bias else None
-        for name, value in vars(original).items():
-            if not name.startswith("_") and name not in self._modules:
-                vars(self).setdefault(name, value)
-        self._modules.update({n: m for n, m in original._modules.items() if n not in form.inputs})
-        self._parameters.update(original._parameters)
-        self._buffers.update(original._buffers)
-        self._non_persistent_buffers_set.update(original._non_persistent_buffers_set)
-
-    def forward(self, *given: Any, **named: Any) -> Tensor:
-        """Map (..., tokens, channels) to the same; a mask may follow, as in the original."""
-        arguments = {**dict(zip(self._form.arguments, given, strict=False)), **named}
-        x: Tensor = arguments.pop(self._form.arguments[0])
-        tokens = x if x.dim() == 3 else x.reshape(-1, *x.shape[-2:])
-        if self._form.before:
-            tokens = self.get_submodule(self._form.before)(tokens)
-        layers = (self.query, self.key, self.value)
-        query, key, value = (in_heads(layer, tokens, self._form.heads) for layer in layers)
-        if self._form.norms:
-            on_query, on_key = map(self.get_submodule, self._form.norms)
-            query, key = on_query(query), on_key(key)
-        scores = self.scores(query, key)
-        if self._bias is not None:
-            scores = scores + self._bias(self)
-        for mask in (self._form.causal, *arguments.values()):
-            scores = self._masked(scores, mask)
-        mixed = joined(self.mix(scores.softmax(-1), value), self._form.turned)
-        y = rows(self.get_submodule(self._form.output.partition(".")[0]), mixed)
-        return y if x.dim() == 3 else y.reshape(*x.shape[:-1], y.shape[-1])
-
-    def _masked(self, scores: Tensor, mask: Any) -> Tensor:
-        """Scores (n, heads, targets, sources) with what an argument adds to them."""
-        if mask is None or mask is False:
-            return scores
-        if mask is True:
-            later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-            return scores + unread(later, scores)
-        if self._form.mask == "windows":
-            windows = scores.view(-1, mask.shape[0], *scores.shape[1:])
-            found: Tensor = (windows + mask[:, None]).view(scores.shape)
-            return found
-        added: Tensor = unread(~mask, scores) if mask.dtype == torch.bool else mask
-        return scores + added
+    talks: tuple[str, ...]
 
 
 def replace_written_attention(model: nn.Module) -> None:
@@ -148,25 +85,32 @@ def _may_be_attention(module: nn.Module) -> bool:
     return any(True for _ in _layers(module))
 
 
-def _layers(module: nn.Module) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Names of what may be the layers of queries, keys and values, and of the output."""
+def _layers(module: nn.Module) -> Iterator[_Layers]:
+    """What may be the layers of queries, keys and values, and of the output."""
     found = {name: part for name, part in module.named_modules() if type(part) is nn.Linear}
-    if not 2 <= len(found) <= 4:
+    if not 2 <= len(found) <= 6:
         return
-    *names, output = found
+    talks = _talks(found)
+    *names, output = (name for name in found if name not in talks)
+    if not 1 <= len(names) <= 3:
+        return
     width, channels = found[output].in_features, found[names[0]].in_features
     sizes = [found[name].out_features / width for name in names]
     alike = all(found[name].in_features == channels and "." not in name for name in names)
+    orders = [talks, talks[::-1]] if talks else [()]
     if alike and sizes in ([3], [1, 2]):
-        yield tuple(names), output
+        yield from (_Layers(tuple(names), output, order) for order in orders)
     elif alike and sizes == [1, 1, 1]:
-        yield from ((order, output) for order in sorted(permutations(names), key=_unlikely))
+        ways = product(sorted(permutations(names), key=_unlikely), orders)
+        yield from (_Layers(inputs, output, order) for inputs, order in ways)
 
 
-def _layer(module: nn.Module, name: str) -> nn.Linear:
-    layer = module.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    return layer
+def _talks(found: dict[str, nn.Linear]) -> tuple[str, ...]:
+    """Names of two layers that may mix heads, of which there are fewer than other channels."""
+    heads = min(part.in_features for part in found.values())
+    few = {name: part for name, part in found.items() if part.in_features == heads}
+    square = all(part.out_features == heads for part in few.values())
+    return tuple(few) if square and len(few) == 2 and len(found) > 3 else ()
 
 
 def _unlikely(names: tuple[str, ...]) -> int:
@@ -193,46 +137,67 @@ def _numbers(module: nn.Module) -> dict[str, int | float]:
     return {n: v for n, v in vars(module).items() if type(v) in (int, float)}
 
 
+def _counts(module: nn.Module) -> list[tuple[str, int]]:
+    """A module's own positive whole numbers and their names."""
+    return [(n, v) for n, v in _numbers(module).items() if isinstance(v, int) and v > 0]
+
+
 def _proven_form(module: nn.Module) -> Form | None:
     """How a module is put together, if layers can compute the same."""
     generator = torch.Generator().manual_seed(0)
     try:
-        arguments = _arguments(module)
-        if not arguments:
+        call = _call(module)
+        if call is None:
             return None
         with torch.no_grad():
             probe = _random_copy(module, generator)
-            examples = _examples(probe, generator)
-            for form in _forms(probe, arguments) if examples else ():
+            examples = _examples(probe, call, generator)
+            for form in _forms(probe, call, examples[0]) if examples else ():
                 layers = SelfAttention(probe, form)
-                if all(_same(layers(x), expected) for x, expected in examples):
-                    return _with_mask(probe, form, examples[0][0], generator)
+                if all(_same(layers(*given), expected) for given, expected in examples):
+                    return _with_mask(probe, form, call, examples[0][0], generator)
     except Exception:  # code of its own that does not run as attention does
         return None
     return None
 
 
-def _examples(probe: nn.Module, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+def _call(module: nn.Module) -> _Call | None:
+    """How a module is called, if with no more than tokens, the size of their map and masks."""
+    first, *others = inspect.signature(module.forward).parameters.values()
+    needed = [other.name for other in others if other.default is other.empty]
+    masks = [other for other in others if other.default is not other.empty]
+    if any(mask.default not in (None, False) or not _is_mask(mask.name) for mask in masks):
+        return None
+    if len(needed) > 2 or sum("causal" not in mask.name for mask in masks) > 1:
+        return None
+    return _Call(first.name, tuple(needed), tuple(mask.name for mask in masks))
+
+
+def _is_mask(name: str) -> bool:
+    return any(word in name for word in ("mask", "causal", "bias"))
+
+
+def _examples(probe: nn.Module, call: _Call, generator: torch.Generator) -> list[_Example]:
     """Inputs of the shapes that a module takes, and what it gives."""
-    channels = _layer(probe, next(_layers(probe))[0][0]).in_features
+    channels = linear(probe, next(_layers(probe)).inputs[0]).in_features
     bias, _ = next(_biases(probe), ("", 0))
     tokens = getattr(probe, bias)().shape[-1] if bias else _TOKENS
-    inputs = (
-        torch.randn(*batch, tokens, channels, generator=generator) * 1.5 for batch in ((4,), (2, 2))
-    )
-    return [(x, expected) for x in inputs if (expected := _tried(probe, x)) is not None]
+    shapes: list[tuple[int, ...]] = [(4, tokens), (2, 2, tokens)]
+    size: tuple[Any, ...] = ()
+    if call.sizes:
+        sides = _sides(probe)
+        shapes, size = [(2, sides[0] * sides[1])], sides if len(call.sizes) == 2 else (sides,)
+    inputs = [torch.randn(*shape, channels, generator=generator) * 1.5 for shape in shapes]
+    given = [(x, *size) for x in inputs]
+    return [(g, expected) for g in given if (expected := _tried(probe, *g)) is not None]
 
 
-def _arguments(module: nn.Module) -> tuple[str, ...]:
-    """Names of what a module is called with; none where it is more than tokens and a mask."""
-    first, *others = inspect.signature(module.forward).parameters.values()
-    for other in others:
-        optional = other.default in (None, False)
-        if not optional or not ("mask" in other.name or "causal" in other.name):
-            return ()
-    if sum("mask" in other.name for other in others) > 1:
-        return ()
-    return first.name, *(other.name for other in others)
+def _sides(module: nn.Module) -> tuple[int, int]:
+    """Height and width of a map that strides and windows of a module divide into several."""
+    strides = [max(part.stride) for part in module.modules() if isinstance(part, CONVOLUTIONS)]
+    own = [n for _, n in _counts(module) if n <= _WIDEST_WINDOW]
+    side = max(strides or own or [1])
+    return 2 * side + 1, side + 1
 
 
 def _random_copy(module: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -244,32 +209,73 @@ def _random_copy(module: nn.Module, generator: torch.Generator) -> nn.Module:
     return probe
 
 
-def _forms(module: nn.Module, arguments: tuple[str, ...]) -> Iterator[Form]:
+def _forms(module: nn.Module, call: _Call, example: _Example) -> Iterator[Form]:
     """What a module may be, likely ways first."""
     bias, heads = next(_biases(module), ("", 0))
-    for inputs, output in _layers(module):
-        channels = _layer(module, inputs[0]).in_features
-        width = _layer(module, output).in_features
+    first = example[1].shape[-2] == 1
+    for layers in _layers(module):
+        channels = linear(module, layers.inputs[0]).in_features
+        width = linear(module, layers.output).in_features
+        if layers.talks:
+            heads = linear(module, layers.talks[0]).in_features
         for count in [heads] if heads else _head_counts(module, width):
             ways = product(
                 (False, True),
                 (False, True),
+                _maps(module, channels) if call.sizes else [((), 0)],
+                _added(module, layers.inputs, width),
                 _befores(module, channels),
                 _norms(module, width // count),
-                _ORDERS[: 4 - len(inputs)],
+                _ORDERS[: 4 - len(layers.inputs)],
+                _factors(module, count),
                 _scales(module, width // count, width, channels),
             )
-            for causal, turned, before, norms, order, scale in ways:
+            for causal, turned, of_map, added, before, norms, order, across, scale in ways:
                 yield Form(
-                    inputs, output, count, scale, order, turned, causal, before, norms, bias,
-                    arguments,
+                    layers.inputs, layers.output, count, scale, order, turned, causal, before,
+                    norms, bias, call.names, len(call.sizes), added, layers.talks, *of_map, first,
+                    across,
                 )  # fmt: skip
+
+
+def _maps(module: nn.Module, channels: int) -> list[tuple[tuple[str, ...], int]]:
+    """Layers that may reduce a map, and sides of windows that it may be divided into."""
+    others = tuple(name for name, part in module.named_children() if _reduces(part, channels))
+    own = dict.fromkeys(n for _, n in _counts(module) if 1 < n < max(_sides(module)))
+    return [*([(others, 0)] if others else []), ((), 0), *(((), side) for side in own)]
+
+
+def _reduces(part: nn.Module, channels: int) -> bool:
+    """Whether a layer keeps the channels of a map, and does something in evaluation mode."""
+    idle = isinstance(part, nn.Dropout | nn.Identity | nn.Linear)
+    tensors = [*part.parameters()]
+    return not idle and all(len(tensor) == channels for tensor in tensors)
+
+
+def _added(module: nn.Module, inputs: tuple[str, ...], width: int) -> list[tuple[str, ...]]:
+    """Vectors that may be added to queries, keys and values of one layer."""
+    if len(inputs) > 1:
+        return [()]
+    own = [
+        name
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and tensor.shape == (width,)
+    ]
+    if len(own) == 3:
+        return [*sorted(permutations(own), key=_unlikely), ()]
+    return [*((one, "", other) for one, other in permutations(own, 2)), ()]
+
+
+def _factors(module: nn.Module, heads: int) -> list[str]:
+    """Factors of attention across channels; where there are some, they are used."""
+    own = module.named_parameters(recurse=False)
+    return [name for name, tensor in own if tensor.shape == (heads, 1, 1)] or [""]
 
 
 def _head_counts(module: nn.Module, width: int) -> list[int]:
     """Numbers of heads that a module's own numbers suggest, else all that divide the width."""
-    own = [n for n in _numbers(module).values() if isinstance(n, int) and n > 0]
-    own = [n for n in own if width % n == 0]
+    likely = sorted(_counts(module), key=lambda count: "heads" not in count[0])
+    own = [n for _, n in likely if width % n == 0]
     return [*dict.fromkeys((*own, *(width // n for n in own)))] or [
         n for n in range(1, _MOST_HEADS + 1) if width % n == 0
     ]
@@ -315,29 +321,33 @@ def _norms_of_width(module: nn.Module, width: int) -> list[str]:
     ]
 
 
-def _with_mask(probe: nn.Module, form: Form, x: Tensor, generator: torch.Generator) -> Form | None:
+def _with_mask(
+    probe: nn.Module, form: Form, call: _Call, given: tuple[Any, ...], generator: torch.Generator
+) -> Form | None:
     """The form that understands the module's other arguments as the module does."""
-    tokens = x.shape[-2]
-    given = torch.randn(2, tokens, tokens, generator=generator) * 2
-    for name in form.arguments[1:]:
+    tokens = given[0].shape[-2]
+    masks = torch.randn(2, tokens, tokens, generator=generator) * 2
+    for name in call.masks:
         if "causal" in name:
             values: list[Any] = [True]
-        elif _tried(probe, x, **{name: given[0]}) is not None:
-            form, values = replace(form, mask="added"), [given[0], given[0] > -1]
+        elif _tried(probe, *given, **{name: masks[0]}) is not None:
+            form, values = replace(form, mask="added"), [masks[0]]
+            if "mask" in name:
+                values.append(masks[0] > -1)
         else:
-            form, values = replace(form, mask="windows"), [given]
+            form, values = replace(form, mask="windows"), [masks]
         layers = SelfAttention(probe, form)
         for value in values:
-            expected = _tried(probe, x, **{name: value})
-            if expected is None or not _same(layers(x, **{name: value}), expected):
+            expected = _tried(probe, *given, **{name: value})
+            if expected is None or not _same(layers(*given, **{name: value}), expected):
                 return None
     return form
 
 
-def _tried(module: nn.Module, x: Tensor, **named: Any) -> Tensor | None:
+def _tried(module: nn.Module, *given: Any, **named: Any) -> Tensor | None:
     """What a module gives, or None where it takes no such input."""
     try:
-        found = module(x.clone(), **named)
+        found = module(given[0].clone(), *given[1:], **named)
     except Exception:
         return None
     return found if isinstance(found, Tensor) else None
@@ -348,18 +358,3 @@ def _same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     return float((one - other).abs().max()) <= _TOLERANCE * float(other.abs().max())
-
-
-def _input_layers(module: nn.Module, form: Form) -> list[nn.Linear]:
-    """Layers of queries, keys and values, whose outputs are divided into heads first."""
-    layers: list[nn.Linear] = []
-    width = _layer(module, form.output).in_features
-    for name in form.inputs:
-        layer = _layer(module, name)
-        parts = layer.out_features // width
-        sizes = {"p": parts, "h": form.heads, "d": width // form.heads}
-        places = torch.arange(layer.out_features).reshape([sizes[axis] for axis in form.order])
-        places = places.permute([form.order.index(axis) for axis in "phd"]).flatten()
-        bias = None if layer.bias is None else layer.bias[places]
-        layers += divided(layer.weight[places], bias, parts)
-    return layers

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from compress_networks import counted_macs, lively
+from compress_networks import counted_macs, lively, random_policy
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
+from automl_compress.compress.self_attention import SelfAttention
 from automl_compress.compress.tracing import working_copy
-from automl_compress.compress.written_attention import SelfAttention
+from automl_compress.deploy import load_packed, save_packed
+from automl_compress.deploy.onnx import onnx_content
+from automl_compress.deploy.runtime import Runner
 from automl_compress.space import Policy
 
-WIDTH, HEADS, TOKENS = 12, 3, 6
+WIDTH, HEADS, TOKENS = 12, 3, 24
+SIZE = (4, 6)
 DEPTH = WIDTH // HEADS
 
 
 class Written(nn.Module):
     """What all have: a width, heads, and a layer at the end."""
+
+    size: tuple[Any, ...] = ()
+    """What it is called with after the tokens."""
 
     def __init__(self, layers: dict[str, int], bias: bool = True) -> None:
         super().__init__()
@@ -122,25 +130,152 @@ class Biased(Written):
         return self.close(scores.softmax(-1) @ v)
 
 
-KINDS: list[type[Written]] = [Joint, Interleaved, Causal, Normed, Biased]
+class Reduced(Written):
+    """Keys and values read a smaller map; their layers are apart."""
+
+    size = (SIZE,)
+
+    def __init__(self) -> None:
+        super().__init__({"query": 1, "key": 1, "value": 1})
+        self.shrink, self.norm = nn.Conv2d(WIDTH, WIDTH, 2, 2), nn.LayerNorm(WIDTH)
+
+    def sources(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        grid = x.transpose(1, 2).reshape(len(x), WIDTH, *size)
+        found: Tensor = self.norm(self.shrink(grid).flatten(2).transpose(1, 2))
+        return found
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        small = self.sources(x, size)
+        k, v = (self.split(layer(small)) for layer in (self.key, self.value))
+        return self.close(self.attend(self.split(self.query(x)), k, v))
+
+
+class Pooled(Reduced):
+    """The map is pooled before, and goes through a curve after; height and width are apart."""
+
+    size = SIZE
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.shrink, self.norm
+        self.pool, self.blend = nn.AdaptiveAvgPool2d((2, 3)), nn.Conv2d(WIDTH, WIDTH, 1)
+        self.norm, self.act = nn.LayerNorm(WIDTH), nn.GELU()
+
+    def shrink(self, x: Tensor) -> Tensor:
+        found: Tensor = self.blend(self.pool(x))
+        return found
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
+        small = self.act(self.sources(x, (height, width)))
+        k, v = (self.split(layer(small)) for layer in (self.key, self.value))
+        return self.close(self.attend(self.split(self.query(x)), k, v))
+
+
+class Windows(Written):
+    """Windows of the map are attended to alone; the last ones are filled up."""
+
+    size = (SIZE,)
+
+    def __init__(self) -> None:
+        super().__init__({"qkv": 3})
+        self.side = 4
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        (height, width), side, n = size, self.side, len(x)
+        x = F.pad(x.view(n, *size, WIDTH), (0, 0, 0, -width % side, 0, -height % side))
+        down, right = x.shape[1] // side, x.shape[2] // side
+        x = x.reshape(n, down, side, right, side, WIDTH).transpose(2, 3)
+        qkv = self.qkv(x).reshape(n, down * right, side**2, 3, HEADS, DEPTH)
+        y = self.attend(*qkv.permute(3, 0, 1, 4, 2, 5)).transpose(2, 3)
+        y = y.reshape(n, down, right, side, side, WIDTH).transpose(2, 3)
+        y = y.reshape(n, down * side, right * side, WIDTH)[:, :height, :width]
+        found: Tensor = self.proj(y.reshape(n, -1, WIDTH))
+        return found
+
+
+class Vectors(Written):
+    """What is added to queries and values is kept apart; scores get a table, and what is given."""
+
+    def __init__(self) -> None:
+        super().__init__({"qkv": 3}, bias=False)
+        self.on_q, self.on_v = (nn.Parameter(torch.randn(WIDTH)) for _ in "qv")
+        self.table = nn.Parameter(torch.randn(HEADS, TOKENS, TOKENS))
+
+    def bias(self) -> Tensor:
+        return self.table
+
+    def forward(self, x: Tensor, shared_bias: Tensor | None = None) -> Tensor:
+        added = torch.cat([self.on_q, torch.zeros(WIDTH), self.on_v])
+        qkv = F.linear(x, self.qkv.weight, added).reshape(*x.shape[:2], 3, HEADS, DEPTH)
+        bias = self.bias() if shared_bias is None else self.bias() + shared_bias
+        return self.close(self.attend(*qkv.permute(2, 0, 3, 1, 4), bias))
+
+
+class FirstAsks(Written):
+    """Only the first token attends, as in class attention."""
+
+    def __init__(self) -> None:
+        super().__init__({"query": 1, "key": 1, "value": 1})
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
+        return self.close(self.attend(q[:, :, :1], k, v))
+
+
+class Talking(Joint):
+    """Heads are mixed before and after the softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after, self.before = nn.Linear(HEADS, HEADS), nn.Linear(HEADS, HEADS)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Any = 0.0) -> Tensor:
+        scores = (q * DEPTH**-0.5 @ k.transpose(-2, -1)).permute(0, 2, 3, 1)
+        weights = self.before(scores).softmax(2)
+        return self.after(weights).permute(0, 3, 1, 2) @ v
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, DEPTH)
+        return self.close(self.attend(*qkv.permute(2, 0, 3, 1, 4)))
+
+
+class Across(Written):
+    """Channels attend to channels, as in cross-covariance attention."""
+
+    def __init__(self) -> None:
+        super().__init__({"qkv": 3})
+        self.factors = nn.Parameter(torch.randn(HEADS, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, DEPTH).permute(2, 0, 3, 4, 1)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        y = (q @ k.transpose(-2, -1) * self.factors).softmax(-1) @ v
+        return self.close(y.transpose(2, 3))
+
+
+KINDS: list[type[Written]] = [
+    *(Joint, Interleaved, Causal, Normed, Biased, Reduced, Pooled, Windows, Vectors, FirstAsks),
+    *(Talking, Across),
+]
 
 
 class Residual(nn.Module):
     """Attention in a network of tokens."""
 
-    def __init__(self, kind: Callable[[], nn.Module]) -> None:
+    def __init__(self, kind: Callable[[], Written]) -> None:
         super().__init__()
         self.patch = nn.Conv1d(3, WIDTH, 2, 2)
         self.attend = kind()
+        self.size = self.attend.size
         self.head = nn.Linear(WIDTH, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).transpose(1, 2)
-        found: Tensor = self.head((x + self.attend(x)).mean(1))
+        found: Tensor = self.head((x + self.attend(x, *self.size)).mean(1))
         return found
 
 
-def network(kind: Callable[[], nn.Module]) -> nn.Module:
+def network(kind: Callable[[], Written]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return lively(Residual(kind)).eval().requires_grad_(False)
@@ -156,6 +291,8 @@ def masks(kind: type[Written]) -> list[dict[str, Tensor]]:
     given = torch.randn(2, TOKENS, TOKENS, generator=generator)
     if kind is Joint:
         return [{}, {"attn_mask": given[0]}, {"attn_mask": given[0] > -1}]
+    if kind is Vectors:
+        return [{}, {"shared_bias": given[0]}]
     return [{}, {"mask": given}] if kind is Biased else [{}]
 
 
@@ -166,10 +303,10 @@ def test_layers_compute_what_the_code_does(kind: type[Written]) -> None:
     assert type(found) is SelfAttention
     x = torch.randn(4, TOKENS, WIDTH, generator=torch.Generator().manual_seed(2))
     for mask in masks(kind):
-        expected = original.get_submodule("attend")(x, **mask)
-        torch.testing.assert_close(found(x, **mask), expected)
+        expected = original.get_submodule("attend")(x, *kind.size, **mask)
+        torch.testing.assert_close(found(x, *kind.size, **mask), expected)
         again = working_copy(working_copy(original)).get_submodule("attend")
-        assert torch.equal(again(x, **mask), found(x, **mask))
+        assert torch.equal(again(x, *kind.size, **mask), found(x, *kind.size, **mask))
 
 
 def silenced(model: nn.Module, compressor: Compressor, kept: dict[str, Any]) -> nn.Module:
@@ -188,20 +325,24 @@ def rows_of(attend: Any, part: str) -> list[tuple[Tensor, slice]]:
     if isinstance(attend, Interleaved):
         place = "qkv".index(part) * DEPTH
         return [(attend.qkv.weight, slice(place, place + DEPTH))]
-    if isinstance(attend, Joint | Biased):
+    if isinstance(attend, Vectors):
+        vectors = [] if part == "k" else [(getattr(attend, f"on_{part}"), slice(None))]
+        return [(attend.qkv.weight.chunk(3)["qkv".index(part)], slice(None)), *vectors]
+    if isinstance(attend, Joint | Biased | Windows):
         weights = attend.qkv.weight.chunk(3), attend.qkv.bias.chunk(3)
         return [(chunks["qkv".index(part)], slice(None)) for chunks in weights]
     layer = getattr(attend, {"q": "query", "k": "key", "v": "value"}[part])
     return [(layer.weight, slice(None)), (layer.bias, slice(None))]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not Normed])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (Normed, Across)])
 def test_heads_without_some_channels(kind: type[Written]) -> None:
     model, x = network(kind), signals(4)
     compressor = Compressor(model, x[:1], repair="none")
     genes = {"channels:attend.query": 2, "channels:attend.value": 3}
     cuttable = {g.name for g in compressor.structure.groups if not g.protected}
-    assert cuttable == {"patch", "attend.query", "attend.value"}
+    between = {Reduced: {"attend.shrink"}, Pooled: {"attend.blend"}}.get(kind, set())
+    assert cuttable == {"patch", "attend.query", "attend.value"} | between
     expected = silenced(model, compressor, compressor.kept_channels(Policy(genes)))(x)
     built = compressor.build(Policy(genes))
     torch.testing.assert_close(built(x), expected)
@@ -220,7 +361,24 @@ def test_norms_of_heads_are_cut_with_them() -> None:
     assert built(x).shape == (2, 5)
 
 
-class Talking(Joint):
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_cuts_are_counted_packed_and_exported(kind: type[Written], tmp_path: Path) -> None:
+    model, x = network(kind), signals(4)
+    compressor = Compressor(model, x[:1], x)
+    policy = random_policy(compressor.structure, np.random.default_rng(1), activations=True)
+    built = compressor.build(policy)
+    cost = compressor.cost(policy)
+    assert cost["macs"] == counted_macs(built, x[:1])
+    assert cost["params"] == sum(p.numel() for p in built.parameters())
+    save_packed(built, tmp_path / "net.packed", policy)
+    again = load_packed(tmp_path / "net.packed", model)
+    assert torch.equal(again(x), built(x))
+    cut = compressor.build(Policy({n: v for n, v in policy.items() if n.startswith("channels:")}))
+    found = torch.from_numpy(Runner(onnx_content(cut, x[:1], x))(x.numpy())[0])
+    torch.testing.assert_close(found, cut(x), atol=1e-4, rtol=1e-4)
+
+
+class Mixing(Joint):
     """Scores of all heads are mixed."""
 
     def __init__(self) -> None:
@@ -251,11 +409,69 @@ class Scaled(Joint):
         return super().forward(x, attn_mask) * (1 if times is None else times)
 
 
-@pytest.mark.parametrize("kind", [Talking, Inside, Scaled])
+class Grown(Reduced):
+    """What keys and values read is enlarged."""
+
+    def sources(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().sources(x, size) * 1.5
+
+
+class Gated(Windows):
+    """What was attended to passes a gate."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().forward(x, size) * x.sigmoid()
+
+
+class Shifted(Windows):
+    """Windows begin elsewhere."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().forward(x.roll(1, 1), size).roll(-1, 1)
+
+
+class Twice(Vectors):
+    """What is added to queries counts twice."""
+
+    def forward(self, x: Tensor, shared_bias: Tensor | None = None) -> Tensor:
+        added = torch.cat([2 * self.on_q, torch.zeros(WIDTH), self.on_v])
+        qkv = F.linear(x, self.qkv.weight, added).reshape(*x.shape[:2], 3, HEADS, DEPTH)
+        return self.close(self.attend(*qkv.permute(2, 0, 3, 1, 4), self.bias()))
+
+
+class MeanAsks(FirstAsks):
+    """The mean of all tokens attends, not the first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
+        return self.close(self.attend(q.mean(2, keepdim=True), k, v))
+
+
+class Shouting(Talking):
+    """Heads are mixed only after the softmax, twice."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Any = 0.0) -> Tensor:
+        weights = (q * DEPTH**-0.5 @ k.transpose(-2, -1)).softmax(-1).permute(0, 2, 3, 1)
+        return self.after(self.before(weights)).permute(0, 3, 1, 2) @ v
+
+
+class Long(Across):
+    """Channels of queries keep their lengths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, DEPTH).permute(2, 0, 3, 4, 1)
+        y = (q @ F.normalize(k, dim=-1).transpose(-2, -1) * self.factors).softmax(-1) @ v
+        return self.close(y.transpose(2, 3))
+
+
+OTHERS = [Mixing, Inside, Scaled, Grown, Gated, Shifted, Twice, MeanAsks, Shouting, Long]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_other_attention_is_left_alone(kind: type[Written]) -> None:
     model, x = network(kind), signals(2)
     compressor = Compressor(model, x[:1], repair="none")
     assert not any(isinstance(part, SelfAttention) for part in compressor.model.modules())
     reasons = {group.name: group.protected for group in compressor.structure.groups}
-    assert reasons["attend.qkv"]
+    assert all(reasons.get(f"attend.{name}", "not a layer") for name in ("query", "qkv"))
     torch.testing.assert_close(compressor.build(Policy({}))(x), model(x))
