@@ -45,6 +45,9 @@ class Form:
         first: whether only the first token asks.
         across: factors of the heads where channels of queries attend to those of keys, each of
             length 1 over the tokens; or nothing.
+        after: a norm of what the output layer reads, or nothing.
+        turns: the argument of sines and cosines by which the last tokens' queries and keys are
+            turned, and whether in "pairs" of channels or by "halves"; or nothing.
         mask: how a mask is understood: not at all, added to the scores, or as one for each of
             several windows, into which the batch is divided.
     """
@@ -67,6 +70,8 @@ class Form:
     window: int = 0
     first: bool = False
     across: str = ""
+    after: str = ""
+    turns: tuple[str, str] | tuple[()] = ()
     mask: Mask = "none"
 
 
@@ -96,13 +101,17 @@ class SelfAttention(HeadLayers):
         arguments = {**dict(zip(self._form.arguments, given, strict=False)), **named}
         x, *numbers = (arguments.pop(n) for n in self._form.arguments[: 1 + self._form.sizes])
         size = numbers[0] if self._form.sizes == 1 else numbers
+        turns = arguments.pop(self._form.turns[0], None) if self._form.turns else None
         tokens = x if x.dim() == 3 else x.reshape(-1, *x.shape[-2:])
         if self._form.before:
             tokens = self.get_submodule(self._form.before)(tokens)
         if self._form.window:
             mixed = self._in_windows(tokens, size, arguments.values())
         else:
-            mixed = self._attended(tokens, self._sources(tokens, size), arguments.values())
+            sources = self._sources(tokens, size)
+            mixed = self._attended(tokens, sources, arguments.values(), turns)
+        if self._form.after:
+            mixed = self.get_submodule(self._form.after)(mixed)
         y = rows(self.get_submodule(self._form.output.partition(".")[0]), mixed)
         return y if x.dim() == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
 
@@ -126,7 +135,9 @@ class SelfAttention(HeadLayers):
             x = part(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if last else part(x)
         return x.flatten(2).transpose(1, 2)
 
-    def _attended(self, tokens: Tensor, sources: Tensor, masks: Iterable[Any]) -> Tensor:
+    def _attended(
+        self, tokens: Tensor, sources: Tensor, masks: Iterable[Any], turns: Tensor | None = None
+    ) -> Tensor:
         """What is attended to in (n, tokens, channels): (n, targets, channels of all heads)."""
         targets = tokens[:, :1] if self._form.first else tokens
         query = in_heads(self.query, targets, self._form.heads)
@@ -134,6 +145,8 @@ class SelfAttention(HeadLayers):
         if self._form.norms:
             on_query, on_key = map(self.get_submodule, self._form.norms)
             query, key = on_query(query), on_key(key)
+        if turns is not None:
+            query, key = self._turned(query, turns), self._turned(key, turns)
         if self._form.across:
             return joined(self._across(query, key, value), self._form.turned)
         scores = self._talked(self.scores(query, key), 0)
@@ -149,6 +162,23 @@ class SelfAttention(HeadLayers):
         query, key = F.normalize(query, dim=2), F.normalize(key, dim=2)
         weights = (query.transpose(2, 3) @ key * factors).softmax(-1)
         return value @ weights.transpose(2, 3)
+
+    def _turned(self, x: Tensor, turns: Tensor) -> Tensor:
+        """Turn the last tokens of x (n, heads, tokens, channels of a head).
+
+        Args:
+            x: queries or keys.
+            turns: (..., turned tokens, 2 * channels of a head) sines, then cosines.
+        """
+        sines, cosines = turns.chunk(2, -1)
+        unturned = x.shape[2] - turns.shape[-2]
+        first, x = x[:, :, :unturned], x[:, :, unturned:]
+        if self._form.turns[1:] == ("pairs",):
+            crossed = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+        else:
+            one, other = x.chunk(2, -1)
+            crossed = torch.cat([-other, one], -1)
+        return torch.cat([first, x * cosines + crossed * sines], 2)
 
     def _talked(self, scores: Tensor, place: int) -> Tensor:
         """Scores (n, heads, targets, sources) of which each head gets a mixture of all."""

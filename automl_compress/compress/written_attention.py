@@ -34,15 +34,12 @@ _WIDEST_WINDOW: Final = 8
 
 @dataclass(frozen=True)
 class _Call:
-    """How a module is called: with tokens, numbers that tell the map's size, and masks."""
+    """How a module is called: with tokens, the size of their map, turns of them, and masks."""
 
-    tokens: str
+    names: tuple[str, ...]
     sizes: tuple[str, ...]
+    turns: tuple[str, ...]
     masks: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.tokens, *self.sizes, *self.masks
 
 
 _Example = tuple[tuple[Any, ...], Tensor]
@@ -155,7 +152,9 @@ def _proven_form(module: nn.Module) -> Form | None:
             for form in _forms(probe, call, examples[0]) if examples else ():
                 layers = SelfAttention(probe, form)
                 if all(_same(layers(*given), expected) for given, expected in examples):
-                    return _with_mask(probe, form, call, examples[0][0], generator)
+                    turned = _with_turns(probe, form, call, examples[0][0], generator)
+                    given = examples[0][0]
+                    return turned and _with_mask(probe, turned, call, given, generator)
     except Exception:  # code of its own that does not run as attention does
         return None
     return None
@@ -165,16 +164,21 @@ def _call(module: nn.Module) -> _Call | None:
     """How a module is called, if with no more than tokens, the size of their map and masks."""
     first, *others = inspect.signature(module.forward).parameters.values()
     needed = [other.name for other in others if other.default is other.empty]
-    masks = [other for other in others if other.default is not other.empty]
-    if any(mask.default not in (None, False) or not _is_mask(mask.name) for mask in masks):
+    optional = [other for other in others if other.default is not other.empty]
+    turns = [other.name for other in optional if _is_named(other.name, "rope", "rot")]
+    masks = [other.name for other in optional if _is_named(other.name, "mask", "causal", "bias")]
+    if any(other.default not in (None, False) for other in optional):
         return None
-    if len(needed) > 2 or sum("causal" not in mask.name for mask in masks) > 1:
+    if len(needed) > 2 or len(turns) > 1 or len(optional) > len(turns + masks):
         return None
-    return _Call(first.name, tuple(needed), tuple(mask.name for mask in masks))
+    if sum("causal" not in mask for mask in masks) > 1:
+        return None
+    names = tuple(other.name for other in (first, *others))
+    return _Call(names, tuple(needed), tuple(turns), tuple(masks))
 
 
-def _is_mask(name: str) -> bool:
-    return any(word in name for word in ("mask", "causal", "bias"))
+def _is_named(name: str, *words: str) -> bool:
+    return any(word in name for word in words)
 
 
 def _examples(probe: nn.Module, call: _Call, generator: torch.Generator) -> list[_Example]:
@@ -225,16 +229,17 @@ def _forms(module: nn.Module, call: _Call, example: _Example) -> Iterator[Form]:
                 _maps(module, channels) if call.sizes else [((), 0)],
                 _added(module, layers.inputs, width),
                 _befores(module, channels),
+                _befores(module, width),
                 _norms(module, width // count),
                 _ORDERS[: 4 - len(layers.inputs)],
                 _factors(module, count),
                 _scales(module, width // count, width, channels),
             )
-            for causal, turned, of_map, added, before, norms, order, across, scale in ways:
+            for causal, turned, of_map, added, before, after, norms, order, across, scale in ways:
                 yield Form(
                     layers.inputs, layers.output, count, scale, order, turned, causal, before,
                     norms, bias, call.names, len(call.sizes), added, layers.talks, *of_map, first,
-                    across,
+                    across, after,
                 )  # fmt: skip
 
 
@@ -303,7 +308,7 @@ def _biases(module: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def _befores(module: nn.Module, channels: int) -> list[str]:
-    """Norms of the tokens themselves, none first."""
+    """Norms of so many channels of tokens, none first."""
     return ["", *_norms_of_width(module, channels)]
 
 
@@ -319,6 +324,28 @@ def _norms_of_width(module: nn.Module, width: int) -> list[str]:
         for name, part in module.named_children()
         if isinstance(part, nn.LayerNorm | nn.RMSNorm) and tuple(part.normalized_shape) == (width,)
     ]
+
+
+def _with_turns(
+    probe: nn.Module, form: Form, call: _Call, given: tuple[Any, ...], generator: torch.Generator
+) -> Form | None:
+    """The form that turns queries and keys as the module does, if it is given how."""
+    if not call.turns:
+        return form
+    tokens, channels = given[0].shape[-2], linear(probe, form.output).in_features // form.heads
+    for count in [tokens, *(tokens - n for _, n in _counts(probe) if n < tokens)]:
+        shapes = (count, 2 * channels), (form.heads, count, 2 * channels)
+        turns = [{call.turns[0]: torch.randn(shape, generator=generator)} for shape in shapes]
+        expected = [_tried(probe, *given, **turn) for turn in turns]
+        for kind in ("pairs", "halves") if expected[0] is not None else ():
+            turned = replace(form, turns=(call.turns[0], kind))
+            layers = SelfAttention(probe, turned)
+            if all(
+                there is None or _same(layers(*given, **turn), there)
+                for turn, there in zip(turns, expected, strict=True)
+            ):
+                return turned
+    return None
 
 
 def _with_mask(

@@ -253,9 +253,45 @@ class Across(Written):
         return self.close(y.transpose(2, 3))
 
 
+class Turned(Written):
+    """All tokens but the first may be turned by their places; a norm comes after."""
+
+    def __init__(self) -> None:
+        super().__init__({"qkv": 3})
+        self.prefix, self.norm = 1, nn.LayerNorm(WIDTH)
+
+    def turned(self, x: Tensor, rope: Tensor) -> Tensor:
+        sines, cosines = rope.chunk(2, -1)
+        last = x[:, :, self.prefix :]
+        crossed = torch.stack([-last[..., 1::2], last[..., ::2]], -1).reshape(last.shape)
+        return torch.cat([x[:, :, : self.prefix], last * cosines + crossed * sines], 2)
+
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, DEPTH)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if rope is not None:
+            q, k = self.turned(q, rope), self.turned(k, rope)
+        y = self.attend(q, k, v).transpose(1, 2).reshape(x.shape)
+        found: Tensor = self.proj(self.norm(y))
+        return found
+
+
+class Halves(Turned):
+    """The other half of a head's channels is what they are turned with; nothing stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefix = 0
+
+    def turned(self, x: Tensor, rope: Tensor) -> Tensor:
+        sines, cosines = rope.chunk(2, -1)
+        one, other = x.chunk(2, -1)
+        return x * cosines + torch.cat([-other, one], -1) * sines
+
+
 KINDS: list[type[Written]] = [
     *(Joint, Interleaved, Causal, Normed, Biased, Reduced, Pooled, Windows, Vectors, FirstAsks),
-    *(Talking, Across),
+    *(Talking, Across, Turned, Halves),
 ]
 
 
@@ -267,11 +303,12 @@ class Residual(nn.Module):
         self.patch = nn.Conv1d(3, WIDTH, 2, 2)
         self.attend = kind()
         self.size = self.attend.size
+        self.named: dict[str, Tensor] = {}
         self.head = nn.Linear(WIDTH, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).transpose(1, 2)
-        found: Tensor = self.head((x + self.attend(x, *self.size)).mean(1))
+        found: Tensor = self.head((x + self.attend(x, *self.size, **self.named)).mean(1))
         return found
 
 
@@ -291,6 +328,9 @@ def masks(kind: type[Written]) -> list[dict[str, Tensor]]:
     given = torch.randn(2, TOKENS, TOKENS, generator=generator)
     if kind is Joint:
         return [{}, {"attn_mask": given[0]}, {"attn_mask": given[0] > -1}]
+    if issubclass(kind, Turned):
+        turned = TOKENS - (kind is Turned)
+        return [{}, {"rope": torch.randn(turned, 2 * DEPTH, generator=generator)}]
     if kind is Vectors:
         return [{}, {"shared_bias": given[0]}]
     return [{}, {"mask": given}] if kind is Biased else [{}]
@@ -335,7 +375,11 @@ def rows_of(attend: Any, part: str) -> list[tuple[Tensor, slice]]:
     return [(layer.weight, slice(None)), (layer.bias, slice(None))]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (Normed, Across)])
+UNEVEN = (Normed, Across, Turned, Halves)
+"""Whose heads stay, or are normalized: a mean of fewer channels is another."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in UNEVEN])
 def test_heads_without_some_channels(kind: type[Written]) -> None:
     model, x = network(kind), signals(4)
     compressor = Compressor(model, x[:1], repair="none")
@@ -359,6 +403,21 @@ def test_norms_of_heads_are_cut_with_them() -> None:
     built = compressor.build(Policy({"channels:attend.query": 2, "channels:patch": 7}))
     assert built.get_submodule("attend.q_norm").get_parameter("weight").shape == (2,)
     assert built(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize("kind", [Turned, Halves])
+def test_turned_queries_stay_and_values_are_cut(kind: type[Written]) -> None:
+    model, x = network(kind), signals(4)
+    vars(model)["named"] = masks(kind)[1]
+    compressor = Compressor(model, x[:1], repair="none")
+    cuttable = {g.name for g in compressor.structure.groups if not g.protected}
+    assert cuttable == {"patch", "attend.value"}
+    policy = Policy({"channels:attend.value": 2, "channels:patch": 5})
+    built = compressor.build(policy)
+    assert compressor.cost(policy)["macs"] == counted_macs(built, x[:1])
+    torch.testing.assert_close(compressor.build(Policy({}))(x), model(x))
+    found = torch.from_numpy(Runner(onnx_content(built, x[:1], x))(x.numpy())[0])
+    torch.testing.assert_close(found, built(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -464,7 +523,21 @@ class Long(Across):
         return self.close(y.transpose(2, 3))
 
 
-OTHERS = [Mixing, Inside, Scaled, Grown, Gated, Shifted, Twice, MeanAsks, Shouting, Long]
+class KeysStay(Turned):
+    """Only queries are turned."""
+
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, DEPTH)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q = q if rope is None else self.turned(q, rope)
+        found: Tensor = self.proj(self.norm(self.attend(q, k, v).transpose(1, 2).reshape(x.shape)))
+        return found
+
+
+OTHERS = [
+    *(Mixing, Inside, Scaled, Grown, Gated, Shifted, Twice, MeanAsks, Shouting, Long),
+    KeysStay,
+]
 
 
 @pytest.mark.parametrize("kind", OTHERS)
