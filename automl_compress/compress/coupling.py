@@ -26,7 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from automl_compress.compress.attention import HeadProduct, HeadScores
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.dispatch import Mode
+from automl_compress.compress.dispatch import Mode, Operation
 from automl_compress.compress.label_rules import LabelRules, tensors_in
 from automl_compress.compress.labels import FIXED, ChannelClasses, Labels, along, varying
 from automl_compress.compress.reductions import is_reduction
@@ -278,14 +278,9 @@ class _Operations(Mode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen = seen
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
+    def run(self, func: Operation, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Run an operation, then show it."""
+        output = func(*args, **named)
         self._seen(func, args, output)
         return output
 

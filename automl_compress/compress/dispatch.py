@@ -6,20 +6,36 @@ takes two seconds of every process, for that alone. Nothing is compiled here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+Operation = Any
+"""An `OpOverload`, or seldom an operator of higher order, to be called."""
+
 
 class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode whose `__torch_dispatch__` is called as it is written."""
+    """A mode that runs basic operations in its own way."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+    def run(self, func: Operation, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """What an operation gives; modes do something before or after."""
+        return func(*args, **named)
+
+    def __torch_dispatch__(
+        self,
+        func: Operation,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return self.run(func, args, kwargs or {})
 
 
 class ProductCounter(Mode):
@@ -34,14 +50,8 @@ class ProductCounter(Mode):
         """Those of all operations that ran inside."""
         return self._flops // 2
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = kwargs or {}
+    def run(self, func: Operation, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Run an operation and count it, or those it is made of."""
         if not isinstance(func, OpOverload):
             return func(*args, **named)
         count = flop_registry.get(func._overloadpacket)

@@ -8,7 +8,7 @@ by how many of them run before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._ops import OpOverload
 
-from automl_compress.compress.dispatch import Mode
+from automl_compress.compress.dispatch import Mode, Operation
 from automl_compress.compress.structure import ChannelGroup
 
 REDUCTIONS: Final = frozenset(
@@ -57,19 +57,14 @@ class PartialReductions(Mode):
         self._kept = kept
         self._seen = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def run(self, func: Operation, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Run an operation, a reduction over what is left of its operand."""
         if isinstance(func, OpOverload) and is_reduction(func):
             axis, stays = self._kept.get(self._seen, (0, None))
             self._seen += 1
             if stays is not None:
                 args = (_without(args[0], axis, stays, _CHOICES.get(func)), *args[1:])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **named)
 
 
 def kept_operands(

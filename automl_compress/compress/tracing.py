@@ -7,7 +7,7 @@ import inspect
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from automl_compress.compress.attention import (
 from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.coupling import coupled_groups
-from automl_compress.compress.dispatch import Mode, ProductCounter
+from automl_compress.compress.dispatch import Mode, Operation, ProductCounter
 from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import become, shared_parameters, unwrapped
 from automl_compress.compress.quantize import can_quantize
@@ -146,19 +146,14 @@ class _Deadline(Mode):
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def run(self, func: Operation, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Run an operation while there is time."""
         if time.monotonic() > self._end:
             raise TraceError(
                 f"a network must be followed within {self._seconds:g} seconds, but is not; give a "
                 "smaller example input or a longer time_limit"
             )
-        return func(*args, **(kwargs or {}))
+        return func(*args, **named)
 
 
 @contextmanager
