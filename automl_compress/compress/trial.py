@@ -303,13 +303,13 @@ def _all_alike(tensor: Tensor) -> bool:
 def _blinded(model: nn.Module, places: Mapping[str, Places]) -> tuple[nn.Module, _Partial]:
     """The whole network, in which nothing reads the channels that go."""
     blind = share_copy(model)
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     partial: dict[int, Tensor] = {}
     for name, stays in places.items():
         part = find_part(blind, name)
         if isinstance(part, (*LAST_NORMS, nn.GroupNorm)) and stays.out is not None:
             if part.weight is None:
-                ones = torch.ones(axis_size(model, name, "out"), dtype=floats)
+                ones = like.new_ones(axis_size(model, name, "out"))
                 part._parameters["weight"] = nn.Parameter(ones, requires_grad=False)
             partial[id(part.weight)] = stays.out
         elif isinstance(part, HeadScores):
