@@ -86,7 +86,7 @@ class AuditSettings:
         for steps in self.short:
             if steps < FEWEST_STEPS or (self.train.steps and steps >= self.train.steps):
                 raise StudyError(
-                    f"a short training must have at least {FEWEST_STEPS} steps and fewer than the "
+                    f"a short training must have at least {FEWEST_STEPS} step and fewer than the "
                     f"training it foretells, but is to have {steps}; correct --short"
                 )
 
@@ -308,7 +308,9 @@ def _more_rungs(study: Restored, settings: AuditSettings) -> list[RungSettings]:
     other = replace(recovery.training, seed=recovery.training.seed + 1 + settings.seed)
     short = replace(recovery, training=other)
     asked += [
-        RungSettings(f"training of {steps} steps", train=TrainSettings(steps, short))
+        RungSettings(
+            f"training of {steps} step{'s' * (steps > 1)}", train=TrainSettings(steps, short)
+        )
         for steps in settings.short
     ]
     train = study.workload.splits.train

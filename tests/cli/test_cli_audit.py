@@ -83,7 +83,7 @@ def test_policies_are_spread_and_bands_are_narrow(finished: Path) -> None:
 def test_correlations_are_those_of_the_accuracies(finished: Path) -> None:
     document = _document(finished)
     trained = [p["accuracy"]["trained"] for p in document["policies"]]
-    cheap = ("learned", "search", "redrawn", "full", "repair none", "training of 1 steps")
+    cheap = ("learned", "search", "redrawn", "full", "repair none", "training of 1 step")
     assert list(document["rungs"]) == [*cheap, "ladder's more", "trained"]
     for name in (*cheap, "ladder's more"):
         values = [p["accuracy"][name] for p in document["policies"]]
@@ -154,6 +154,7 @@ def test_the_report_carries_it(finished: Path) -> None:
     assert f"| search estimate | {tau:.3f} (" in report
     assert "figures/audit.svg" in report
     assert (finished / "figures/audit.svg").stat().st_size < 200_000
+    assert "Kendall's tau with it" in report  # of the ladder's rungs
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -191,7 +192,7 @@ def test_a_stopped_audit_goes_on_and_ends_alike(
 
     def counted(self: TrainedEstimator, policy: Policy) -> Evaluation:
         made.append(policy.key)
-        if len(made) == 7:
+        if len(made) == POLICIES + 7:  # after the short trainings
             raise InterruptedStudy("stopped")
         return plain(self, policy)
 
@@ -215,7 +216,7 @@ def test_a_stopped_audit_goes_on_and_ends_alike(
         (["--repair", "non"], "did you mean 'none'"),
         (["--set", "ratte=1"], "did you mean 'rate'"),
         (["--device", "cuda:77"], "must exist"),
-        (["--short", "0"], "at least 1 steps"),
+        (["--short", "0"], "at least 1 step "),
         (["--steps", "3", "--short", "3"], "correct --short"),
     ],
 )
