@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.search.networks import (
+    Follower,
     descend,
-    follow,
     perceptron,
     restore,
     seeded,
@@ -120,6 +120,10 @@ class ActorCritic:
                 lambda: perceptron(state_size, learning.hidden, action_size)
             )
             self._critics, self._target_critics = with_target(critics)
+        self._followers = (
+            Follower(self._target_critics, self._critics),
+            Follower(self._target_actor, self._actor),
+        )
         self._actor_step = torch.optim.Adam(
             self._actor.parameters(), learning.actor_rate, fused=True
         )
@@ -179,14 +183,12 @@ class ActorCritic:
 
     def _update_actor(self, states: Tensor) -> None:
         """Climb the first critic (Silver et al. 2014, eq. 9); then targets follow."""
-        self._critics.requires_grad_(False)  # its gradients are not needed here
         logits = self._actor(states)
         value = self._critics[0](torch.cat([states, torch.sigmoid(logits)], 1)).mean()
         beyond = nn.functional.relu(logits.abs() - self._learning.largest_logit).pow(2).mean()
         descend(self._actor_step, self._learning.logit_penalty * beyond - value)
-        self._critics.requires_grad_(True)
-        follow(self._target_critics, self._critics, self._learning.target_step)
-        follow(self._target_actor, self._actor, self._learning.target_step)
+        for follower in self._followers:
+            follower.follow(self._learning.target_step)
 
     def _networks(self) -> dict[str, nn.Module]:
         return {

@@ -46,6 +46,7 @@ class LayerMDP:
         shares = features[:, -2:] / np.maximum(features[:, -2:].sum(axis=0), 1e-12)
         self._shares = shares[self._order]
         self._static = self._describe(features)
+        self._left = np.stack([self._shares[end:].sum(axis=0) for end in self._ends[:-1]])
 
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n_genes,) the step that decides each gene, and its part of the step's action."""
@@ -94,7 +95,7 @@ class LayerMDP:
         """
         decided = self._order[: self._ends[step]]
         saved = (1.0 - points[..., decided]) @ self._shares[: len(decided)]
-        left = self._shares[len(decided) :].sum(axis=0)
+        left = self._left[step]
         previous = np.ones((*points.shape[:-1], self.action_size))
         if step:
             previous[..., self._slots(step - 1)] = points[..., self._steps[step - 1]]

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.search.networks import (
+    Follower,
     descend,
-    follow,
     restore,
     seeded,
     stored,
@@ -115,6 +115,10 @@ class TeamLearner:
             self._mixer, self._target_mixer = with_target(
                 lambda: _Monotonic(team, mixing.embedding) if mixing.monotonic else _Sum()
             )
+        self._followers = (
+            Follower(self._target_agents, self._agents),
+            Follower(self._target_mixer, self._mixer),
+        )
         parameters = [*self._agents.parameters(), *self._mixer.parameters()]
         self._step = torch.optim.Adam(parameters, mixing.rate, fused=True)
 
@@ -154,8 +158,8 @@ class TeamLearner:
         joint = self._mixer(_taken(values, torch.from_numpy(episodes.actions)), states)
         targets = self._targets(episodes, values.detach(), states)
         descend(self._step, nn.functional.mse_loss(joint, targets))
-        follow(self._target_agents, self._agents, self._mixing.target_step)
-        follow(self._target_mixer, self._mixer, self._mixing.target_step)
+        for follower in self._followers:
+            follower.follow(self._mixing.target_step)
 
     @torch.no_grad()
     def _targets(self, episodes: TeamEpisodes, values: Tensor, states: Tensor) -> Tensor:

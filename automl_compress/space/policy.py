@@ -115,6 +115,10 @@ class Policy(Mapping[str, Value]):
 
     # As a dictionary has them: those of `Mapping` look up every gene by itself.
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Value of a gene, or what is given in its place."""
+        return self._genes.get(name, default)
+
     def keys(self) -> KeysView[str]:
         """Names of the genes."""
         return self._genes.keys()

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 from automl_compress.evaluate import Constraint, Evaluation
 from automl_compress.evaluate.estimator import Estimator
@@ -99,14 +100,21 @@ class ToyNetwork:
 
     def _choices(self, policy: Mapping[str, Value]) -> tuple[list[int], list[int]]:
         """Channels and bits of every layer."""
+        full = self._full
+        widths = [int(policy.get(width, full)) for width, _ in self._names]
+        return widths, [int(policy[bits]) for _, bits in self._names]
+
+    @cached_property
+    def _names(self) -> list[tuple[str, str]]:
+        """Names of each layer's genes: channels, bits."""
         names = [f"layer{layer}" for layer in range(self.layers)]
-        widths = [int(policy.get(f"channels:{name}", self._full)) for name in names]
-        return widths, [int(policy[f"weight_bits:{name}"]) for name in names]
+        return [(f"channels:{name}", f"weight_bits:{name}") for name in names]
 
     def _costs(self, widths: list[int], bits: list[int]) -> dict[str, float]:
         inputs = [3, *widths[:-1]]
         weights = [a * b * 9 for a, b in zip(inputs, widths, strict=True)]
-        macs = [n * (64 if i < self.layers / 2 else 16) for i, n in enumerate(weights)]
+        half = self.layers / 2
+        macs = [n * (64 if i < half else 16) for i, n in enumerate(weights)]
         return {
             "size_bytes": sum(n * b for n, b in zip(weights, bits, strict=True)) / 8,
             "macs": float(sum(macs)),
