@@ -101,12 +101,27 @@ def test_splits_of_an_image_folder(make_tree: MakeTree) -> None:
     assert splits.classes == ("cat", "dog")
 
 
-def test_splits_of_the_digits() -> None:
+def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.datasets import load_digits
 
+    halves, want = DigitsSource().load(0), load_digits()
+    pixels = np.round(want.images * 255 / 16).astype(np.uint8)
+    found = [
+        (image.tobytes(), int(label))
+        for half in (halves.train, halves.test)
+        for image, label in zip(half.images, half.labels, strict=True)
+    ]
+    expected = [(p.tobytes(), int(t)) for p, t in zip(pixels, want.target, strict=True)]
+    assert sorted(found) == sorted(expected)
+    monkeypatch.setattr("automl_compress.workload.digits.find_spec", lambda _: None)
+    with pytest.raises(WorkloadError, match="install scikit-learn"):
+        DigitsSource().load(0)
+
+
+def test_splits_of_the_digits() -> None:
     splits = load_splits(DataConfig.from_name("digits"))
-    want = np.round(load_digits().images * 255 / 16).astype(np.uint8)
-    _assert_disjoint(splits, {one.tobytes() for one in want})
+    halves = DigitsSource().load(0)
+    _assert_disjoint(splits, _rows(halves.train) | _rows(halves.test))
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [898, 449, 450]
     assert splits.train.shape == (1, 8, 8)
     assert splits.train.images.max() == 255
