@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
 from typing import Final
 
 import numpy as np
@@ -13,6 +18,12 @@ from automl_compress.engine.cost_regression import CostRegression
 from automl_compress.engine.error_regressions import Regression, boosted_trees, process
 from automl_compress.evaluate.ranking import kendall
 from automl_compress.search.error_model import Known
+from automl_compress.workload.cache import cache_folder, store
+
+_logger = logging.getLogger(__name__)
+
+JUDGING: Final = 1
+"""Raised whenever a change can move what a cross-validation finds."""
 
 Array = NDArray[np.float64]
 
@@ -56,13 +67,53 @@ class Quality:
 def better(known: Known, names: Sequence[str]) -> tuple[Quality, Regression]:
     """The regression of least squared error in cross-validation, and how well it predicts.
 
-    Costs are predicted too, as they are for policies that nobody recorded.
+    Costs are predicted too, as they are for policies that nobody recorded. What is found is kept in
+    the cache: another command on the same recordings fits one regression in place of eleven.
 
     Args:
         known: all that is recorded, in random order; costs may be shares of anything.
         names: of the costs.
     """
-    regressions = {PROCESS: process(known), TREES: boosted_trees}
+
+    @cache
+    def fitted() -> Regression:
+        return process(known)
+
+    file = f"surrogate-{_digest(known, names)}.json"
+    quality = _kept(file)
+    if quality is None:
+        quality = _cross_validated(known, names, {PROCESS: fitted(), TREES: boosted_trees})
+        store(file, json.dumps(asdict(quality)).encode())
+    return quality, fitted() if quality.regression == PROCESS else boosted_trees
+
+
+def _digest(known: Known, names: Sequence[str]) -> str:
+    """Of everything that decides what is found."""
+    libraries = [version(name) for name in ("numpy", "scipy", "scikit-learn")]
+    said = repr((JUDGING, libraries, known.space.to_dict(), list(names)))
+    digest = hashlib.sha256(said.encode())
+    for part in (known.indices, known.costs, known.errors):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _kept(file: str) -> Quality | None:
+    """What was found before; None when nothing was, or when its file is damaged."""
+    path = cache_folder() / file
+    if not path.is_file():
+        return None
+    try:
+        found = Quality(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as reason:
+        _logger.warning("a cached cross-validation is damaged and made again: %s", reason)
+        return None
+    return found
+
+
+def _cross_validated(
+    known: Known, names: Sequence[str], regressions: Mapping[str, Regression]
+) -> Quality:
+    """How well the best of several regressions predicts a part of what is known from the rest."""
     count = min(_MOST, len(known.errors))
     fold = np.arange(len(known.errors)) % FOLDS
     fold[count:] = FOLDS  # given to all
@@ -77,14 +128,13 @@ def better(known: Known, names: Sequence[str]) -> tuple[Quality, Regression]:
     truth = known.first(count)
     missed = {name: float(((errors[name] - truth.errors) ** 2).mean()) for name in regressions}
     best = min(missed, key=missed.__getitem__)
-    quality = Quality(
+    return Quality(
         evaluations=len(known.errors),
         regression=best,
         kendall_tau=kendall(errors[best], truth.errors),
         r2=1.0 - missed[best] / max(float(truth.errors.var()), 1e-12),
         cost_error=dict(zip(names, _cost_errors(costs, truth.costs), strict=True)),
     )
-    return quality, regressions[best]
 
 
 def _where(known: Known, which: NDArray[np.bool_]) -> Known:

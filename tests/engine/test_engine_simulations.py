@@ -10,6 +10,7 @@ import pytest
 
 from automl_compress.bench.ablation import PARTS
 from automl_compress.cli import main
+from automl_compress.engine import surrogate_quality
 from automl_compress.engine.cost_regression import CostRegression
 from automl_compress.engine.replay import replay, table_problem
 from automl_compress.engine.simulations import of_table
@@ -120,6 +121,35 @@ def test_the_identity_is_what_is_recorded_and_not_its_order(
     assert _simulation(frame, tmp_path / "other.csv").identity != turned.identity
 
 
+def test_the_regression_is_chosen_once(
+    part: tuple[Path, Surrogate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until what is recorded, or how it is judged, changes."""
+    fits: list[int] = []
+    fit = surrogate_quality.boosted_trees
+    monkeypatch.setattr(
+        surrogate_quality,
+        "boosted_trees",
+        lambda known: fits.append(len(known.errors)) or fit(known),
+    )
+    monkeypatch.setenv("AUTOML_COMPRESS_CACHE", str(tmp_path / "cache"))
+    frame = pd.read_csv(part[0]).head(LEAST)
+    first = _simulation(frame, tmp_path / "first.csv")
+    assert len(fits) == surrogate_quality.FOLDS
+    again = _simulation(frame, tmp_path / "again.csv")
+    assert len(fits) == surrogate_quality.FOLDS
+    assert (again.note, again.identity) == (first.note, first.identity)
+    for policy in map(SPACE.decode, (SPACE.sizes - 1, SPACE.sizes // 2)):
+        assert again.estimate(policy) == first.estimate(policy)
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_text("broken")
+    assert _simulation(frame, tmp_path / "broken.csv").note == first.note
+    assert len(fits) == 2 * surrogate_quality.FOLDS
+    frame.loc[0, "accuracy"] -= 0.001
+    _simulation(frame, tmp_path / "other.csv")
+    assert len(fits) == 3 * surrogate_quality.FOLDS
+
+
 def test_the_hypervolume_ends_at_the_worst_that_is_recorded(
     whole: pd.DataFrame, part: tuple[Path, Surrogate], tmp_path: Path
 ) -> None:
@@ -162,7 +192,7 @@ def test_what_is_nearest_to_a_failed_policy_fails(whole: pd.DataFrame, tmp_path:
 def test_words_that_make_sense_together_only_are_for_trees(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     words, genes = np.array(["none", "skip", "conv1", "conv3", "pool"]), tuple("abcde")
-    chosen = np.unique(rng.integers(5, size=(700, 5)), axis=0)
+    chosen = np.unique(rng.integers(5, size=(500, 5)), axis=0)
     pairs, prices = rng.normal(size=(4, 5, 5)), rng.uniform(1, 9, size=(5, 5))
     together = sum(pairs[g, chosen[:, g], chosen[:, g + 1]] for g in range(4))
     frame = pd.DataFrame(words[chosen], columns=list(genes))
