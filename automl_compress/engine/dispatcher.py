@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 import time
 import warnings
 from collections import deque
@@ -91,9 +92,9 @@ class _Evaluator:
     """Answers policies with the estimators, one at a time."""
 
     def __init__(self, estimators: tuple[Estimator, ...], threads: int) -> None:
-        import torch  # here, because contestants share this module and most need no torch
-
-        torch.set_num_threads(threads)
+        # Networks have brought torch along; estimators without one are spared it.
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
         self._estimators = {estimator.identity: estimator for estimator in estimators}
 
     def estimate(self, policy: Policy, estimator: str) -> Evaluation:
