@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -50,6 +51,24 @@ def ray_here() -> Iterator[None]:
         start_ray(EngineSettings(workers=2))
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def operators_read_once() -> Iterator[None]:
+    """For tests that export: PyTorch looks for its operators anew for every file, for a second."""
+    try:
+        from torch._export import utils
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        names = utils._collect_all_valid_cia_ops_for_namespace
+        translations = ONNXRegistry.from_torchlib
+    except (ImportError, AttributeError):  # another version keeps them elsewhere
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(translations)))
+        patch.setattr(utils, names.__name__, functools.cache(names))
+        yield
 
 
 STARTS_RAY = {

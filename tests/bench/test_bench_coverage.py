@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from automl_compress.bench.coverage import RESPONSE, enliven, write_coverage
 from automl_compress.errors import WorkloadError
 
+pytestmark = pytest.mark.usefixtures("operators_read_once")
+
 
 class Dead(nn.Module):
     """A head of zeros behind BatchNorms whose statistics make signals vanish."""

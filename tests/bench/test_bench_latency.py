@@ -20,6 +20,8 @@ from automl_compress.deploy.latency_model import LayerTiming
 from automl_compress.deploy.measuring import MeasureSettings
 from automl_compress.space import Gene, SearchSpace
 
+pytestmark = pytest.mark.usefixtures("operators_read_once")
+
 
 def computed(shape: tuple[int, ...]) -> int:
     """Products of a layer for one place."""

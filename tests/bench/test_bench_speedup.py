@@ -21,6 +21,8 @@ from automl_compress.deploy.measuring import MeasureSettings
 from automl_compress.space import Gene, Policy, SearchSpace
 from automl_compress.workload import MODELS, build_model
 
+pytestmark = pytest.mark.usefixtures("operators_read_once")
+
 
 def blocks(channels: int) -> int:
     return -(-channels // 16)

@@ -27,6 +27,8 @@ from automl_compress.report import pick_network
 from automl_compress.space import Policy, SpaceRules
 from automl_compress.workload import Workload, load_workload
 
+pytestmark = pytest.mark.usefixtures("operators_read_once")
+
 SMALL = "{widths: [8, 8, 16, 16, 16], blocks: [1, 1, 1, 1], neck: 16}"
 SWEEP = f"""
 study: boxes

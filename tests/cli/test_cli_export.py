@@ -16,6 +16,8 @@ from automl_compress.engine import restore_study
 from automl_compress.report import pick_network
 from automl_compress.workload import build_model
 
+pytestmark = pytest.mark.usefixtures("operators_read_once")
+
 
 def test_a_packed_finalist_is_the_one_that_was_measured(
     finished: Path, folder: Path, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,8 @@ from automl_compress.deploy.onnx import onnx_content
 from automl_compress.deploy.runtime import Runner
 from automl_compress.space import Policy
 
+pytestmark = pytest.mark.usefixtures("operators_read_once")
+
 WIDTH, HEADS, TOKENS = 12, 3, 24
 SIZE = (4, 6)
 DEPTH = WIDTH // HEADS

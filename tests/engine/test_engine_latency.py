@@ -24,6 +24,8 @@ from automl_compress.ledger import Manifest, StudyResult
 from automl_compress.report import pick_network, write_report
 from automl_compress.space import Policy
 
+pytestmark = pytest.mark.usefixtures("operators_read_once")
+
 pytest.importorskip("onnxruntime")
 
 SETTINGS: dict[str, Any] = {
