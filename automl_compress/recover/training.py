@@ -23,7 +23,6 @@ from automl_compress.compress.strided import reading_first
 from automl_compress.errors import EngineError, InputError, InterruptedStudy, OtherTrainingError
 from automl_compress.recover.averaging import WeightAverage
 from automl_compress.recover.batches import Batches
-from automl_compress.recover.descent import Descent
 from automl_compress.recover.losses import Loss
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.schedule import learning_rate
@@ -125,8 +124,7 @@ class Trainer:
             images, normalization, settings.batch, settings.augment, settings.seed, self.device
         )
         self.steps = settings.epochs * self._batches.steps
-        self._descent = Descent(self.network, settings.momentum, settings.weight_decay)
-        self._rate = settings.rate
+        self._optimizer = _optimizer(self.network, settings)
         self._average = WeightAverage(self.network, settings.average) if settings.average else None
         self._step = 0
 
@@ -180,18 +178,20 @@ class Trainer:
     def _one_step(self) -> Tensor:
         """The loss of one step, still on the device."""
         settings = self.settings
-        self._rate = learning_rate(self._step, self.steps, settings.rate, settings.warmup)
+        rate = learning_rate(self._step, self.steps, settings.rate, settings.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
         inputs, labels = self._batches(self._step)
         bfloat16 = uses_bfloat16(settings.precision, self.device)
         self.network.train()
         with self._chance(), torch.enable_grad():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
                 loss = self._loss(self.network, inputs, labels)
-            self._descent.forget_gradients()
+            self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
         if self._after_backward is not None:
             self._after_backward()
-        self._descent.step(self._rate)
+        self._optimizer.step()
         if self._after_step is not None:
             self._after_step()
         if self._average is not None:
@@ -222,7 +222,7 @@ class Trainer:
             epoch=self._step / self._batches.steps,
             epochs=self.settings.epochs,
             loss=loss,
-            rate=self._rate,
+            rate=self._optimizer.param_groups[0]["lr"],
             batch=self._batches.size,
             images_per_second=speed,
             seconds_left=(self.steps - self._step) * self._batches.size / max(1e-9, speed),
@@ -257,7 +257,7 @@ class Trainer:
             "identity": self._identity,
             "step": self._step,
             "network": self.network.state_dict(),
-            "optimizer": self._descent.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
             "average": self._average.state() if self._average else {},
             "updates": self._average.updates if self._average else 0,
         }
@@ -281,10 +281,20 @@ class Trainer:
                 "is another training's; give its settings, or remove it to start again"
             )
         self.network.load_state_dict(content["network"])
-        self._descent.load_state_dict(content["optimizer"])
+        self._optimizer.load_state_dict(content["optimizer"])
         if self._average is not None:
             self._average.load(content["average"], content["updates"])
         self._step = content["step"]
+
+
+def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.SGD:
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    nesterov = settings.momentum > 0
+    return torch.optim.SGD(groups, settings.rate, settings.momentum, nesterov=nesterov)
 
 
 @contextmanager

@@ -222,8 +222,12 @@ def test_a_training_that_diverges_stops_and_keeps_the_last_good_state(tmp_path: 
 
 
 def test_vectors_are_not_decayed() -> None:
-    descent = (trainer := _trainer(replace(SETTINGS, weight_decay=0.3)))._descent
-    decays = dict(zip(map(id, descent._parameters), descent._decays, strict=True))
+    trainer = _trainer(replace(SETTINGS, weight_decay=0.3))
+    decays = {
+        id(p): group["weight_decay"]
+        for group in trainer._optimizer.param_groups
+        for p in group["params"]
+    }
     for parameter in trainer.network.parameters():
         assert decays[id(parameter)] == (0.3 if parameter.dim() > 1 else 0.0)
 
