@@ -14,14 +14,11 @@ import torch
 
 import automl_compress as ac
 from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
-from automl_compress.search.networks import Adam
 from automl_compress.workload import build_model
 from automl_compress.workload.workload import WorkloadConfig, load_workload
 
 model = build_model("digits_cnn", {{}})
 ac.SearchSpace.from_model(model, torch.zeros(1, 1, 8, 8))
-learner = torch.nn.Linear(2, 1)
-Adam(learner.parameters(), 0.1).descend(learner(torch.ones(3, 2)).sum())
 assert "torch._dynamo" not in sys.modules  # a compiler that takes seconds to import
 
 workload = load_workload(WorkloadConfig.of(model="digits_cnn", train={{"epochs": 1}}))

@@ -1,8 +1,8 @@
-"""Small neural networks: how they are made, learn, are followed by their targets, and stored."""
+"""Small neural networks: how they are made, stepped, followed by their targets, and stored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -52,52 +52,12 @@ class Follower:
             kept.lerp_(learnt, step)
 
 
-class Adam:
-    """Gradient descent by Kingma and Ba 2015, algorithm 1, as `torch.optim.Adam` with `fused`.
-
-    An optimizer of `torch.optim` loads PyTorch's compiler, which takes a process two seconds and
-    150 MB, and spends on a small network's step four times what the step itself takes.
-
-    Args:
-        parameters: what is learnt, changed in place.
-        rate: step size.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float) -> None:
-        self._parameters: list[Tensor] = list(parameters)
-        self._rate = rate
-        self._means = [torch.zeros_like(values) for values in self._parameters]
-        self._squares = [torch.zeros_like(values) for values in self._parameters]
-        self._steps = [torch.zeros(()) for _ in self._parameters]
-
-    def descend(self, loss: Tensor) -> None:
-        """One step down a loss that depends on every parameter; other networks are left alone."""
-        slopes = list(torch.autograd.grad(loss, self._parameters))
-        with torch.no_grad():
-            torch._foreach_add_(self._steps, 1)
-            torch._fused_adam_(
-                self._parameters,
-                slopes,
-                self._means,
-                self._squares,
-                [],
-                self._steps,
-                lr=self._rate,
-                beta1=0.9,
-                beta2=0.999,
-                weight_decay=0.0,
-                eps=1e-8,
-                amsgrad=False,
-                maximize=False,
-            )
-
-    def state_dict(self) -> dict[str, list[Tensor]]:
-        """Moments and counts of steps, by parameter."""
-        return {"means": self._means, "squares": self._squares, "steps": self._steps}
-
-    def load_state_dict(self, state: Mapping[str, list[Tensor]]) -> None:
-        """Go on exactly."""
-        self._means, self._squares, self._steps = state["means"], state["squares"], state["steps"]
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of gradient descent on a loss, of the optimizer's weights and no others."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+        weight.grad = slope
+    optimizer.step()
 
 
 @contextmanager
@@ -124,7 +84,9 @@ def tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.asarray(array, dtype=np.float32))
 
 
-def stored(networks: Mapping[str, nn.Module], optimizers: Mapping[str, Adam]) -> dict[str, Any]:
+def stored(
+    networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Any]:
     """Everything that `restore` needs, as plain data and NumPy arrays."""
     return {
         **{name: _to_numpy(network.state_dict()) for name, network in networks.items()},
@@ -134,7 +96,7 @@ def stored(networks: Mapping[str, nn.Module], optimizers: Mapping[str, Adam]) ->
 
 def restore(
     networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, Adam],
+    optimizers: Mapping[str, torch.optim.Optimizer],
     state: Mapping[str, Any],
 ) -> None:
     """Set networks and optimizers to a stored state."""
