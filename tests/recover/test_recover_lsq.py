@@ -48,6 +48,9 @@ def _quantized(bits: int = 3) -> nn.Module:
         (-9.0, 0.5, -3, 3, 0.0, -3.0),
         (-0.2, 0.5, 0, 15, 0.0, 0.0),  # below an unsigned grid
         (3.3, 0.25, 0, 15, 1.0, 13 - 13.2),
+        (1.5, 0.5, -3, 3, 1.0, 0.0),  # the grid's ends are inside
+        (-1.5, 0.5, -3, 3, 1.0, 0.0),
+        (0.0, 0.5, 0, 15, 1.0, 0.0),
     ],
 )
 def test_gradients_by_hand(
