@@ -127,11 +127,17 @@ def train_network(
         listener: hears how far it has come.
 
     Raises:
-        InputError: the device is not there, or the checkpoint is broken or another training's.
+        InputError: the device is not there, the checkpoint is broken or another training's, or the
+            penalty meets an optimizer that would rescale it.
         EngineError: the loss is not finite.
         InterruptedStudy: the user stopped it.
     """
     start = time.monotonic()
+    if sparsity is not None and settings.optimizer != "sgd":
+        raise InputError(
+            "'optimizer' must be sgd for sparsity training, since others rescale the penalty's "
+            f"gradient, but is '{settings.optimizer}'; remove it"
+        )
     device = find_device(settings.device)
     network = copy.deepcopy(workload.model).requires_grad_(True).to(device)
     penalty = None if sparsity is None else _penalty(network, workload, sparsity)

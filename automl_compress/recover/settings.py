@@ -17,6 +17,11 @@ from automl_compress.workload.arithmetic import has_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: Final = ("auto", "float32", "bfloat16")
+Optimizer = Literal["sgd", "adamw"]
+OPTIMIZERS: Final = ("sgd", "adamw")
+ADAPTIVE: Final = 100.0
+"""AdamW's usual rate is so many times smaller than SGD's, and its weight decay as many times
+larger: a step shrinks weights by the product of both (Loshchilov & Hutter 2019, algorithm 2)."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,15 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """SGD with Nesterov momentum, a linear warm-up and a cosine to zero.
+    """SGD with Nesterov momentum or AdamW, a linear warm-up and a cosine to zero.
 
     Args:
         epochs: passes over the training images.
         batch: images a step.
+        optimizer: `sgd`, or `adamw` for networks that SGD hardly trains, such as transformers.
         rate: highest learning rate.
         warmup: share of the steps in which the rate rises.
-        momentum: of SGD.
+        momentum: of SGD; AdamW's first decay rate.
         weight_decay: of tensors with two axes or more; vectors are not decayed.
         label_smoothing: share of the target spread over all classes.
         average: decay of the exponential average of the weights; 0 for none.
@@ -68,6 +74,7 @@ class TrainingSettings:
 
     epochs: int = 10
     batch: int = 128
+    optimizer: Optimizer = "sgd"
     rate: float = 0.1
     warmup: float = 0.1
     momentum: float = 0.9
@@ -84,10 +91,17 @@ class TrainingSettings:
         return dataclasses.asdict(self)
 
     def read(self, section: Section) -> TrainingSettings:
-        """These settings with what a section says instead; the section stays open."""
+        """These settings with what a section says instead; the section stays open.
+
+        Where it names another optimizer, rate and weight decay are as usual for that one.
+        """
+        optimizer = section.choice("optimizer", OPTIMIZERS, self.optimizer)
+        if optimizer != self.optimizer:
+            return self._with_optimizer(optimizer).read(section)  # type: ignore[arg-type]
         return TrainingSettings(
             epochs=section.number("epochs", int, self.epochs, low=1),
             batch=section.number("batch", int, self.batch, low=2),
+            optimizer=self.optimizer,
             rate=section.number("rate", float, self.rate, low=0.0),
             warmup=section.number("warmup", float, self.warmup, low=0.0, high=1.0),
             momentum=section.number("momentum", float, self.momentum, low=0.0, high=0.9999),
@@ -100,6 +114,15 @@ class TrainingSettings:
             seed=section.number("seed", int, self.seed, low=0),
             device=section.get("device", str, self.device),
             precision=section.choice("precision", PRECISIONS, self.precision),  # type: ignore[arg-type]
+        )
+
+    def _with_optimizer(self, optimizer: Optimizer) -> TrainingSettings:
+        factor = ADAPTIVE if optimizer == "adamw" else 1.0 / ADAPTIVE
+        return replace(
+            self,
+            optimizer=optimizer,
+            rate=self.rate / factor,
+            weight_decay=self.weight_decay * factor,
         )
 
 

@@ -287,12 +287,14 @@ class Trainer:
         self._step = content["step"]
 
 
-def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.SGD:
+def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, settings.rate, betas=(settings.momentum, 0.999))
     nesterov = settings.momentum > 0
     return torch.optim.SGD(groups, settings.rate, settings.momentum, nesterov=nesterov)
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from automl_compress.compress import trace
-from automl_compress.errors import WorkloadError
+from automl_compress.errors import InputError, WorkloadError
+from automl_compress.recover import SparsitySettings, TrainingSettings, train_network
 from automl_compress.recover.sparsity import GroupLasso, ScalePenalty
 from automl_compress.workload import Workload, build_model
 
@@ -83,3 +84,9 @@ def test_group_lasso_joins_what_a_sum_couples(digits: Workload) -> None:
 def test_networks_without_batchnorm_are_refused() -> None:
     with pytest.raises(WorkloadError, match="group-lasso"):
         ScalePenalty(nn.Sequential(nn.Conv2d(1, 2, 1)), 0.1)
+
+
+def test_optimizers_that_rescale_the_penalty_are_refused(digits: Workload) -> None:
+    settings = TrainingSettings(epochs=1, optimizer="adamw")
+    with pytest.raises(InputError, match=r"must be sgd .* is 'adamw'; remove it"):
+        train_network(digits, settings, SparsitySettings())

@@ -18,7 +18,7 @@ from automl_compress.recover import Augmentation, TrainingSettings, find_device,
 from automl_compress.recover.averaging import WeightAverage
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.schedule import learning_rate
-from automl_compress.recover.settings import RecoverySettings, uses_bfloat16
+from automl_compress.recover.settings import Optimizer, RecoverySettings, uses_bfloat16
 from automl_compress.recover.training import Standing, Trainer
 from automl_compress.workload import ImageSet, Normalization
 
@@ -137,9 +137,14 @@ def test_the_seed_decides() -> None:
     assert not _same(_weights(first), _weights(other))
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 5, 11])
-def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, stop_at: int) -> None:
-    whole = _trainer()
+@pytest.mark.parametrize(
+    ("stop_at", "optimizer"), [(1, "sgd"), (3, "sgd"), (5, "adamw"), (11, "sgd")]
+)
+def test_interrupted_and_resumed_is_undisturbed(
+    tmp_path: Path, stop_at: int, optimizer: Optimizer
+) -> None:
+    settings = replace(SETTINGS, optimizer=optimizer)
+    whole = _trainer(settings)
     whole.run()
     checkpoint = tmp_path / "checkpoint"
     steps = itertools.count(1)
@@ -150,9 +155,9 @@ def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, stop_at: int) ->
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(InterruptedStudy, match=f"step {stop_at} of 12"):
-        _trainer(after_step=interrupt).run(checkpoint)
+        _trainer(settings, after_step=interrupt).run(checkpoint)
     assert signal.getsignal(signal.SIGINT) is before
-    resumed = _trainer()
+    resumed = _trainer(settings)
     heard: list[Standing] = []
     resumed.run(checkpoint, heard.append)
     assert _same(_weights(whole), _weights(resumed))
@@ -232,6 +237,35 @@ def test_vectors_are_not_decayed() -> None:
         assert decays[id(parameter)] == (0.3 if parameter.dim() > 1 else 0.0)
 
 
+def test_adamw_shrinks_weights_as_sgd_does_and_follows_the_signs() -> None:
+    """Loshchilov & Hutter 2019: the first step is the rate in every direction, and the decay."""
+    plain, settings = (
+        RecoverySettings.from_section(section_of(texts)).training
+        for texts in ((), ("optimizer=adamw",))
+    )
+    assert settings.rate * settings.weight_decay == pytest.approx(plain.rate * plain.weight_decay)
+    assert settings.rate == pytest.approx(plain.rate / 100)
+    settings = replace(settings, epochs=1, batch=26, warmup=0.0, average=0.0, device="cpu")
+    trainer = _trainer(settings)
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    trainer.run()
+    moved = 0
+    for name, after in trainer.network.named_parameters():
+        kept = before[name]
+        if after.dim() > 1:
+            kept = kept * (1 - settings.rate * settings.weight_decay)
+        step = (after.detach() - kept).abs()
+        assert bool((step <= settings.rate * 1.01).all())
+        moved += int((step > settings.rate * 0.9).sum())
+    assert moved > 100
+
+
+def test_settings_beside_another_optimizer_are_kept() -> None:
+    texts = ("optimizer=adamw", "rate=0.3", "momentum=0.5")
+    training = RecoverySettings.from_section(section_of(texts)).training
+    assert (training.optimizer, training.rate, training.momentum) == ("adamw", 0.3, 0.5)
+
+
 def test_bfloat16_trains_float32_weights() -> None:
     trainer = _trainer(replace(SETTINGS, precision="bfloat16"))
     trainer.run()
@@ -278,6 +312,7 @@ def test_settings_are_read_from_texts() -> None:
         ("epoch=3", "did you mean 'epochs'"),
         ("augment.crops=3", "did you mean 'crop'"),
         ("precision=int8", "must be one of"),
+        ("optimizer=adam", "did you mean 'adamw'"),
         ("rate=-1", "at least 0"),
         ("augment=3", "a mapping"),
     ],
