@@ -71,8 +71,9 @@ def _inside(values: Tensor, scaled: Tensor, low: int, high: int) -> Tensor:
     The gradient of a clipped line is that, in one vectorised pass; a product with a mask of another
     type takes several times as long. Its line ends before its bounds, so they lie one float beyond.
     """
-    least, most = np.nextafter(np.float32((low, high)), np.float32((-np.inf, np.inf)))
-    inside: Tensor = torch.ops.aten.hardtanh_backward(values, scaled, float(least), float(most))
+    bounds = np.array([low, high], dtype=np.float32)
+    least, most = np.nextafter(bounds, np.array([-np.inf, np.inf], dtype=np.float32)).tolist()
+    inside: Tensor = torch.ops.aten.hardtanh_backward(values, scaled, least, most)
     return inside
 
 
