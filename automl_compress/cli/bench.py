@@ -180,7 +180,7 @@ def bench_repair(
 def _training_facts(weights: Path | None) -> list[str]:
     """What the card of a network's weights says of their training; nothing where there is none."""
     from automl_compress.evaluate import QUALITIES, quality_name
-    from automl_compress.recover import read_card
+    from automl_compress.workload import read_card
 
     card = None if weights is None else read_card(weights)
     if card is None:

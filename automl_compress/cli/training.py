@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,6 @@ from automl_compress.recover import (
     TrainingSettings,
     channel_statistics,
     find_device,
-    read_card,
     section_of,
     train_network,
 )
@@ -35,6 +35,8 @@ from automl_compress.workload import (
     layout_of,
     load_splits,
     load_untrained,
+    read_card,
+    trained_normalization,
 )
 
 DETECTOR_SPARSITY: Final = replace(DETECTOR_BASELINE, epochs=30, rate=0.005)
@@ -68,15 +70,17 @@ def sparsify(
 ) -> None:
     """Train on with a penalty that drives channels towards zero, and write weights and card.
 
-    Data that are not named are those of the weights' card.
+    Data that are not named are those of the weights' card, and others are normalised as those.
 
     Raises:
         InputError: an argument is wrong; nothing is written.
     """
     known = (read_card(weights) or {}).get("workload", {})
-    named = _data(data, model) if data or "data" not in known else known["data"]
+    trained = known.get("data", {})
+    named = _data(data, model) if data or not trained else trained
     section = section_of(overrides, data=named, model_args=known.get("model_args"))
     config, stated = _config(model, weights, section)
+    config = replace(config, data=config.data.normalized_as(section_of(**trained)))
     sparsity = SparsitySettings.read(section)
     boxed = isinstance(config.data.source, BOXED)
     settings = (DETECTOR_SPARSITY if boxed else SPARSITY).read(section)
@@ -134,7 +138,8 @@ def _load(config: WorkloadConfig, stated: dict[str, Any]) -> tuple[Workload, dic
     """The workload, and what a sweep file must say to search it."""
     splits = load_splits(config.data)
     if config.data.mean is None and splits.train.images.dtype == np.uint8:
-        mean, std = channel_statistics(splits.train)
+        known = trained_normalization(config.data, splits.train)
+        mean, std = (known.mean, known.std) if known else channel_statistics(splits.train)
         stated.update(mean=list(mean), std=list(std))
         config = replace(config, data=replace(config.data, mean=mean, std=std))
     stated["search_validation"]["images"] = len(splits.validation)
@@ -176,6 +181,8 @@ def _train(
         f"{output}: {QUALITIES[name]} {found['held_out']:.2%} on the held-out images, "
         f"{found['test']:.2%} on the test images"
     )
+    said = json.dumps({**described, "weights": str(output)})
+    print(f"a sweep that searches it, on images it was not trained on, says\nworkload: {said}")
 
 
 def _check_output(output: Path, force: bool) -> None:

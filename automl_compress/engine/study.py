@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -65,7 +67,9 @@ from automl_compress.ledger import (
 )
 from automl_compress.search import Problem, RungOffer
 from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
-from automl_compress.workload import Workload
+from automl_compress.workload import BoxTask, Workload
+
+_logger = logging.getLogger(__name__)
 
 SENSITIVE: Final = "sensitive"
 """Strategy that is told how many feature maps of each layer have a low rank."""
@@ -300,6 +304,7 @@ class Study:
                 cost = CostsWithLatency(cost, model)
                 latency = latency_record(config.latency, model, search.identity)
             baseline, test_baseline = (_baseline(e) for e in (search, test))
+        _warn_of_chance(baseline, workload)
         derived = _without_idle_choices(derived, cost, config)
         minimised = minimised_metrics(baseline.metrics)
         named = {
@@ -393,6 +398,23 @@ def _baseline(estimator: Estimator) -> Evaluation:
             "check model and data"
         )
     return evaluation
+
+
+def _warn_of_chance(baseline: Evaluation, workload: Workload) -> None:
+    """Say so where the uncompressed network knows no more than which class is the commonest."""
+    if isinstance(workload.task, BoxTask):
+        return
+    counts = np.bincount(workload.splits.validation.labels)
+    commonest = float(counts.max() / counts.sum())
+    noise = math.sqrt(commonest * (1.0 - commonest) / baseline.images)
+    if baseline.quality <= commonest + 2.0 * noise:
+        _logger.warning(
+            "the uncompressed network is right on %.1f %% of the search images, and to name the "
+            "commonest class always would be on %.1f %%; check weights, data.mean, data.std and "
+            "the order of the classes",
+            100 * baseline.quality,
+            100 * commonest,
+        )
 
 
 def _check_unchanged(folder: str | Path, before: Manifest, now: Manifest) -> None:

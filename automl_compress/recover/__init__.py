@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         SparsitySettings,
         Trained,
         channel_statistics,
-        read_card,
         train_network,
     )
     from automl_compress.recover.measurement import Measurement, measure
@@ -56,7 +55,6 @@ _PLACES = {
     "channel_statistics": "automl_compress.recover.baseline",
     "find_device": "automl_compress.recover.settings",
     "measure": "automl_compress.recover.measurement",
-    "read_card": "automl_compress.recover.baseline",
     "recover": "automl_compress.recover.recovery",
     "recover_policy": "automl_compress.recover.recovery",
     "section_of": "automl_compress.recover.settings",
@@ -80,7 +78,6 @@ __all__ = [
     "channel_statistics",
     "find_device",
     "measure",
-    "read_card",
     "recover",
     "recover_policy",
     "section_of",

@@ -25,11 +25,10 @@ from automl_compress.recover.settings import TrainingSettings, find_device
 from automl_compress.recover.sparsity import GroupLasso, Penalty, ScalePenalty
 from automl_compress.recover.training import Listener, Trainer, hear_nothing
 from automl_compress.settings import Section
-from automl_compress.workload import ImageSet, Workload, replacing
+from automl_compress.workload import CARD_VERSION, ImageSet, Workload, card_path, replacing
 
 Method = Literal["bn-scales", "group-lasso"]
 METHODS: Final = ("bn-scales", "group-lasso")
-CARD_VERSION: Final = 1
 _PIXELS: Final = 2**24
 
 
@@ -75,36 +74,6 @@ class Trained:
             file.write(content)
         with replacing(card_path(path)) as file:
             file.write((json.dumps(card, indent=1) + "\n").encode())
-
-
-def card_path(weights: Path) -> Path:
-    """Where the card of a file of weights lies."""
-    return weights.with_suffix(".json")
-
-
-def read_card(weights: Path) -> dict[str, Any] | None:
-    """The card beside a file of weights; None where there is none.
-
-    Raises:
-        InputError: it is broken, or of a newer version.
-    """
-    path = card_path(weights)
-    if not path.is_file():
-        return None
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        version = card["version"]
-    except (OSError, ValueError, KeyError, TypeError) as reason:
-        raise InputError(
-            f"'{path}' must be the card of '{weights.name}', but is broken; remove it"
-        ) from reason
-    if version > CARD_VERSION:
-        raise InputError(
-            f"the version of '{path}' must be at most {CARD_VERSION}, but is {version}; use a "
-            "newer automl-compress"
-        )
-    result: dict[str, Any] = card
-    return result
 
 
 def train_network(

@@ -2,13 +2,14 @@
 
 from automl_compress.workload.box_task import BoxTask
 from automl_compress.workload.cache import cache_folder, replacing
+from automl_compress.workload.card import CARD_VERSION, card_data, card_path, read_card
 from automl_compress.workload.data import BOXED, DataConfig, layout_of
 from automl_compress.workload.detection import Detection
 from automl_compress.workload.factory import resolve
 from automl_compress.workload.images import ImageSet, Normalization
 from automl_compress.workload.models import MODELS, ModelSpec, build_model, check_model_name
 from automl_compress.workload.resnet_cifar import PadShortcut
-from automl_compress.workload.splits import Splits, load_splits
+from automl_compress.workload.splits import Splits, load_splits, trained_normalization
 from automl_compress.workload.task import CLASSIFICATION, Score, Task
 from automl_compress.workload.torchvision_models import torchvision_example, torchvision_tasks
 from automl_compress.workload.weights import load_weights
@@ -22,6 +23,7 @@ from automl_compress.workload.workload import (
 
 __all__ = [
     "BOXED",
+    "CARD_VERSION",
     "CLASSIFICATION",
     "MODELS",
     "BoxTask",
@@ -38,15 +40,19 @@ __all__ = [
     "WorkloadConfig",
     "build_model",
     "cache_folder",
+    "card_data",
+    "card_path",
     "check_model_name",
     "layout_of",
     "load_splits",
     "load_untrained",
     "load_weights",
     "load_workload",
+    "read_card",
     "replacing",
     "resolve",
     "task_of",
     "torchvision_example",
     "torchvision_tasks",
+    "trained_normalization",
 ]

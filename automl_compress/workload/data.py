@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ class DataConfig:
         validation_images: their number; None is half of the test half or a tenth of the training
             half, at most 5000.
         seed: decides which images these are.
+        trained: mean and std that the network was trained with, for 8-bit images of as many
+            channels whose own are not stated.
 
     Raises:
         WorkloadError: mean and std do not fit each other, or a std is not above 0.
@@ -50,6 +52,7 @@ class DataConfig:
     validation_from: str = "test"
     validation_images: int | None = None
     seed: int = 0
+    trained: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         channels = len(self.mean or self.std or ())
@@ -96,6 +99,18 @@ class DataConfig:
             return cls(source, mean, std, half, images, seed)
         except WorkloadError as error:
             raise section.fail(str(error)) from error
+
+    def normalized_as(self, trained: Section) -> DataConfig:
+        """These data, for a network that was trained on those of a section.
+
+        Args:
+            trained: mapping of the other data; mean and std may be missing.
+
+        Raises:
+            InputError: its numbers are wrong.
+        """
+        mean, std = _numbers(trained, "mean"), _numbers(trained, "std")
+        return self if mean is None or std is None else replace(self, trained=(mean, std))
 
 
 def existing(text: str, base: Path) -> Path:

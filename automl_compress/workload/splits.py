@@ -53,7 +53,7 @@ def load_splits(config: DataConfig) -> Splits:
 
 
 def load_normalization(config: DataConfig, images: ImageSet) -> Normalization:
-    """The normalization for these images; 0..1 scaling where the config gives none.
+    """The normalization for these images: as stated, as the network was trained, or 0..1.
 
     Raises:
         WorkloadError: mean or std do not fit the channels, or the images are floats, which
@@ -72,8 +72,15 @@ def load_normalization(config: DataConfig, images: ImageSet) -> Normalization:
                 f"data.{name} must hold one number a channel, but holds {len(values)} for "
                 f"{channels} channel{'s' * (channels != 1)}; correct it"
             )
-    unit = Normalization.unit(channels)
+    unit = trained_normalization(config, images) or Normalization.unit(channels)
     return Normalization(config.mean or unit.mean, config.std or unit.std)
+
+
+def trained_normalization(config: DataConfig, images: ImageSet) -> Normalization | None:
+    """What the network was trained with, where it is known, fits, and nothing else is stated."""
+    if config.trained is None or config.mean or config.std or images.images.dtype != np.uint8:
+        return None
+    return Normalization(*config.trained) if len(config.trained[0]) == images.shape[0] else None
 
 
 def _split(halves: TrainTest, config: DataConfig) -> Splits:

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from automl_compress.errors import WorkloadError
-from automl_compress.settings import LARGEST_SEED, Origin, Section
+from automl_compress.settings import LARGEST_SEED, REQUIRED, Origin, Section
+from automl_compress.workload.card import card_data
 from automl_compress.workload.data import DataConfig, existing
 from automl_compress.workload.detection import EXTRA, Detection, strides_of
 from automl_compress.workload.digits_training import DEFAULT_EPOCHS, train_digits
@@ -61,6 +62,9 @@ class WorkloadConfig:
     def from_section(cls, section: Section, base: Path) -> WorkloadConfig:
         """Read and close the mapping below `workload`.
 
+        Data that it does not name are those of the weights' card; so are mean and std of data that
+        it names without them, for they belong to the network's input.
+
         Args:
             section: the mapping.
             base: folder of the sweep file; relative paths start there, or in the current folder
@@ -74,7 +78,8 @@ class WorkloadConfig:
             check_model_name(model)
         except WorkloadError as error:
             raise section.fail(str(error), "model") from error
-        weights: str | None = section.get("weights", str, None)
+        named: str | None = section.get("weights", str, None)
+        weights = None if named is None else existing(named, base)
         epochs = DEFAULT_EPOCHS
         if model in MODELS and MODELS[model].trained_here:
             training = section.section("train")
@@ -82,9 +87,9 @@ class WorkloadConfig:
             training.close()
         config = cls(
             model,
-            _data(section, model, base),
+            _data(section, model, base, card_data(weights)),
             section.section("model_args").plain(),
-            None if weights is None else existing(weights, base),
+            weights,
             section.number("seed", int, 0, low=0, high=LARGEST_SEED),
             epochs,
         )
@@ -232,15 +237,24 @@ def _task(name: str, model: nn.Module, splits: Splits) -> Task:
     return Detection(len(splits.classes), (height, width), strides_of(model, name))
 
 
-def _data(section: Section, model: str, base: Path) -> DataConfig:
+def _data(section: Section, model: str, base: Path, trained: dict[str, Any]) -> DataConfig:
+    """The data a sweep names; of what it leaves out, what the weights' card says.
+
+    Args:
+        section: the workload's.
+        model: its name.
+        base: folder that relative paths start at.
+        trained: what `card_data` gives.
+    """
+    card = Section(trained, {(): Origin("the weights' card")}, ("data",), WorkloadError)
+    if trained and "data" not in section:
+        return DataConfig.from_section(card, base)
     default = MODELS[model].data if model in MODELS else ""
-    value = (
-        section.get("data", (str, dict), default) if default else section.get("data", (str, dict))
-    )
+    value = section.get("data", (str, dict), default or REQUIRED)
     if isinstance(value, dict):
-        return DataConfig.from_section(section.section("data"), base)
+        return DataConfig.from_section(section.section("data"), base).normalized_as(card)
     try:
-        return DataConfig.from_name(value)
+        return DataConfig.from_name(value).normalized_as(card)
     except WorkloadError as error:
         raise section.fail(str(error), "data") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from automl_compress.cli import main
@@ -36,10 +37,12 @@ def test_weights_and_card_are_what_a_search_needs(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _train("-o", "w/base.safetensors", "--epochs", "4") == 0
-    assert "held-out accuracy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "held-out accuracy" in printed
     assert {path.name for path in (folder / "w").iterdir()} == {"base.safetensors", "base.json"}
     card = json.loads((folder / "w/base.json").read_text())
-    stated = {**card["workload"], "weights": "w/base.safetensors"}
+    stated = yaml.safe_load(printed.strip().splitlines()[-1])["workload"]
+    assert stated == {**card["workload"], "weights": "w/base.safetensors"}
     workload = load_workload(WorkloadConfig.of(**stated))
     splits = workload.splits
     for name, part in (("train", splits.train), ("held_out", splits.validation)):
