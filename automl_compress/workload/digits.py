@@ -9,9 +9,9 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from automl_compress.errors import WorkloadError
 from automl_compress.workload.images import ImageSet
 from automl_compress.workload.sources import TrainTest
 
@@ -28,7 +28,7 @@ class DigitsSource:
 
     def load(self, seed: int) -> TrainTest:
         """Both halves, in memory; pixels 0..16 are scaled to `round(x * 255 / 16)`."""
-        digits = np.loadtxt(_digits_file(), delimiter=",")
+        digits = _table()
         pixels = np.rint(digits[:, :-1].reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
         every = ImageSet.of(pixels, digits[:, -1].astype(np.int64))
         order = np.random.default_rng(seed).permutation(len(every))
@@ -37,24 +37,21 @@ class DigitsSource:
         return TrainTest(train, test, tuple(str(digit) for digit in range(10)))
 
 
-def _digits_file() -> Path:
-    """The table that `sklearn.datasets.load_digits` reads: 64 pixels and the digit in every row.
+def _table() -> NDArray[np.float64]:
+    """(1797, 65): 64 pixels and the digit in every row.
 
-    scikit-learn is only looked up: importing it loads SciPy and pandas, three seconds a process.
-
-    Raises:
-        WorkloadError: it is not there.
+    scikit-learn's file is read as `load_digits` reads it, for importing it loads SciPy and pandas,
+    three seconds a process; where the file is elsewhere, scikit-learn itself is asked.
     """
     found = find_spec("sklearn")
-    folders = found.submodule_search_locations if found else None
-    paths = [Path(folder, "datasets", "data", "digits.csv.gz") for folder in folders or ()]
-    for path in paths:
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder, "datasets", "data", "digits.csv.gz")
         if path.is_file():
-            return path
-    raise WorkloadError(
-        "'digits' must be among scikit-learn's files, but there is no "
-        f"{' or '.join(map(str, paths)) or 'scikit-learn'}; install scikit-learn"
-    )
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target])
 
 
 class Residual(nn.Module):
