@@ -32,7 +32,7 @@ def read_card(weights: Path) -> dict[str, Any] | None:
         raise InputError(
             f"'{path}' must be the card of '{weights.name}', but is broken; remove it"
         ) from reason
-    if not isinstance(card, dict) or not {"version", "sha256"} <= card.keys():
+    if not isinstance(card, dict) or not {"version", "training"} <= card.keys():
         return None  # somebody else's file
     if not isinstance(card["version"], int) or card["version"] > CARD_VERSION:
         raise InputError(
@@ -51,7 +51,7 @@ def card_data(weights: Path | None) -> dict[str, Any]:
         InputError: the card is broken, or of a newer version.
     """
     card = read_card(weights) if weights is not None and weights.is_file() else None
-    if card is None or weights is None or card["sha256"] != _hash(weights):
+    if card is None or weights is None or card.get("sha256") != _hash(weights):
         return {}
     workload = card.get("workload")
     data = workload.get("data") if isinstance(workload, dict) else None
