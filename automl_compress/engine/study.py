@@ -406,7 +406,7 @@ def _warn_of_chance(baseline: Evaluation, workload: Workload) -> None:
         return
     counts = np.bincount(workload.splits.validation.labels)
     commonest = float(counts.max() / counts.sum())
-    noise = math.sqrt(commonest * (1.0 - commonest) / baseline.images)
+    noise = math.sqrt(commonest * (1.0 - commonest) / max(1, baseline.images))
     if baseline.quality <= commonest + 2.0 * noise:
         _logger.warning(
             "the uncompressed network is right on %.1f %% of the search images, and to name the "
