@@ -33,17 +33,13 @@ pytestmark = [
 ]
 
 
-# Every contestant is a process of its own, which takes seconds to start.
-FEW = CONTESTANTS[:2]
-
-
 def _run(folder: Path, workers: int, **estimator: object) -> list[Standing]:
     from automl_compress.engine.cluster import ClusterEngine
 
     heard: list[Standing] = []
     engine = ClusterEngine(race(folder, **estimator), EngineSettings(workers=workers), folder)
     try:
-        engine.run(FEW, heard.append)
+        engine.run(CONTESTANTS, heard.append)
         engine.measure([NETWORK.space.largest])
     finally:
         engine.close()
@@ -53,7 +49,7 @@ def _run(folder: Path, workers: int, **estimator: object) -> list[Standing]:
 def _serial(folder: Path) -> pd.DataFrame:
     folder.mkdir()
     engine = SerialEngine(race(folder))
-    engine.run(FEW, lambda _: None)
+    engine.run(CONTESTANTS, lambda _: None)
     engine.close()
     return frame(folder)
 
