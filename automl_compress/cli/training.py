@@ -31,6 +31,7 @@ from automl_compress.workload import (
     DataConfig,
     Workload,
     WorkloadConfig,
+    card_data,
     check_model_name,
     layout_of,
     load_splits,
@@ -76,7 +77,7 @@ def sparsify(
         InputError: an argument is wrong; nothing is written.
     """
     known = (read_card(weights) or {}).get("workload", {})
-    trained = known.get("data", {})
+    trained = card_data(weights)
     named = _data(data, model) if data or not trained else trained
     section = section_of(overrides, data=named, model_args=known.get("model_args"))
     config, stated = _config(model, weights, section)

@@ -102,8 +102,7 @@ def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    where = ("--set", f"engine.kind={kind}", "--set", "engine.workers=1")
-    process = _run("search", str(sweep), "--out", "disturbed", *where)
+    process = _run("search", str(sweep), "--out", "disturbed", "--set", f"engine.kind={kind}")
     _signal_after(process, signal.SIGINT, 10)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors.decode()
