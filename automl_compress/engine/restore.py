@@ -21,8 +21,13 @@ from automl_compress.space import Policy
 from automl_compress.workload import Workload, load_workload
 
 
-def stated_config(manifest: Manifest) -> StudyConfig:
+def stated_config(manifest: Manifest, *, with_space: bool = True) -> StudyConfig:
     """The settings a study's manifest states.
+
+    Args:
+        manifest: the study's.
+        with_space: whether its space is to be made again; without, the file that states it may be
+            gone, for the manifest holds its genes.
 
     Raises:
         StudyError: its workload was given in memory, or a setting is wrong.
@@ -32,7 +37,8 @@ def stated_config(manifest: Manifest) -> StudyConfig:
             "only a study whose workload is stated by settings can be read back from its folder, "
             f"but '{manifest.study}' was given a loaded one; use it in Python, or run() again"
         )
-    return config_of_mapping(manifest.config, Path(manifest.environment.get("base", ".")))
+    settings = manifest.config if with_space else {**manifest.config, "space": "auto"}
+    return config_of_mapping(settings, Path(manifest.environment.get("base", ".")))
 
 
 def load_estimators(config: StudyConfig) -> tuple[Workload, NetworkEstimator, NetworkEstimator]:
@@ -153,7 +159,7 @@ def restore_study(folder: str | Path) -> Restored:
         WorkloadError: the network or its data cannot be loaded.
     """
     manifest = Manifest.read(Path(folder))
-    config = stated_config(manifest)
+    config = stated_config(manifest, with_space=False)
     with torch_threads(config.engine.threads):
         workload, search, test = load_estimators(config)
     if not _builds_the_same(manifest, search, test):

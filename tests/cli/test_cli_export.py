@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_an_onnx_file_is_compared_and_measured_as_it_runs(
     images = restored.some_test_images(10**9)
     right = runner(images.numpy())[0].argmax(1) == restored.workload.splits.test.labels
     assert f"read back, it has {right.mean():.2%} accuracy" in printed
+
+
+def test_a_network_outlives_the_file_of_its_search_space(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stated = json.loads((study / "run.json").read_text())
+    stated["config"]["space"] = "gone.yaml"
+    (study / "run.json").write_text(json.dumps(stated))
+    assert main(["export", str(study), "--pick", "point:1", "-o", "net.packed"]) == 0
+    capsys.readouterr()
+    assert main(["extend", str(study), "--evaluations", "4"]) == 2
+    assert "'gone.yaml' is no file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
