@@ -1,8 +1,9 @@
 """How many networks are estimated in a second, by the naive loop and by ours, and how truly.
 
-All loops answer the same random policies with the same images. Each policy is new to its loop,
-but ours have answered others before: what they keep of single layers is filled, as it soon is in
-a search. What the very first policies take is timed too.
+All loops answer the same random policies with the same images, in turns of a few policies, so that
+a machine that becomes slower slows all of them. Each policy is new to its loop, but ours have
+answered others before: what they keep of single layers is filled, as it soon is in a search. What
+the very first policies take is timed too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,10 @@ EARLY: Final = f"{DEFAULT}, floor"
 """The default."""
 _FIRST: Final = 5
 """Very first policies that are timed."""
+_TURN: Final = 2
+"""Policies that a loop answers before it is another's turn."""
+_COMPARED: Final = 30
+"""Answers of at least so many policies are compared."""
 _PATIENCE: Final = 3600.0
 """Seconds after which a process is given up."""
 LOOPS: Final = (NAIVE, SAME_WORK, DEFAULT, EARLY)
@@ -49,6 +54,8 @@ class RateRow:
         per_second: networks estimated in a second, by all processes.
         first_per_second: the same of the very first policies.
         images: mean number of images a network was measured on.
+        lowest_ratio: to the naive loop's rate in the same processes, of all turns.
+        highest_ratio: likewise.
     """
 
     loop: str
@@ -57,6 +64,8 @@ class RateRow:
     per_second: float
     first_per_second: float
     images: float
+    lowest_ratio: float
+    highest_ratio: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,8 @@ class EstimateBench:
         largest_difference: of the quality, as a share, of ours in float32 and the naive loop with
             the same steps of rounding.
         rank_correlation: Spearman's, of the default with the same networks run plainly in float32.
-        policies: every number is of so many.
+        policies: rates and the breakdown are of so many.
+        compared: answers of so many are compared.
         images: networks are judged by.
         groups: channel groups that policies cut: those that Torch-Pruning follows rightly.
         all_groups: that could be cut.
@@ -103,6 +113,7 @@ class EstimateBench:
     largest_difference: float
     rank_correlation: float
     policies: int
+    compared: int
     images: int
     groups: int
     all_groups: int
@@ -131,7 +142,7 @@ def measure_estimates(
 
     Args:
         task: network, data, images and space.
-        policies: how many each loop answers, in each process.
+        policies: how many each loop answers in each process.
         processes: side by side at most, and threads at most.
         listener: hears every rate.
 
@@ -139,19 +150,19 @@ def measure_estimates(
         InputError: network, data or space are wrong, or Torch-Pruning is not there.
     """
     bench = LoopBench(task)
-    rates = []
-    for loop in LOOPS:
-        for count, threads in dict.fromkeys(((1, 1), (1, processes), (processes, 1))):
-            rates.append(_rate(task, loop, count, threads, policies))
-            listener(rates[-1])
+    rates: list[RateRow] = []
+    for count, threads in dict.fromkeys(((1, 1), (1, processes), (processes, 1))):
+        rows = _rates(task, count, threads, policies)
+        rates += rows
+        for row in rows:
+            listener(row)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        compared = bench.policies(policies, 7)
-        known = [*bench.policies(3 * policies, 1), *compared]
-        for policy in known:
+        compared = bench.policies(max(_COMPARED, policies), 7)
+        for policy in [*bench.policies(3 * policies, 1), *compared]:
             bench.answer(DEFAULT, policy)
-        breakdown = bench.breakdown(compared)
+        breakdown = bench.breakdown(compared[:policies])
         structure = bench.estimator(SAME_WORK).compressor.structure
         return EstimateBench(
             tuple(rates),
@@ -159,6 +170,7 @@ def measure_estimates(
             bench.largest_difference(compared),
             bench.rank_correlation(compared),
             policies,
+            len(compared),
             len(bench.estimator(SAME_WORK).images_and_labels()[1]),
             len(bench.groups),
             sum(not group.protected for group in structure.groups),
@@ -280,13 +292,13 @@ def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
     return time.perf_counter() - start
 
 
-def _rate(task: EstimateTask, loop: str, processes: int, threads: int, policies: int) -> RateRow:
-    """Time a loop in processes of its own, that begin together."""
+def _rates(task: EstimateTask, processes: int, threads: int, policies: int) -> tuple[RateRow, ...]:
+    """Time all loops in processes that begin every turn together."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     queue = context.Queue()
     workers = [
-        context.Process(target=_work, args=(task, loop, threads, (policies, place), barrier, queue))
+        context.Process(target=_work, args=(task, threads, (policies, place), barrier, queue))
         for place in range(processes)
     ]
     for worker in workers:
@@ -294,38 +306,61 @@ def _rate(task: EstimateTask, loop: str, processes: int, threads: int, policies:
     found = [queue.get(timeout=_PATIENCE) for _ in workers]
     for worker in workers:
         worker.join()
-    first, seconds, images = (np.array(column) for column in zip(*found, strict=True))
-    answered = processes * policies
-    return RateRow(
-        loop,
-        processes,
-        threads,
-        answered / float(seconds.max()),
-        processes * _FIRST / float(first.max()),
-        float(images.mean()),
+    slowest = {loop: np.array([times[loop].seconds for times in found]).max(0) for loop in LOOPS}
+    ratios = {loop: slowest[NAIVE] / slowest[loop] for loop in LOOPS}
+    return tuple(
+        RateRow(
+            loop,
+            processes,
+            threads,
+            processes * policies / float(slowest[loop].sum()),
+            processes * _FIRST / max(times[loop].first for times in found),
+            float(np.mean([times[loop].images for times in found])),
+            float(ratios[loop].min()),
+            float(ratios[loop].max()),
+        )
+        for loop in LOOPS
     )
 
 
+@dataclass
+class _Times:
+    """One loop in one process: seconds of the first policies and of each turn, mean images."""
+
+    first: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    images: float = 0.0
+
+
 def _work(
-    task: EstimateTask,
-    loop: str,
-    threads: int,
-    share: tuple[int, int],
-    barrier: Any,
-    queue: Any,
+    task: EstimateTask, threads: int, share: tuple[int, int], barrier: Any, queue: Any
 ) -> None:
-    """Answer first policies, others to warm up, and last the timed ones."""
+    """Let every loop answer first policies, others to warm up, and last the timed ones in turns."""
     torch.set_num_threads(threads)
     bench = LoopBench(task)
     count, place = share
-    warm = bench.policies(_FIRST + (0 if loop == NAIVE else 3 * count), 1 + place)
+    first = bench.policies(_FIRST, 1 + place)
+    warm = bench.policies(3 * count, 501 + place)
     timed = bench.policies(count, 1001 + place)
-    bench.estimator(loop if loop != NAIVE else SAME_WORK)
-    barrier.wait()
-    first = _seconds(lambda: [bench.answer(loop, policy) for policy in warm[:_FIRST]])
-    for policy in warm[_FIRST:]:
-        bench.answer(loop, policy)
-    barrier.wait()
-    start = time.perf_counter()
-    images = [bench.answer(loop, policy) for policy in timed]
-    queue.put((first, time.perf_counter() - start, float(np.mean(images))))
+    times = {loop: _Times() for loop in LOOPS}
+
+    def answer(loop: str, policies: Sequence[Policy]) -> float:
+        """Seconds of answers that begin in all processes at once."""
+        barrier.wait()
+        start = time.perf_counter()
+        for policy in policies:
+            times[loop].images += bench.answer(loop, policy) / count
+        return time.perf_counter() - start
+
+    for loop in LOOPS:
+        if loop != NAIVE:
+            bench.estimator(loop)
+        times[loop].first = answer(loop, first)
+    for loop in LOOPS:
+        for policy in warm if loop != NAIVE else ():
+            bench.answer(loop, policy)
+        times[loop].images = 0.0
+    for turn in range(0, count, _TURN):
+        for loop in LOOPS:
+            times[loop].seconds.append(answer(loop, timed[turn : turn + _TURN]))
+    queue.put(times)

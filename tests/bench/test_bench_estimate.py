@@ -110,18 +110,18 @@ def test_a_missing_torch_pruning_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_page_states_ratios_to_naive_rows() -> None:
     rates = (
-        RateRow(NAIVE, 1, 1, 1.0, 1.0, 512.0),
-        RateRow(NAIVE, 1, 2, 1.6, 1.5, 512.0),
-        RateRow(NAIVE, 2, 1, 0.8, 0.7, 512.0),
-        RateRow("ours", 2, 1, 8.0, 2.0, 300.0),
+        RateRow(NAIVE, 1, 1, 1.0, 1.0, 512.0, 1.0, 1.0),
+        RateRow(NAIVE, 1, 2, 1.6, 1.5, 512.0, 1.0, 1.0),
+        RateRow(NAIVE, 2, 1, 0.8, 0.7, 512.0, 1.0, 1.0),
+        RateRow("ours", 2, 1, 8.0, 2.0, 300.0, 9.5, 11.0),
     )
     part = Breakdown(8.0, 0.05, 0.1, 0.8, 1.25, 0.7)
-    classes = EstimateBench(rates, part, 1 / 512, 0.995, 30, 512, 27, 30, "accuracy")
+    classes = EstimateBench(rates, part, 1 / 512, 0.995, 12, 30, 512, 27, 30, "accuracy")
     page = estimate_page(classes, "tiny")
-    assert "| ours | 2 x 1 | 8.00 | 10.00 | 5.00 | 2.00 | 300 |" in page
+    assert "| ours | 2 x 1 | 8.00 | 10.00 | 9.50..11.00 | 5.00 | 2.00 | 300 |" in page
     assert "(8.0 ms)" in page
-    assert "at most 1 of 512 images" in page
-    boxes = EstimateBench(rates, part, 0.0123, 0.995, 30, 512, 27, 30, "map50")
+    assert "at most 1 of 512 images, over 30 policies" in page
+    boxes = EstimateBench(rates, part, 0.0123, 0.995, 12, 30, 512, 27, 30, "map50")
     assert "at most 1.23 points of mAP50" in estimate_page(boxes, "tiny")
 
 
@@ -130,5 +130,13 @@ def test_all_loops_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AUTOML_COMPRESS_CACHE", str(tmp_path))
     heard: list[RateRow] = []
     found = measure_estimates(task(), 3, 2, heard.append)
-    assert [row.loop for row in heard] == [loop for loop in LOOPS for _ in range(3)]
-    assert all(row.per_second > 0 and row.first_per_second > 0 for row in found.rates)
+    assert [row.loop for row in heard] == [*LOOPS, *LOOPS, *LOOPS]
+    assert [(row.processes, row.threads) for row in heard[::4]] == [(1, 1), (1, 2), (2, 1)]
+    naive = {}
+    for row in found.rates:
+        assert row.per_second > 0
+        assert row.first_per_second > 0
+        naive.setdefault((row.processes, row.threads), row.per_second)
+        ratio = row.per_second / naive[row.processes, row.threads]
+        assert row.lowest_ratio <= ratio * (1 + 1e-9)
+        assert row.highest_ratio >= ratio * (1 - 1e-9)
