@@ -25,14 +25,17 @@ def share_copy(model: M) -> M:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:
         vars(memo[id(module)]).update(
-            {name: _shared(value, memo) for name, value in vars(module).items()}
+            {
+                name: value if type(value) in _FIXED else _shared(value, memo)
+                for name, value in vars(module).items()
+            }
         )
     result = memo[id(model)]
     assert isinstance(result, type(model))
     return result
 
 
-_FIXED: Final = (bool, int, float, str)
+_FIXED: Final = frozenset({type(None), bool, int, float, str})
 _PLAIN_STATE: Final = {f"torch.nn.modules.{name}" for name in ("module", "conv", "activation")}
 """Where states are restored by updating a dictionary, and defaults are added for old files."""
 
@@ -49,17 +52,19 @@ def _copies_itself(module: nn.Module) -> bool:
 
 def _shared(value: object, memo: dict[int, object]) -> object:
     """A value of a module's dictionary in the copy."""
-    if value is None or isinstance(value, _FIXED):
-        return value
-    if isinstance(value, tuple) and all(isinstance(part, _FIXED) for part in value):
-        return value
-    if type(value) is set and all(isinstance(part, _FIXED) for part in value):
-        return set(value)
-    if isinstance(value, dict) and type(value) in (dict, OrderedDict):
+    kind = type(value)
+    if kind is dict or kind is OrderedDict:
+        assert isinstance(value, dict)
+        if not value:
+            return kind()
         members = value.values()
         if all(member is None or id(member) in memo for member in members):
             copies = (None if member is None else memo[id(member)] for member in members)
-            return type(value)(zip(value, copies, strict=True))
+            return kind(zip(value, copies, strict=True))
+    elif kind is tuple or kind is set:
+        assert isinstance(value, (tuple, set))
+        if all(type(part) in _FIXED for part in value):
+            return kind(value)
     return copy.deepcopy(value, memo)
 
 

@@ -302,20 +302,22 @@ def quantized_layer(
     """
     kind = _quantized_kind(layer)
     assert kind is not None
-    result: Any = object.__new__(kind)
-    result.__dict__.update(layer.__dict__)
-    result._parameters = dict(layer._parameters)
-    result._buffers = dict(layer._buffers)
-    result._modules = dict(layer._modules)
-    result.weight_bits = weight_bits
+    parameters, buffers = dict(layer._parameters), dict(layer._buffers)
     if weight_bits is not None and scales is not None:
-        weight = layer._parameters["weight"]
+        weight = parameters["weight"]
         assert weight is not None
         rounded = quantize_weight(weight, scales, weight_bits)
-        result._parameters["weight"] = nn.Parameter(rounded, weight.requires_grad)
-        result._buffers["weight_scale"] = scales.clone()
+        parameters["weight"] = nn.Parameter(rounded, weight.requires_grad)
+        buffers["weight_scale"] = scales.clone()
     if input_quantizer is not None:
         input_quantizer.train(layer.training)
-    result._modules["input_quantizer"] = input_quantizer
+    result: Any = object.__new__(kind)
+    vars(result).update(
+        vars(layer),
+        _parameters=parameters,
+        _buffers=buffers,
+        _modules={**layer._modules, "input_quantizer": input_quantizer},
+        weight_bits=weight_bits,
+    )
     module: nn.Module = result
     return module

@@ -417,17 +417,17 @@ def _cut_head_product(module: Any, keep_out: Tensor | None, keep_in: Tensor | No
 
 def _with_tensors(smaller: Any, module: Any, **tensors: Tensor | None) -> nn.Module:
     """Give a shallow copy tables and tensors of its own."""
-    smaller._parameters = dict(module._parameters)
-    smaller._buffers = dict(module._buffers)
-    smaller._modules = dict(module._modules)
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        value = tensor.detach().clone()
-        if name in module._parameters:
-            smaller._parameters[name] = nn.Parameter(value, module._parameters[name].requires_grad)
+        uncut = any(tensor is table.get(name) for table in (parameters, buffers))
+        value = tensor.detach().clone() if uncut else tensor.detach()
+        if name in parameters:
+            parameters[name] = nn.Parameter(value, parameters[name].requires_grad)
         else:
-            smaller._buffers[name] = value
+            buffers[name] = value
+    vars(smaller).update(_parameters=parameters, _buffers=buffers, _modules=dict(module._modules))
     result: nn.Module = smaller
     return result
 
