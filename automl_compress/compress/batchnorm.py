@@ -188,8 +188,10 @@ def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     """(channels,) mean and unbiased variance over all axes but the second, of evenly drawn rows."""
     rows = x.movedim(1, -1).flatten(0, -2)
     step = max(1, len(rows) // _ROWS)
-    rows = rows[:: step + (step > 1 and step % 2 == 0)].float()  # odd: no row of images is left out
+    step += step > 1 and step % 2 == 0  # odd: no row of images is left out
+    rows = rows[::step].to(torch.float32, copy=True)
     each = torch.full((1, len(rows)), 1 / len(rows))
-    mean = each @ rows  # a product: many times as fast as torch.var_mean
-    variance = each @ (rows - mean).square() * (len(rows) / max(1, len(rows) - 1))
+    with torch.autocast("cpu", enabled=False):  # inside, products would be rounded to bfloat16
+        mean = each @ rows  # a product: many times as fast as torch.var_mean
+        variance = each @ rows.sub_(mean).square_() * (len(rows) / max(1, len(rows) - 1))
     return mean[0], variance[0]

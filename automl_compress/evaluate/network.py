@@ -26,7 +26,7 @@ from automl_compress.evaluate.fast_form import FastForm, Precision, fast_precisi
 from automl_compress.space import Policy
 from automl_compress.workload import Score, Workload
 
-VERSION: Final = 10
+VERSION: Final = 11
 """Raised whenever the same policy would get another answer than before."""
 BUILDS: Final = 5
 """Raised whenever the same policy would be built into another network than before."""

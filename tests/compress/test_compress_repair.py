@@ -112,6 +112,27 @@ def test_paired_statistics_follow_a_known_change() -> None:
     assert not changed.training
 
 
+class Shift(nn.Module):
+    """Adds a number."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.by
+
+
+def test_paired_statistics_are_not_rounded_where_networks_compute_in_bfloat16() -> None:
+    """A change of what a norm reads by less than bfloat16 resolves at its mean."""
+    start = nn.Sequential(Shift(0.0), nn.BatchNorm2d(3)).eval()
+    changed: Any = nn.Sequential(Shift(2.0**-7), nn.BatchNorm2d(3)).eval()
+    PairedStatistics(start, images(8) + 5, low_precision=True).renew(changed, {})
+    expected = torch.full((3,), 2.0**-7)
+    torch.testing.assert_close(changed[1].running_mean, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(changed[1].running_var, torch.ones(3), rtol=1e-4, atol=1e-5)
+
+
 def test_few_images_know_the_statistics_better_in_pairs() -> None:
     """Of a slightly changed network, against what very many images say."""
     start = share_copy(shifted())
