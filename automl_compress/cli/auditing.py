@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from automl_compress.cli.commands import engine_changes
 from automl_compress.cli.options import add_json_option, add_overrides_option, write_file
 from automl_compress.cli.progress import BLOCK_SECONDS, duration
 from automl_compress.errors import InputError
@@ -50,6 +51,15 @@ def add_audit(subparsers: Any) -> None:
         metavar="N",
         help="also estimate by a training of so few steps; may be given several times",
     )
+    parser.add_argument(
+        "--twice",
+        action="store_true",
+        help="train every policy twice and rank by the mean, which also tells what noise hides",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="measure and train so many at a time, on Ray"
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="the same on a running Ray cluster")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     add_json_option(parser)
     parser.set_defaults(run=run_audit)
@@ -81,10 +91,12 @@ def run_audit(arguments: argparse.Namespace) -> int:
         train,
         tuple(dict.fromkeys(arguments.repairs)),
         tuple(dict.fromkeys(arguments.short)),
+        arguments.twice,
         arguments.seed,
     )
+    changes = engine_changes(arguments.workers, arguments.address)
     print(f"auditing {arguments.folder} with {settings.policies} policies ...", flush=True)
-    document = audit_study(arguments.folder, settings, _Progress())
+    document = audit_study(arguments.folder, settings, _Progress(), **changes)
     if arguments.json is not None:
         write_file(arguments.json, json.dumps(document, allow_nan=False) + "\n")
     page = write_report(arguments.folder)

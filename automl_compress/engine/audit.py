@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.compress import Repair
+from automl_compress.engine.engine import Engine, EngineSettings, Race
 from automl_compress.engine.latency import recorded_model
-from automl_compress.engine.restore import Restored, restore_study, torch_threads
+from automl_compress.engine.restore import Restored, restore_study
 from automl_compress.engine.rungs import RungSettings, build_rung
+from automl_compress.engine.start import started
 from automl_compress.engine.trained import FEWEST_STEPS, TrainedEstimator, TrainSettings
 from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.evaluate import (
@@ -29,19 +31,26 @@ from automl_compress.evaluate import (
     Evaluation,
     error_name,
     loss_of,
+    minimised_metrics,
     quality_name,
     quality_of,
 )
-from automl_compress.evaluate.estimator import Estimator, answer
+from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.latency import WithLatency
 from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.evaluate.predictor import FEWEST, LearnedEstimator
 from automl_compress.evaluate.ranking import correlate, kendall_of_samples, spearman_of_samples
-from automl_compress.ledger import AUDIT, LEDGER, Ledger, Place, StudyResult, write_text
+from automl_compress.ledger import AUDIT, LEDGER, Ledger, StudyResult, write_text
+from automl_compress.recover import find_device
+from automl_compress.search import Problem
 from automl_compress.space import Policy, SearchSpace
 
 VERSION: Final = 1
+SEARCH: Final = "search"
 TRAINED: Final = "trained"
+AGAIN: Final = "trained again"
+FIRST: Final = "trained first"
+"""Where every policy is trained twice, `TRAINED` is the mean of these two."""
 NULLS: Final = ("size_bytes", "macs", "bitops")
 """Costs that rank policies without any estimate: what an estimate has to beat."""
 BANDS: Final = 4
@@ -68,6 +77,9 @@ class AuditSettings:
         repairs: of networks whose estimates on the search's images are compared too.
         short: steps of trainings that are compared too, as a rung of a ladder may have; they begin
             from another seed than the training that they foretell.
+        twice: whether every policy is trained twice, from two seeds and on two draws of images, to
+            be ranked by the mean; how the two trainings rank each other limits what any estimate
+            can reach.
         seed: decides which policies stand in bands, and the other draw of images.
     """
 
@@ -75,6 +87,7 @@ class AuditSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     repairs: tuple[Repair, ...] = ()
     short: tuple[int, ...] = ()
+    twice: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -118,7 +131,9 @@ class AuditStanding:
 Listener = Callable[[AuditStanding], None]
 
 
-def audit_study(folder: Path, settings: AuditSettings, listener: Listener) -> dict[str, Any]:
+def audit_study(
+    folder: Path, settings: AuditSettings, listener: Listener, **engine: Any
+) -> dict[str, Any]:
     """Measure and train a spread of a study's policies, and write `audit.json`.
 
     Every evaluation is in the study's ledger once it is made; run again, an audit goes on.
@@ -127,12 +142,15 @@ def audit_study(folder: Path, settings: AuditSettings, listener: Listener) -> di
         folder: the study's.
         settings: how.
         listener: hears how far it has come.
+        **engine: `workers` or `address` of a cluster's evaluators, which then work side by side;
+            without, this process does everything.
 
     Returns:
         What `audit.json` says.
 
     Raises:
-        InputError: the folder holds no study, its network has changed, or it found too little.
+        InputError: the folder holds no study, its network has changed, it found too little, or
+            a cluster is to train on another device than processors.
         InterruptedStudy: the user stopped it; what is measured is kept.
     """
     study, result = restore_study(folder), StudyResult(folder)
@@ -140,14 +158,35 @@ def audit_study(folder: Path, settings: AuditSettings, listener: Listener) -> di
     space = SearchSpace.from_dict(result.manifest.space)
     chosen = spread(result, space, cost, settings)
     rungs = _rungs(study, result, settings)
-    with torch_threads(study.config.engine.threads), Ledger(folder / LEDGER) as ledger:
+    manifest = result.manifest
+    problem = Problem(space, manifest.objectives, minimised_metrics(manifest.baseline), cost)
+    asked = {_asked_as(name): estimator for name, estimator in rungs.items()}
+    race = Race(problem, rungs[SEARCH], study.test, 0, folder / LEDGER, asked)
+    started_by = _engine_settings(study.config.engine, settings, engine)
+    policies = [audited.policy for audited in chosen]
+    with started(race, started_by, folder) as running, Ledger(folder / LEDGER) as ledger:
         answers = {
-            name: _measured(ledger, name, estimator, [a.policy for a in chosen], listener)
+            name: _measured(running, ledger, name, estimator, policies, listener)
             for name, estimator in rungs.items()
         }
     document = _document(result, settings, chosen, rungs, answers)
     write_text(folder / AUDIT, json.dumps(document, indent=1) + "\n")
     return document
+
+
+def _engine_settings(
+    stated: EngineSettings, settings: AuditSettings, changes: Mapping[str, Any]
+) -> EngineSettings:
+    """A cluster where any of its settings are given."""
+    if not changes:
+        return replace(stated, kind="serial")
+    device = settings.train.recovery.training.device
+    if find_device(device).type != "cpu":
+        raise StudyError(
+            f"a cluster's evaluators train on processors, but device is '{device}'; give "
+            "--device cpu, or neither --workers nor --address"
+        )
+    return replace(stated, kind="cluster", **changes)
 
 
 # Which policies
@@ -292,24 +331,34 @@ def _rungs(study: Restored, result: StudyResult, settings: AuditSettings) -> dic
     told = list(result.usable_evaluations().values())
     if len(told) >= FEWEST:
         rungs["learned"] = LearnedEstimator(told, search.compressor.cost)
-    rungs["search"] = cheap
+    rungs[SEARCH] = cheap
     rungs["redrawn"] = NetworkEstimator(workload, other)
     rungs["full"] = build_rung(whole, workload, search)
     for rung in _more_rungs(study, settings):
         rungs[rung.name] = build_rung(rung, workload, search)
-    rungs[TRAINED] = TrainedEstimator(workload, search.compressor, search.networks, settings.train)
+    trainings = {TRAINED: settings.train}
+    if settings.twice:
+        trainings[AGAIN] = _from_another_seed(settings, settings.train.steps, 2)
+    for name, train in trainings.items():
+        rungs[name] = TrainedEstimator(workload, search.compressor, search.networks, train)
     return rungs
+
+
+def _from_another_seed(settings: AuditSettings, steps: int | None, number: int) -> TrainSettings:
+    """A training of so many steps that differs from the audit's by its seed, and so its images."""
+    recovery = settings.train.recovery
+    training = replace(recovery.training, seed=recovery.training.seed + number + settings.seed)
+    return TrainSettings(steps, replace(recovery, training=training))
 
 
 def _more_rungs(study: Restored, settings: AuditSettings) -> list[RungSettings]:
     """What the audit was asked for, then the study's own ladder but for what trains as long."""
-    images, recovery = study.search.settings.images, settings.train.recovery
+    images = study.search.settings.images
     asked = [RungSettings(f"repair {r}", images=images, repair=r) for r in settings.repairs]
-    other = replace(recovery.training, seed=recovery.training.seed + 1 + settings.seed)
-    short = replace(recovery, training=other)
     asked += [
         RungSettings(
-            f"training of {steps} step{'s' * (steps > 1)}", train=TrainSettings(steps, short)
+            f"training of {steps} step{'s' * (steps > 1)}",
+            train=_from_another_seed(settings, steps, 1),
         )
         for steps in settings.short
     ]
@@ -323,7 +372,13 @@ def _more_rungs(study: Restored, settings: AuditSettings) -> list[RungSettings]:
     return asked + ladder
 
 
+def _asked_as(name: str) -> str:
+    """What the ledger says of who asked for evaluations of a rung."""
+    return f"audit {name}"
+
+
 def _measured(
+    engine: Engine,
     ledger: Ledger,
     name: str,
     estimator: Estimator,
@@ -331,21 +386,17 @@ def _measured(
     listener: Listener,
 ) -> list[Evaluation]:
     """Answers from the ledger, or new ones that are committed one by one."""
-    answers = []
     try:
-        for position, policy in enumerate(policies):
-            known = ledger.find([policy.key], estimator.identity)
-            if policy.key not in known:
-                evaluation = answer(estimator, policy)
-                ledger.add(evaluation, Place(f"audit {name}", position, 0))
-                known = {policy.key: evaluation}
-            answers.append(known[policy.key])
-            listener(AuditStanding(name, position + 1, len(policies)))
+        for place in range(0, len(policies), engine.workers):
+            engine.measure(policies[place : place + engine.workers], _asked_as(name))
+            done = min(place + engine.workers, len(policies))
+            listener(AuditStanding(name, done, len(policies)))
     except (InterruptedStudy, KeyboardInterrupt) as reason:
         raise InterruptedStudy(
             "stopped; what is measured is saved, run the same command to go on"
         ) from reason
-    return answers
+    found = ledger.find([policy.key for policy in policies], estimator.identity)
+    return [found[policy.key] for policy in policies]
 
 
 # What came of it
@@ -363,7 +414,7 @@ def _document(
     qualities = {
         name: np.array([found[row].quality for row in good]) for name, found in answers.items()
     }
-    costs = [dict(answers["search"][row].metrics) for row in good]
+    costs = [dict(answers[SEARCH][row].metrics) for row in good]
     bands = np.array([audited.band for audited in kept], dtype=np.int64)
     divergences = {
         name: np.array([found[row].metrics[DIVERGENCE] for row in good])
@@ -372,10 +423,15 @@ def _document(
     }
     estimates = {}
     for name in answers:
-        if name != TRAINED:
+        if name not in (TRAINED, AGAIN):
             estimates[name] = qualities[name]
         if name in divergences:
             estimates[f"{name} {DIVERGENCE}"] = -divergences[name]  # the higher, the better
+    twice = {}
+    if AGAIN in qualities:
+        twice[AGAIN] = _correlations(qualities[AGAIN], qualities[TRAINED], bands)
+        qualities[FIRST] = qualities[TRAINED]
+        qualities[TRAINED] = (qualities[FIRST] + qualities[AGAIN]) / 2
     quality = quality_name(result.manifest.baseline)
     nulls = {name: np.array([cost[name] for cost in costs]) for name in NULLS}
     return {
@@ -402,10 +458,9 @@ def _document(
         "correlations": {
             name: _correlations(values, qualities[TRAINED], bands)
             for name, values in {**estimates, **nulls}.items()
-        },
-        "noise": _noise(
-            [answers["search"][r] for r in good], [answers["redrawn"][r] for r in good]
-        ),
+        }
+        | twice,
+        "noise": _noise([answers[SEARCH][r] for r in good], [answers["redrawn"][r] for r in good]),
         "policies": [
             {
                 "policy": audited.policy.to_dict(),

@@ -59,7 +59,7 @@ class ClusterEngine:
         if self._owns_ray:
             start_ray(settings)
         processors = int(ray.cluster_resources().get("CPU", 2)) - 1
-        workers = settings.workers or max(1, processors // settings.threads)
+        self.workers = settings.workers or max(1, processors // settings.threads)
         # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         share_large_tensors()
@@ -68,7 +68,7 @@ class ClusterEngine:
             str(race.ledger.absolute()),  # actors have a folder of their own
             [estimators],
             {"": race.search.identity, **{n: e.identity for n, e in race.rungs.items()}},
-            workers,
+            self.workers,
             settings.threads,
         )
 

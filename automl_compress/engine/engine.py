@@ -74,6 +74,9 @@ class Race:
 class Engine(Protocol):
     """Runs contestants over evaluators. All engines give the same evaluations."""
 
+    workers: int
+    """Evaluations that are made at the same time."""
+
     def run(self, contestants: Sequence[ContestantRecord], listener: Listener) -> None:
         """Run contestants until their budgets are spent.
 

@@ -23,6 +23,8 @@ class SerialEngine:
         threads: torch threads while it runs.
     """
 
+    workers = 1
+
     def __init__(self, race: Race, threads: int = 1) -> None:
         self._race = race
         self._ledger = Ledger(race.ledger)

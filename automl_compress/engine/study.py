@@ -29,7 +29,7 @@ from automl_compress.compress import (
 from automl_compress.compress.feature_ranks import IMAGES as RANKED_IMAGES
 from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
-from automl_compress.engine.engine import Engine, Listener, Race
+from automl_compress.engine.engine import Listener, Race
 from automl_compress.engine.extension import extended_config, reopen
 from automl_compress.engine.idle import without_idle_choices
 from automl_compress.engine.latency import (
@@ -42,7 +42,7 @@ from automl_compress.engine.latency import (
 from automl_compress.engine.promotion import climb, cross_validated, with_ladder
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
 from automl_compress.engine.rungs import build_rung, rung_cost
-from automl_compress.engine.serial import SerialEngine
+from automl_compress.engine.start import started
 from automl_compress.engine.statement import fingerprint_of, state_manifest
 from automl_compress.engine.tuning import tuned
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
@@ -240,7 +240,7 @@ class Study:
             )
             unfinished = _unfinished(folder, race.budget)
             try:
-                with _engine(race, self.config, folder) as engine:
+                with started(race, self.config.engine, folder) as engine:
                     engine.run(unfinished, listener)
                     standing, manifest = climb(
                         self.config.ladder,
@@ -485,18 +485,3 @@ def _unfinished(folder: Path, budget: int) -> list[ContestantRecord]:
     with Ledger(folder / LEDGER):
         result = StudyResult(folder)
     return [c for c in result.manifest.contestants if result.spent(c.name) < budget]
-
-
-@contextmanager
-def _engine(race: Race, config: StudyConfig, folder: Path) -> Iterator[Engine]:
-    engine: Engine
-    if config.engine.kind == "serial":
-        engine = SerialEngine(race, config.engine.threads)
-    else:
-        from automl_compress.engine.cluster import ClusterEngine  # needs ray, serial does not
-
-        engine = ClusterEngine(race, config.engine, folder)
-    try:
-        yield engine
-    finally:
-        engine.close()

@@ -23,6 +23,8 @@ TRUSTED: Final = 0.7
 training does; below it a report warns."""
 SEARCH: Final = "search"
 TRAINED: Final = "trained"
+AGAIN: Final = "trained again"
+"""The second training of every policy, if there is one; its row says how it ranks the first."""
 TITLES: Final[Mapping[str, str]] = {
     "learned": "learned predictor",
     "search": "search estimate",
@@ -31,6 +33,7 @@ TITLES: Final[Mapping[str, str]] = {
     "size_bytes": "size alone",
     "macs": "MACs alone",
     "bitops": "bit operations alone",
+    AGAIN: "one training, the other",
 }
 """What a reader calls each rung and each cost that ranks without an estimate."""
 _BY_DIVERGENCE: Final = f" {DIVERGENCE}"
@@ -88,6 +91,21 @@ class Audit:
         return max((value for value in found if not math.isnan(value)), default=math.nan)
 
     @property
+    def attainable(self) -> tuple[float, float] | None:
+        """About the highest Spearman's rho that an estimate can reach, overall and within bands.
+
+        None where policies were trained once. From how two trainings rank each other follows how
+        their mean, the reference, ranks what it is the noisy sight of (Spearman 1904 and 1910).
+        """
+        if AGAIN not in self.correlations:
+            return None
+        overall, within = (
+            _of_truth(self.correlation(AGAIN, scope, "spearman"))
+            for scope in ("overall", "within_bands")
+        )
+        return overall, within
+
+    @property
     def within_bands(self) -> tuple[float, float]:
         """How far trained qualities of one band scatter, and their standard error, as shares.
 
@@ -114,6 +132,11 @@ class Audit:
         """(n,) of the qualities of a rung, as shares."""
         kind = error_name(self.quality)
         return np.array([policy[kind][name] for policy in self.policies], dtype=np.float64)
+
+
+def _of_truth(between: float) -> float:
+    """Correlation of a mean of two with what both are noisy sights of, from that of the two."""
+    return math.sqrt(2 * between / (1 + between)) if between > 0 else math.nan
 
 
 def read_audit(folder: Path, fingerprints: Collection[str]) -> Audit | None:
@@ -213,6 +236,21 @@ def audit_note(audit: Audit) -> str:
         f"{formats.points(audit.within_bands[0])} points (standard deviation) with a standard "
         f"error of {formats.points(audit.within_bands[1])}: where these are close, there is "
         "nothing to rank."
+        f"{_noise_of_training(audit)}"
+    )
+
+
+def _noise_of_training(audit: Audit) -> str:
+    """What two trainings of every policy tell, if there are two."""
+    if audit.attainable is None:
+        return ""
+    between = (audit.correlation(AGAIN, s, "spearman") for s in ("overall", "within_bands"))
+    one, other, overall, within = map(number_text, (*between, *audit.attainable))
+    return (
+        " Every policy was trained twice, from two seeds and on two draws of images; estimates "
+        f"rank the means. The two trainings rank each other with Spearman's rho {one} overall and "
+        f"{other} within bands, so that an estimate which knew the true means would reach about "
+        f"{overall} and {within}."
     )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kendalltau, spearmanr
 
 from automl_compress.cli import main
-from automl_compress.engine import Study
+from automl_compress.engine import Study, audit
 from automl_compress.engine.audit import BANDS, TOLERANCE
 from automl_compress.engine.trained import TrainedEstimator
 from automl_compress.errors import InterruptedStudy
@@ -208,10 +209,59 @@ def test_a_stopped_audit_goes_on_and_ends_alike(
     assert one == two == loaded
 
 
+def test_policies_that_are_trained_twice_are_ranked_by_the_mean(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = _copy(finished, tmp_path)
+    assert main(["audit", str(folder), *QUICK, "--twice"]) == 0
+    before, after = _document(finished), _document(folder)
+    kinds = ("trained", "trained first", "trained again")
+    mean, first, again = (
+        np.array([p["accuracy"][kind] for p in after["policies"]]) for kind in kinds
+    )
+    assert first.tolist() == [p["accuracy"]["trained"] for p in before["policies"]]
+    assert (first != again).any()
+    assert mean == pytest.approx((first + again) / 2)
+    search = [p["accuracy"]["search"] for p in after["policies"]]
+    found = after["correlations"]["search"]["overall"]["spearman"]["value"]
+    assert found == pytest.approx(spearmanr(search, mean).statistic)
+    between = after["correlations"]["trained again"]["overall"]["spearman"]["value"]
+    assert between == pytest.approx(spearmanr(first, again).statistic)
+    page = (folder / "report.md").read_text()
+    assert "| one training, the other | " in page
+    assert f"rank each other with Spearman's rho {between:.3f} overall" in page
+    assert f"would reach about {np.sqrt(2 * between / (1 + between)):.3f} and" in page
+    assert "one training, the other" not in (finished / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_cluster_finds_what_one_process_finds(
+    searched: Path, finished: Path, tmp_path: Path
+) -> None:
+    folder = _copy(searched, tmp_path)
+    assert main(["audit", str(folder), *QUICK, "--workers", "2"]) == 0
+    one, two = _document(folder), _document(finished)
+    for document in (one, two):
+        for rung in document["rungs"].values():
+            rung.pop("seconds")
+    assert one == two
+
+
+def test_a_cluster_trains_on_processors(
+    searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(audit, "find_device", lambda _: torch.device("cuda"))
+    assert main(["audit", str(searched), "--workers", "2"]) == 2
+    assert "train on processors, but device is 'auto'; give --device cpu" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--policies", "3"], "raise --policies"),
+        (["--workers", "0"], "--workers must be at least 1"),
         (["--steps", "0"], "at least 1"),
         (["--repair", "non"], "did you mean 'none'"),
         (["--set", "ratte=1"], "did you mean 'rate'"),
