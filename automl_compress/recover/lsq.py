@@ -38,6 +38,10 @@ from automl_compress.compress.slicing import CONVOLUTIONS
 
 SMALLEST: Final = 0.01
 """A step stays above this share of its first value: at zero it would not come back."""
+_PIECE: Final = 2**17
+"""Values that a thread rounds before it goes on to others."""
+_FEWEST_PIECES: Final = 5
+"""Fewer are rounded all at once."""
 
 
 class RoundToGrid(torch.autograd.Function):
@@ -52,17 +56,55 @@ class RoundToGrid(torch.autograd.Function):
         """Round `x` to `low..high` times `step`, which broadcasts; in float32."""
         ctx.save_for_backward(x, step)
         ctx.grid = (low, high, gain)
-        return (x.float() / step).round_().clamp_(low, high).mul_(step)
+        images = _images_a_piece(x, step)
+        if images == len(x):
+            return _rounded(x, step, low, high)
+        result = torch.empty_like(x, dtype=torch.float32)
+        for piece in range(0, len(x), images):
+            part = slice(piece, piece + images)
+            result[part] = _rounded(x[part], step, low, high)
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Gradients of `x` and `step`."""
         x, step = ctx.saved_tensors
         low, high, gain = ctx.grid
-        scaled = x.float() / step
-        slope = scaled.clamp(low, high).round_().sub_(_inside(scaled, scaled, low, high))
-        of_step = slope.mul_(gradient).sum_to_size(step.shape) * gain
-        return _inside(gradient, scaled, low, high).to(x.dtype), of_step, None, None, None
+        images = _images_a_piece(x, step)
+        if images == len(x):
+            of_x, of_step = _gradients(x, step, gradient, low, high)
+        else:
+            of_x, of_step = torch.empty_like(x), torch.zeros_like(step)
+            for piece in range(0, len(x), images):
+                part = slice(piece, piece + images)
+                of_x[part], add = _gradients(x[part], step, gradient[part], low, high)
+                of_step += add
+        return of_x, of_step * gain, None, None, None
+
+
+def _images_a_piece(x: Tensor, step: Tensor) -> int:
+    """How many of (n, ...) values with one step to round at a time; all where they are few.
+
+    What is done to a piece one pass after another stays in a processor's caches: rounding 2^20
+    values and their gradients took 0.6 times as long (one thread), 2^19 values as long.
+    """
+    piece = _PIECE * torch.get_num_threads()
+    whole = x.device.type != "cpu" or step.numel() > 1 or x.numel() < _FEWEST_PIECES * piece
+    return len(x) if whole else max(1, piece * len(x) // x.numel())
+
+
+def _rounded(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    return (x.float() / step).round_().clamp_(low, high).mul_(step)
+
+
+def _gradients(
+    x: Tensor, step: Tensor, gradient: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """Of the values, and of the step before its gain."""
+    scaled = x.float() / step
+    slope = scaled.clamp(low, high).round_().sub_(_inside(scaled, scaled, low, high))
+    of_step = slope.mul_(gradient).sum_to_size(step.shape)
+    return _inside(gradient, scaled, low, high).to(x.dtype), of_step
 
 
 def _inside(values: Tensor, scaled: Tensor, low: int, high: int) -> Tensor:

@@ -15,6 +15,7 @@ from automl_compress.compress.quantize import (
     levels,
     quantized_layer,
 )
+from automl_compress.recover import lsq
 from automl_compress.recover.lsq import (
     Limits,
     RoundToGrid,
@@ -75,6 +76,41 @@ def test_a_channel_s_step_gets_the_sum_of_its_own_values_times_the_gain() -> Non
         for scaled in (row / step).tolist():
             want += round(scaled) - scaled if -1 <= scaled <= 1 else (1 if scaled > 0 else -1)
         assert got.item() == pytest.approx(0.25 * want, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_values_are_rounded_piece_by_piece_and_alike(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    drawn = torch.Generator().manual_seed(1)
+    x = torch.randn(7, 3, 4, 4, generator=drawn).to(dtype, memory_format=torch.channels_last)
+    above = torch.randn(7, 3, 4, 4, generator=drawn)
+
+    def rounded() -> tuple[Tensor, Tensor, Tensor]:
+        values, step = x.clone().requires_grad_(True), torch.tensor([0.3], requires_grad=True)
+        found = RoundToGrid.apply(values, step, 0, 5, 0.5)
+        found.backward(above)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert values.grad is not None
+        assert step.grad is not None
+        return found, values.grad, step.grad
+
+    whole = rounded()
+    pieces: list[int] = []
+    plain = lsq._rounded
+
+    def noticing(values: Tensor, *rest: Any) -> Tensor:
+        pieces.append(len(values))
+        return plain(values, *rest)
+
+    monkeypatch.setattr(lsq, "_PIECE", 2 * 48 // torch.get_num_threads())
+    monkeypatch.setattr(lsq, "_FEWEST_PIECES", 1)
+    monkeypatch.setattr(lsq, "_rounded", noticing)
+    again = rounded()
+    assert pieces == [2, 2, 2, 1]
+    for one, other in zip(whole[:2], again[:2], strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(again[2], whole[2], rtol=1e-5, atol=1e-6)
 
 
 def test_the_gain_is_the_paper_s() -> None:
