@@ -103,7 +103,8 @@ def test_many_values_are_rounded_piece_by_piece_and_alike(
         pieces.append(len(values))
         return plain(values, *rest)
 
-    monkeypatch.setattr(lsq, "_PIECE", 2 * 48 // torch.get_num_threads())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(lsq, "_PIECE", 2 * 48)
     monkeypatch.setattr(lsq, "_FEWEST_PIECES", 1)
     monkeypatch.setattr(lsq, "_rounded", noticing)
     again = rounded()
