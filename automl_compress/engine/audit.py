@@ -50,7 +50,7 @@ SEARCH: Final = "search"
 TRAINED: Final = "trained"
 AGAIN: Final = "trained again"
 FIRST: Final = "trained first"
-"""Where every policy is trained twice, `TRAINED` is the mean of these two."""
+"""Where every policy is trained twice, the qualities named `TRAINED` are the means of these two."""
 NULLS: Final = ("size_bytes", "macs", "bitops")
 """Costs that rank policies without any estimate: what an estimate has to beat."""
 BANDS: Final = 4
@@ -151,6 +151,7 @@ def audit_study(
     Raises:
         InputError: the folder holds no study, its network has changed, it found too little, or
             a cluster is to train on another device than processors.
+        EngineError: a cluster cannot be started or reached, or failed.
         InterruptedStudy: the user stopped it; what is measured is kept.
     """
     study, result = restore_study(folder), StudyResult(folder)
