@@ -72,8 +72,8 @@ def operators_read_once() -> Iterator[None]:
 
 
 STARTS_RAY = {
-    *("test_bench_engine.py", "test_cli_promoting.py", "test_cli_runs.py"),
-    *("test_engine_asha.py", "test_engine_cluster.py"),
+    *("test_bench_engine.py", "test_cli_audit.py", "test_cli_promoting.py"),
+    *("test_cli_runs.py", "test_engine_asha.py", "test_engine_cluster.py"),
 }
 
 

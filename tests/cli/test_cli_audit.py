@@ -234,7 +234,9 @@ def test_policies_that_are_trained_twice_are_ranked_by_the_mean(
     assert "one training, the other" not in (finished / "report.md").read_text()
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("blank_figures", "ray_here")
 def test_a_cluster_finds_what_one_process_finds(
     searched: Path, finished: Path, tmp_path: Path
 ) -> None:
