@@ -15,7 +15,7 @@ from torch import nn
 from automl_compress.cli.training_progress import TrainingProgress
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.engine import Restored, restore_study
-from automl_compress.errors import OtherTrainingError, StudyError
+from automl_compress.errors import InputError, OtherTrainingError, StudyError
 from automl_compress.evaluate import QUALITIES, error_name, quality_name
 from automl_compress.ledger import RECOVERED, StudyResult, write_text
 from automl_compress.recover import (
@@ -38,7 +38,13 @@ CHECKPOINT: Final = "training.checkpoint"
 
 
 def recover_networks(
-    folder: Path, rules: Sequence[str], overrides: Sequence[str], *, force: bool, asha: bool = False
+    folder: Path,
+    rules: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    force: bool,
+    asha: bool = False,
+    further: bool = False,
 ) -> Path:
     """Recover what rules pick, one network after the other, and write the report again.
 
@@ -49,6 +55,7 @@ def recover_networks(
         force: whether networks that were recovered with other settings are replaced.
         asha: whether they are trained side by side and those that lag behind are stopped early,
             see `recover_promoted`.
+        further: whether training goes on from what an earlier recovery left.
 
     Returns:
         The path of the report.
@@ -66,23 +73,39 @@ def recover_networks(
     find_device(settings.training.device)
     picked = {found.policy.key: found for found in (pick_network(result, rule) for rule in rules)}
     stated = json.loads(json.dumps(settings.to_dict()))
+    if further and asha:
+        raise InputError("--further trains one network after the other; leave --asha out")
     if asha:
         from automl_compress.cli.promoting import recover_promoted
 
         recover_promoted(result, tuple(picked.values()), settings, force=force)
         return write_report(folder)
-    waiting = [found for found in picked.values() if not is_recovered(folder, found, stated, force)]
+    waiting = [*picked.values()]
+    if further:
+        earlier = {key: _earlier_epochs(folder, found) for key, found in picked.items()}
+    else:
+        waiting = [found for found in waiting if not is_recovered(folder, found, stated, force)]
     if waiting:
         study = restore_study(folder)
         for place, found in enumerate(waiting, 1):
             print(f"[{place}/{len(waiting)}] {found.describe()}", flush=True)
             task = RecoveryTask(study, folder, result.manifest.fingerprint, settings, force)
-            task.recover(found, TrainingProgress())
+            if further:
+                trained = load_trained(recovered_file(folder, found.policy), study)
+                epochs = earlier[found.policy.key]
+                task.recover(found, TrainingProgress(), earlier_epochs=epochs, trained=trained)
+            else:
+                task.recover(found, TrainingProgress())
     return write_report(folder)
 
 
-def recovered_file(folder: Path, policy: Policy) -> Path:
+def recovered_file(folder: Path, policy: Policy, option: str = "--recovered") -> Path:
     """Where the trained network of a policy lies.
+
+    Args:
+        folder: a study's folder.
+        policy: of one of its networks.
+        option: who asks.
 
     Raises:
         StudyError: it was not recovered.
@@ -90,7 +113,7 @@ def recovered_file(folder: Path, policy: Policy) -> Path:
     path = folder / RECOVERED / policy.key / NETWORK
     if not path.is_file():
         raise StudyError(
-            f"--recovered needs a network that was trained, but '{folder}' has none of the key "
+            f"{option} needs a network that was trained, but '{folder}' has none of the key "
             f"{policy.key}; run 'recover {folder} --pick point:{policy.key}' first"
         )
     return path
@@ -110,19 +133,40 @@ def is_recovered(folder: Path, picked: Pick, stated: Mapping[str, Any], force: b
     path = folder / RECOVERED / picked.policy.key / DOCUMENT
     if not path.exists() or force:
         return False
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError) as reason:
-        raise StudyError(
-            f"'{path}' must say how a network was recovered, but is broken; remove it"
-        ) from reason
-    if before != stated:
+    settings, epochs = _how(path)
+    if settings != stated:
         raise StudyError(
             f"a network is recovered once, but '{path.parent}' holds it with other settings; "
-            "give --force to replace it"
+            f"give --further to go on from it (epochs so far: {epochs}), or --force to replace it"
         )
     print(f"{picked.describe()} is recovered already")
     return True
+
+
+def _earlier_epochs(folder: Path, picked: Pick) -> int:
+    """Epochs of all trainings of a network that was recovered.
+
+    Raises:
+        StudyError: it was not.
+    """
+    place = recovered_file(folder, picked.policy, "--further").parent
+    return _how(place / DOCUMENT)[1]
+
+
+def _how(document: Path) -> tuple[Mapping[str, Any], int]:
+    """The settings of a network's last training, and the epochs of all.
+
+    Raises:
+        StudyError: the document is missing or broken.
+    """
+    try:
+        data = json.loads(document.read_text(encoding="utf-8"))
+        epochs = int(data["settings"]["training"]["epochs"]) + int(data["earlier_epochs"])
+        return data["settings"], epochs
+    except (OSError, ValueError, KeyError, TypeError) as reason:
+        raise StudyError(
+            f"'{document}' must say how a network was recovered, but is broken; remove it"
+        ) from reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +193,7 @@ class RecoveryTask:
         listener: Listener,
         start: nn.Module | None = None,
         earlier_epochs: int = 0,
+        trained: nn.Module | None = None,
     ) -> dict[str, float]:
         """Train one network, and write it and what it is worth into the study's folder.
 
@@ -156,7 +201,8 @@ class RecoveryTask:
             picked: the network.
             listener: hears how far it has come.
             start: its trained form without grids, where it begins; the original when not given.
-            earlier_epochs: of the training that made `start`.
+            earlier_epochs: of the trainings that made `start` or `trained`.
+            trained: what they made with its grids, when that is trained further.
 
         Returns:
             Its quality by split.
@@ -178,6 +224,7 @@ class RecoveryTask:
             place / CHECKPOINT,
             listener,
             study.compressor.model,
+            trained,
         )
         try:
             recovered = train()

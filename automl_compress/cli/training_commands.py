@@ -26,6 +26,11 @@ def add_training_commands(subparsers: Any) -> None:
         action="store_true",
         help="train all picks side by side on Ray, and stop early those that lag behind",
     )
+    parser.add_argument(
+        "--further",
+        action="store_true",
+        help="go on from the networks that were recovered, for another N epochs",
+    )
     _add_options(parser)
     parser.set_defaults(run=_recover)
 
@@ -78,6 +83,7 @@ def _recover(arguments: argparse.Namespace) -> int:
         _overrides(arguments),
         force=arguments.force,
         asha=arguments.asha,
+        further=arguments.further,
     )
     print(f"\nreport: {path}")
     return 0

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.compress.quantize import is_quantized
+from automl_compress.errors import InputError
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
 from automl_compress.recover.losses import Distillation, LabelsLoss, Loss, attention_points
 from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
@@ -96,6 +97,7 @@ def recover_policy(
     checkpoint: Path | None = None,
     listener: Listener = hear_nothing,
     teacher: nn.Module | None = None,
+    trained: nn.Module | None = None,
 ) -> Recovered:
     """The same with a compressor that is at hand, which decides where training starts.
 
@@ -108,26 +110,35 @@ def recover_policy(
         checkpoint: see `Trainer.run`; stages before the last have files beside it.
         listener: hears how far it has come.
         teacher: distilled from; the compressor's network when not given.
+        trained: what an earlier recovery of the policy made, trained further; where held-out
+            images say so, it is also the result.
 
     Raises:
         SpaceError: the policy does not fit the network.
-        InputError: the checkpoint is broken or another training's.
+        InputError: the checkpoint is broken or another training's, or a trained network has stages.
         EngineError: the loss is not finite.
         InterruptedStudy: the user stopped it.
     """
     start = time.monotonic()
+    if trained is not None and settings.stages > 1:
+        raise InputError(
+            f"a network that is trained further is not cut again, but 'stages' is "
+            f"{settings.stages}; leave it out"
+        )
     original = compressor.model if teacher is None else teacher
     fitted, judges = _held_out(images, settings)
     example = images.tensor(normalization, 0, 1)
     task = task_of(original, images, example)
+    networks = [original, compressor.model, *([] if trained is None else [trained])]
     training = _Training(
         fitted,
         judges,
         normalization,
         settings,
         _loss(original, example, settings, task),
-        _identity((original, compressor.model), policy, images, normalization, settings),
+        _identity(networks, policy, images, normalization, settings),
         task,
+        trained,
     )
     compressor.cost.check(policy)
     channels = {group.name: group.channels for group in compressor.structure.groups}
@@ -154,6 +165,7 @@ class _Training:
         loss: what is minimised.
         identity: names everything that decides the result.
         task: what the networks do.
+        trained: where training starts, when not from what a compressor builds.
     """
 
     fitted: ImageSet
@@ -163,6 +175,7 @@ class _Training:
     loss: Loss
     identity: str
     task: Task
+    trained: nn.Module | None = None
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +199,7 @@ class _Training:
         """Build and train the network of one stage."""
         training = self.settings.training
         epochs = epochs_of_stages(training.epochs, self.settings.stages)
-        network = _starting_network(compressor, policy, self.settings.learned_steps)
+        network = _starting_network(compressor, policy, self.settings.learned_steps, self.trained)
         network = network.to(self.device)
         trainer = Trainer(
             network,
@@ -214,6 +227,8 @@ class _Training:
             trainer.use_average()
         for candidate in candidates.values():
             freeze(candidate)
+        if self.trained is not None:
+            candidates["as it began"] = copy.deepcopy(self.trained).to(self.device)
         chosen = next(iter(candidates))
         if self.judges is not None:
             candidates |= _with_new_statistics(
@@ -266,12 +281,18 @@ def _held_out(images: ImageSet, settings: RecoverySettings) -> tuple[ImageSet, I
     return images.take(np.sort(order[count:])), images.take(np.sort(order[:count]))
 
 
-def _starting_network(compressor: Compressor, policy: Policy, learned_steps: bool) -> nn.Module:
+def _starting_network(
+    compressor: Compressor, policy: Policy, learned_steps: bool, trained: nn.Module | None
+) -> nn.Module:
     """The compressed network in its trainable form.
 
     Rounded weights start from what they were before rounding, and everything else from the
-    repaired network that the search measured.
+    repaired network that the search measured; all of it from a trained one, where there is one.
     """
+    if trained is not None:
+        network = copy.deepcopy(trained).requires_grad_(True)
+        make_learnable(network, {}, learned_steps)
+        return network
     network = copy.deepcopy(compressor.build(policy)).requires_grad_(True)
     unrounded = compressor.build(without_bits(policy))
     weights: dict[str, Tensor] = {
@@ -322,7 +343,7 @@ def _with_new_statistics(
 
 
 def _identity(
-    networks: tuple[nn.Module, nn.Module],
+    networks: Sequence[nn.Module],
     policy: Policy,
     images: ImageSet,
     normalization: Normalization,

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,9 @@ def test_other_settings_need_force(study: Path, capsys: pytest.CaptureFixture[st
     arguments = ("--pick", "point:1", "--set", "held_out=0")
     assert _recover(study, *arguments, "--epochs", "1") == 0
     assert _recover(study, *arguments, "--epochs", "2") == 2
-    assert "--force" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--further to go on from it (epochs so far: 1)" in error
+    assert "--force" in error
     assert _recover(study, *arguments, "--epochs", "2", "--force") == 0
 
 
@@ -111,6 +114,95 @@ def test_stopped_and_run_again(
     assert one["accuracy"] == other["accuracy"]
     files = [f / "recovered" / place.name / "network.safetensors" for f in (study, whole)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def _recovered(study: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of the only network that was recovered, and what is said of it."""
+    (place,) = (study / "recovered").iterdir()
+    return place / "network.safetensors", json.loads((place / "recovered.json").read_text())
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_recovered_network_is_trained_further(whole: Path, tmp_path: Path) -> None:
+    folders = [Path(shutil.copytree(whole, tmp_path / name)) for name in ("still", "on")]
+    further = ("--pick", "point:1", "--epochs", "1", "--further")
+    assert _recover(folders[0], *further, "--set", "rate=1e-12", "--set", "average=0") == 0
+    assert _recover(folders[1], *further) == 0
+    before, still, on = (_recovered(folder) for folder in (whole, *folders))
+    original = build_model("digits_cnn", {})
+    weights = [
+        dict(load_state(file, original).named_parameters()) for file, _ in (before, still, on)
+    ]
+    assert all(torch.allclose(w, weights[1][name], atol=1e-6) for name, w in weights[0].items())
+    assert any(not torch.allclose(w, weights[2][name]) for name, w in weights[0].items())
+    for file, said in (still, on):
+        assert said["settings"]["training"]["epochs"] == 1
+        assert said["earlier_epochs"] == 2
+        assert said["accuracy"]["before"] == before[1]["accuracy"]["before"]
+        restored = restore_study(whole)
+        network = load_state(file, original)
+        assert restored.test_quality(network) == said["accuracy"]["after"]["test"]
+    assert _recover(folders[1], *further) == 0
+    assert _recovered(folders[1])[1]["earlier_epochs"] == 3
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_further_training_that_makes_it_worse_changes_nothing(
+    whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "out"))
+    before = _recovered(folder)[1]["accuracy"]["after"]
+    ruinous = ("--set", "rate=0.5", "--set", "average=0", "--set", "calibration_images=8")
+    arguments = ("--pick", "point:1", "--epochs", "1", "--further", *ruinous)
+    assert _recover(folder, *arguments) == 0
+    said = _recovered(folder)[1]
+    assert said["chosen"] == "as it began"
+    assert said["accuracy"]["after"] == before
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_further_training_that_was_stopped_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [Path(shutil.copytree(whole, tmp_path / name)) for name in ("stopped", "not")]
+    arguments = ("--pick", "point:1", "--epochs", "1", "--further")
+    began = _recovered(folders[0])[0].read_bytes()
+
+    def interrupted(trainer: training.Trainer, checkpoint: Path, *_: object) -> None:
+        for _step in range(3):
+            trainer._one_step()
+        trainer._save(checkpoint)
+        raise InterruptedStudy("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Trainer, "run", interrupted)
+        assert _recover(folders[0], *arguments) == 130
+    assert _recovered(folders[0])[0].read_bytes() == began
+    for folder in folders:
+        assert _recover(folder, *arguments) == 0
+    files = [_recovered(folder)[0] for folder in folders]
+    assert files[0].read_bytes() == files[1].read_bytes() != began
+    assert not files[0].with_name("training.checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--pick", "point:1", "--asha"), "leave --asha out"),
+        (("--pick", "point:1", "--set", "stages=2"), "'stages' is 2; leave it out"),
+        (("--pick", "point:1", "--pick", "point:2"), "--further needs a network that was trained"),
+    ],
+)
+def test_what_cannot_be_trained_further_is_refused(
+    whole: Path, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = {path: path.read_bytes() for path in (whole / "recovered").rglob("*") if path.is_file()}
+    assert _recover(whole, *arguments, "--epochs", "2", "--further") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    left = {path: path.read_bytes() for path in (whole / "recovered").rglob("*") if path.is_file()}
+    assert left == began
 
 
 @pytest.mark.usefixtures("blank_figures")
