@@ -28,6 +28,7 @@ from automl_compress.recover import (
     recover_policy,
     section_of,
 )
+from automl_compress.recover.recovery import UNCHANGED
 from automl_compress.report import Pick, pick_network, write_report
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Score
@@ -210,10 +211,40 @@ class RecoveryTask:
         Raises:
             StudyError: other settings began a training of it, which is not to be given up.
         """
-        study, workload = self.study, self.study.workload
+        study, name = self.study, self.study.workload.task.quality
         place = self.folder / RECOVERED / picked.policy.key
         place.mkdir(parents=True, exist_ok=True)
         before = self._scores(study.build(picked.policy))
+        recovered = self._trained(picked, listener, start, trained)
+        after = self._scores(recovered.network)
+        if recovered.chosen == UNCHANGED:
+            print("  held-out images prefer the network as it was; it is left so", flush=True)
+        else:
+            scores = {
+                "original": self._scores(study.workload.model),
+                "before": before,
+                "after": after,
+            }
+            self._write(picked, recovered, earlier_epochs, scores)
+        _remove_checkpoints(place)
+        print(
+            f"  test {QUALITIES[name]} {before['test'].metrics[name]:.2%} before, "
+            f"{after['test'].metrics[name]:.2%} after; "
+            f"{place / NETWORK}",
+            flush=True,
+        )
+        return {split: score.metrics[name] for split, score in after.items()}
+
+    def _trained(
+        self,
+        picked: Pick,
+        listener: Listener,
+        start: nn.Module | None,
+        trained: nn.Module | None,
+    ) -> Recovered:
+        """Train it; what other settings began is given up only by force."""
+        study, workload = self.study, self.study.workload
+        place = self.folder / RECOVERED / picked.policy.key
         train = partial(
             recover_policy,
             study.compressor if start is None else study.compressor.of_network(start),
@@ -227,7 +258,7 @@ class RecoveryTask:
             trained,
         )
         try:
-            recovered = train()
+            return train()
         except OtherTrainingError as reason:
             if not self.force:
                 raise StudyError(
@@ -236,9 +267,17 @@ class RecoveryTask:
                     "--force to give it up"
                 ) from reason
             _remove_checkpoints(place)
-            recovered = train()
-        after = self._scores(recovered.network)
-        name = workload.task.quality
+            return train()
+
+    def _write(
+        self,
+        picked: Pick,
+        recovered: Recovered,
+        earlier_epochs: int,
+        scores: Mapping[str, Mapping[str, Score]],
+    ) -> None:
+        """Put a network and what it is worth into the study's folder."""
+        workload, place = self.study.workload, self.folder / RECOVERED / picked.policy.key
         save_state(
             recovered.network,
             place / NETWORK,
@@ -246,20 +285,11 @@ class RecoveryTask:
             architecture=workload.name,
             arguments=workload.arguments,
         )
-        scores = {"original": self._scores(workload.model), "before": before, "after": after}
         document = self._document(picked, recovered) | {
             "earlier_epochs": earlier_epochs,
             **scores_document(scores),
         }
         write_text(place / DOCUMENT, json.dumps(document, indent=1) + "\n")
-        _remove_checkpoints(place)
-        print(
-            f"  test {QUALITIES[name]} {before['test'].metrics[name]:.2%} before, "
-            f"{after['test'].metrics[name]:.2%} after; "
-            f"{place / NETWORK}",
-            flush=True,
-        )
-        return {split: score.metrics[name] for split, score in after.items()}
 
     def _scores(self, network: nn.Module) -> dict[str, Score]:
         """Scores by split; no decision depends on the test images."""

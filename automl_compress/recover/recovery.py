@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from automl_compress.recover.training import Listener, Standing, Trainer, hear_n
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Normalization, Task, task_of
 
+UNCHANGED: Final = "as it began"
+"""Name of the state that the training of a trained network started from."""
+
 
 @dataclass(frozen=True, eq=False)
 class Recovered:
@@ -43,8 +46,8 @@ class Recovered:
     Args:
         network: as `compress` builds it, with other weights; on the processor, in evaluation
             mode.
-        chosen: which state of it was kept: `averaged` or `last`, and `, new statistics` where
-            those of BatchNorm were measured again.
+        chosen: which state of it was kept: `averaged`, `last` or `UNCHANGED`, and `, new
+            statistics` where those of BatchNorm were measured again.
         steps: of the training.
         seconds: what this process spent on it.
     """
@@ -228,7 +231,7 @@ class _Training:
         for candidate in candidates.values():
             freeze(candidate)
         if self.trained is not None:
-            candidates["as it began"] = copy.deepcopy(self.trained).to(self.device)
+            candidates[UNCHANGED] = copy.deepcopy(self.trained).to(self.device)
         chosen = next(iter(candidates))
         if self.judges is not None:
             candidates |= _with_new_statistics(

@@ -32,7 +32,7 @@ class RecoveredNetwork:
             that was not counted.
         test_images: how many the qualities on `test` were measured on.
         epochs: of all its trainings.
-        seconds: the last of them took.
+        seconds: the last run of the last of them took.
         device: it ran on.
     """
 

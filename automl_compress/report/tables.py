@@ -207,7 +207,7 @@ def recovered_table(summary: Summary) -> Table:
         "points lost",
         *(formats.TITLES[name] for name in summary.costs),
         "epochs",
-        "time",
+        "time, last run",
         "~device",
     )
     rows = tuple(
