@@ -71,6 +71,19 @@ class FastForm:
         if self._prefixes is not None:
             self._prefixes.forget()
 
+    def exact(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Outputs in float32.
+
+        Args:
+            network: as for `outputs`.
+            images: (n, channels, height, width), any.
+        """
+        if self._program is None:
+            result: Tensor = network(images)
+        else:
+            result = self._program.run(bind(self._program, network, torch.float32), images)
+        return result
+
     def outputs(
         self, network: nn.Module, policy: Policy, batches: Sequence[Tensor]
     ) -> Iterator[Tensor]:

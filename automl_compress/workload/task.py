@@ -76,6 +76,17 @@ class Task(ABC):
         """
         return None
 
+    def margins(self, outputs: Tensor) -> Tensor | None:  # noqa: ARG002
+        """How near answers to n images are to being others.
+
+        Args:
+            outputs: (n, ...) raw.
+
+        Returns:
+            (n,) differences of outputs, at least 0; None where no single one decides.
+        """
+        return None
+
     @abstractmethod
     def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
         """Score a network, as far as its answers are known.
@@ -152,6 +163,11 @@ class Classification(Task):
         """(n,) of the class probabilities: what softer labels distillation would have to teach."""
         found, wanted = (logits.double().log_softmax(dim=1) for logits in (outputs, original))
         return (wanted.exp() * (wanted - found)).sum(dim=1).clamp(min=0.0)
+
+    def margins(self, outputs: Tensor) -> Tensor:
+        """(n,) by how much the largest logit exceeds the second."""
+        largest = outputs.topk(min(2, outputs.shape[1]), dim=1).values
+        return largest[:, 0] - largest[:, -1]
 
     def score_answers(self, answers: Tensor, labels: Tensor) -> Score:
         """The share of right ones."""

@@ -67,6 +67,9 @@ def test_bfloat16_gives_nearly_the_same(name: str) -> None:
         assert found.dtype == torch.float32
         assert float((found - expected).norm() / expected.norm()) < 0.05
         assert not torch.equal(found, expected)
+        exact = form.exact(built, x)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(exact, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
 class Traps(nn.Module):

@@ -21,6 +21,7 @@ from torch import nn
 
 from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.errors import InputError, WorkloadError
+from automl_compress.evaluate.fast_form import FastForm
 from automl_compress.evaluate.network import (
     COLLAPSE_IMAGES,
     EstimateSettings,
@@ -263,6 +264,46 @@ def test_the_precision_changes_networks_and_answers(
     other = NetworkEstimator(workload, plain, estimator.compressor)
     assert other.networks != estimator.networks
     assert other.identity != estimator.identity
+
+
+@pytest.mark.skipif(not runs_bfloat16(), reason="the processor has no bfloat16")
+def test_answers_nearest_to_others_are_settled_in_float32(
+    workload: Workload,
+    estimator: NetworkEstimator,
+    space: SearchSpace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = replace(SETTINGS, precision="bfloat16", floor=0.0)
+    own = NetworkEstimator(workload, settings, estimator.compressor)
+    images, labels = own.images_and_labels()
+    (policy,) = policies(space, 1)
+    network = own.compressor.build(policy)
+    with torch.inference_mode():
+        own._form.forget()
+        low = torch.cat([*own._form.outputs(network, policy, images.split(settings.batch))])
+        exact = own._form.exact(network, images)
+    largest = low.sort(dim=1, descending=True).values
+    nearest = (largest[:, 0] - largest[:, 1]).argsort()[: len(images) // 64]
+    assert len(nearest) == 3
+    asked: list[int] = []
+
+    def exactly(_: FastForm, network: nn.Module, part: torch.Tensor) -> torch.Tensor:
+        places = [int((images == x).flatten(1).all(1).nonzero()[0, 0]) for x in part]
+        asked.extend(places)
+        return 1 - nn.functional.one_hot(labels[places], 10).float()  # all wrong
+
+    for answers in ("true", "wrong"):
+        with monkeypatch.context() as patched:
+            if answers == "wrong":
+                patched.setattr(FastForm, "exact", exactly)
+            found = own.estimate(policy)
+            assert own.fast_quality(network, policy) == found.metrics["accuracy"]
+        right = low.argmax(1) == labels
+        right[nearest] = exact[nearest].argmax(1) == labels[nearest]
+        if answers == "wrong":
+            right[nearest] = False
+        assert found.metrics["accuracy"] == pytest.approx(float(right.double().mean()))
+    assert sorted(asked) == sorted(2 * nearest.tolist())  # `estimate` and `fast_quality`
 
 
 @pytest.mark.skipif(runs_bfloat16(), reason="the processor has bfloat16")

@@ -31,8 +31,9 @@ def _boxes(*rows: tuple[float, ...]) -> Tensor:
     return torch.tensor([rows])
 
 
-def test_detections_have_no_divergence() -> None:
+def test_detections_have_no_divergence_and_no_margin() -> None:
     assert TASK.divergences(_raw(), _raw(1)) is None
+    assert TASK.margins(_raw()) is None
 
 
 def test_places_are_the_centres_of_the_cells_row_by_row() -> None:
