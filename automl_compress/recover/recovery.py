@@ -230,13 +230,13 @@ class _Training:
             trainer.use_average()
         for candidate in candidates.values():
             freeze(candidate)
-        if self.trained is not None:
-            candidates[UNCHANGED] = copy.deepcopy(self.trained).to(self.device)
         chosen = next(iter(candidates))
         if self.judges is not None:
             candidates |= _with_new_statistics(
                 candidates, self.fitted, self.normalization, self.settings, self.device
             )
+            if self.trained is not None:
+                candidates[UNCHANGED] = copy.deepcopy(self.trained).to(self.device)
             losses = {
                 name: measure(
                     candidate, self.judges, self.normalization, self.device, self.task

@@ -86,6 +86,14 @@ def test_other_settings_need_force(study: Path, capsys: pytest.CaptureFixture[st
     assert _recover(study, *arguments, "--epochs", "2", "--force") == 0
 
 
+def _interrupted(trainer: training.Trainer, checkpoint: Path, *_: object) -> None:
+    """In place of a trainer's run: as by Ctrl-C after a few steps."""
+    for _step in range(5):
+        trainer._one_step()
+    trainer._save(checkpoint)
+    raise InterruptedStudy("stopped")
+
+
 @pytest.mark.usefixtures("blank_figures")
 def test_stopped_and_run_again(
     study: Path,
@@ -95,14 +103,8 @@ def test_stopped_and_run_again(
 ) -> None:
     arguments = ("--pick", "point:1", "--epochs", "2")
 
-    def interrupted(trainer: training.Trainer, checkpoint: Path, *_: object) -> None:
-        for _step in range(5):
-            trainer._one_step()
-        trainer._save(checkpoint)
-        raise InterruptedStudy("stopped")
-
     with monkeypatch.context() as patched:
-        patched.setattr(training.Trainer, "run", interrupted)
+        patched.setattr(training.Trainer, "run", _interrupted)
         assert _recover(study, *arguments) == 130
     (place,) = (study / "recovered").iterdir()
     assert [path.name for path in place.iterdir()] == ["training.checkpoint"]
@@ -152,7 +154,7 @@ def test_a_further_training_that_makes_it_worse_changes_nothing(
 ) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "out"))
     before = {path: path.read_bytes() for path in (folder / "recovered").rglob("*.*")}
-    ruinous = ("--set", "rate=0.5", "--set", "average=0", "--set", "calibration_images=8")
+    ruinous = ("--set", "rate=0.5", "--set", "average=0")
     arguments = ("--pick", "point:1", "--epochs", "1", "--further", *ruinous)
     assert _recover(folder, *arguments) == 0
     assert "prefer the network as it was; it is left so" in capsys.readouterr().out
@@ -167,14 +169,8 @@ def test_a_further_training_that_was_stopped_goes_on(
     arguments = ("--pick", "point:1", "--epochs", "1", "--further")
     began = _recovered(folders[0])[0].read_bytes()
 
-    def interrupted(trainer: training.Trainer, checkpoint: Path, *_: object) -> None:
-        for _step in range(3):
-            trainer._one_step()
-        trainer._save(checkpoint)
-        raise InterruptedStudy("stopped")
-
     with monkeypatch.context() as patched:
-        patched.setattr(training.Trainer, "run", interrupted)
+        patched.setattr(training.Trainer, "run", _interrupted)
         assert _recover(folders[0], *arguments) == 130
     assert _recovered(folders[0])[0].read_bytes() == began
     for folder in folders:
