@@ -81,7 +81,7 @@ def recover_networks(
 
         recover_promoted(result, tuple(picked.values()), settings, force=force)
         return write_report(folder)
-    waiting = [*picked.values()]
+    waiting, earlier = [*picked.values()], dict.fromkeys(picked, 0)
     if further:
         earlier = {key: _earlier_epochs(folder, found) for key, found in picked.items()}
     else:
@@ -91,12 +91,9 @@ def recover_networks(
         for place, found in enumerate(waiting, 1):
             print(f"[{place}/{len(waiting)}] {found.describe()}", flush=True)
             task = RecoveryTask(study, folder, result.manifest.fingerprint, settings, force)
-            if further:
-                trained = load_trained(recovered_file(folder, found.policy), study)
-                epochs = earlier[found.policy.key]
-                task.recover(found, TrainingProgress(), earlier_epochs=epochs, trained=trained)
-            else:
-                task.recover(found, TrainingProgress())
+            trained = load_trained(recovered_file(folder, found.policy), study) if further else None
+            epochs = earlier[found.policy.key]
+            task.recover(found, TrainingProgress(), earlier_epochs=epochs, trained=trained)
     return write_report(folder)
 
 
