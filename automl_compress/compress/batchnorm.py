@@ -10,7 +10,8 @@ and the new ones are noisy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -98,24 +99,33 @@ class PairedStatistics:
     Norms normalise by the corrected statistics at once, so that later ones see what they will.
     A norm that is called twice takes those of its first call.
 
+    In bfloat16 networks run faster; rounded weights stay what they are meanwhile, as integers
+    times powers of two. On ResNet-56 (CIFAR-10, 512 images, 180 random policies) a network counts
+    0.57 images otherwise than with statistics in float32 (standard deviation), 0.91 where its
+    weights are rounded to bfloat16.
+
     Args:
         model: the original network, in evaluation mode.
         images: (n, channels, height, width).
-        low_precision: whether networks compute in bfloat16 meanwhile, which is faster.
+        low_precision: whether compressed networks compute in bfloat16 meanwhile.
+        followed: norms, by name, with the layers whose outputs only they read.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, low_precision: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        low_precision: bool = False,
+        followed: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._images = images
         self._low = low_precision
+        self._followed = followed
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         norms = _norms_by_name(model)
         self._true = dict(zip(norms, statistics([*norms.values()]), strict=True))
-        with _watching(norms, self._note):
-            self._run(model)
-
-    def _run(self, network: nn.Module) -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self._low):
-            network(self._images)
+        with _watching(norms, self._note), torch.no_grad():
+            model(images)
 
     def _note(self, name: str, _: Norm, x: Tensor) -> None:
         self._seen[name] = _mean_and_variance(x)
@@ -127,29 +137,63 @@ class PairedStatistics:
             network: in evaluation mode; changed in place.
             places: what is left of the modules that are cut.
         """
-        with self.renewing(network, places):
-            self._run(network)
+        followed = self._followed if self._low else {}
+        with (
+            _steps_of_two(network, followed) as gains,
+            self.renewing(network, places, gains),
+            torch.no_grad(),
+            torch.autocast("cpu", torch.bfloat16, enabled=self._low),
+        ):
+            network(self._images)
 
+    @contextmanager
     def renewing(
-        self, network: nn.Module, places: Mapping[str, Places]
-    ) -> AbstractContextManager[None]:
-        """Inside, the network takes new statistics when it is run on the images; see `renew`."""
+        self,
+        network: nn.Module,
+        places: Mapping[str, Places],
+        gains: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Iterator[None]:
+        """Inside, the network takes new statistics when it is run on the images; see `renew`.
+
+        Args:
+            network: as for `renew`.
+            places: as for `renew`.
+            gains: by norm's name, (channels,) what its inputs are divided by, but only inside.
+        """
+        norms = {n: norm for n, norm in _norms_by_name(network).items() if n in self._seen}
+        found: dict[str, tuple[Tensor, Tensor]] = {}
 
         def correct(name: str, norm: Norm, x: Tensor) -> None:
-            kept = places.get(name, Places()).out
-            known = (*self._true[name], *self._seen[name])
-            true_mean, true_variance, seen_mean, seen_variance = (
-                value if kept is None else value[kept] for value in known
-            )
             mean, variance = _mean_and_variance(x)
-            change = (variance + norm.eps) / (seen_variance + norm.eps)
-            change = change.clamp(1 / _CHANGE_LIMIT, _CHANGE_LIMIT)
-            new_variance = (true_variance + norm.eps) * change - norm.eps
-            norm._buffers["running_mean"] = true_mean + (mean - seen_mean)
-            norm._buffers["running_var"] = new_variance.clamp(min=0)
+            gain = gains.get(name)
+            if gain is not None:
+                mean, variance = mean * gain, variance * gain.square()
+            kept = places.get(name, Places()).out
+            found[name] = self._corrected(name, kept, (mean, variance), norm.eps)
+            mean, variance = found[name]
+            if gain is not None:
+                mean = mean / gain
+                variance = (variance + norm.eps) / gain.square() - norm.eps
+            _set_statistics(norm, mean, variance)
 
-        norms = {n: norm for n, norm in _norms_by_name(network).items() if n in self._seen}
-        return _watching(norms, correct)
+        with _watching(norms, correct):
+            yield
+        for name, (mean, variance) in found.items():
+            _set_statistics(norms[name], mean, variance)
+
+    def _corrected(
+        self, name: str, kept: Tensor | None, found: tuple[Tensor, Tensor], eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance that a compressed network's images show, without their error."""
+        known = (*self._true[name], *self._seen[name])
+        true_mean, true_variance, seen_mean, seen_variance = (
+            value if kept is None else value[kept] for value in known
+        )
+        mean, variance = found
+        change = (variance + eps) / (seen_variance + eps)
+        change = change.clamp(1 / _CHANGE_LIMIT, _CHANGE_LIMIT)
+        new_variance = (true_variance + eps) * change - eps
+        return true_mean + (mean - seen_mean), new_variance.clamp(min=0)
 
 
 def _norms_by_name(model: nn.Module) -> dict[str, Norm]:
@@ -158,6 +202,44 @@ def _norms_by_name(model: nn.Module) -> dict[str, Norm]:
         for name, module in model.named_modules()
         if isinstance(module, BATCH_NORMS) and module.running_mean is not None
     }
+
+
+@contextmanager
+def _steps_of_two(network: nn.Module, followed: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+    """Inside, rounded weights are integers times powers of two, which bfloat16 holds exactly.
+
+    Args:
+        network: has its own weights again afterwards.
+        followed: norms, by name, with the layers whose outputs only they read.
+
+    Yields:
+        By norm's name, (channels,) what its inputs are divided by.
+    """
+    gains: dict[str, Tensor] = {}
+    before: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
+    for norm, layer in ((norm, network.get_submodule(name)) for norm, name in followed.items()):
+        scale = layer._buffers.get("weight_scale")
+        if scale is not None:
+            gain = gains[norm] = torch.frexp(scale).mantissa
+            before.append((layer, layer._parameters))
+            layer._parameters = {
+                name: None if value is None else nn.Parameter(_divided(value, gain), False)
+                for name, value in layer._parameters.items()
+            }
+    try:
+        yield gains
+    finally:
+        for layer, parameters in before:
+            layer._parameters = parameters
+
+
+def _divided(value: Tensor, gain: Tensor) -> Tensor:
+    """Weights or a bias, (out, ...), divided by what belongs to each output."""
+    return value / gain.reshape(-1, *[1] * (value.dim() - 1))
+
+
+def _set_statistics(norm: Norm, mean: Tensor, variance: Tensor) -> None:
+    norm._buffers["running_mean"], norm._buffers["running_var"] = mean, variance
 
 
 @contextmanager

@@ -124,10 +124,10 @@ class Compressor:
         if not alone:
             self._repairer = Repairer(self.model, calibration, self._samples, repair)
             return
-        followed = foldable_norms(self.model, self._example_input).values()
-        self._fits = LayerwiseFits(self.model, self._samples, followed)
+        followed = foldable_norms(self.model, self._example_input)
+        self._fits = LayerwiseFits(self.model, self._samples, followed.values())
         few = calibration[:_STATISTICS_IMAGES]
-        self._statistics = PairedStatistics(self.model, few, low_precision)
+        self._statistics = PairedStatistics(self.model, few, low_precision, followed)
 
     def with_repair(self, repair: Repair, low_precision: bool = False) -> Compressor:
         """The same with another repair; what was found out about the network is shared.

@@ -26,9 +26,9 @@ from automl_compress.evaluate.fast_form import FastForm, Precision, fast_precisi
 from automl_compress.space import Policy
 from automl_compress.workload import Score, Workload
 
-VERSION: Final = 11
+VERSION: Final = 12
 """Raised whenever the same policy would get another answer than before."""
-BUILDS: Final = 6
+BUILDS: Final = 7
 """Raised whenever the same policy would be built into another network than before."""
 COLLAPSE_IMAGES: Final = 128
 """Images after which a network may be left as collapsed."""
@@ -268,7 +268,7 @@ class NetworkEstimator(Estimator):
         whole = torch.cat(outputs)
         margins = self._task.margins(whole)
         assert margins is not None
-        nearest = margins.topk(max(1, len(whole) // _TIES), largest=False).indices
+        nearest = margins.argsort(stable=True)[: max(1, len(whole) // _TIES)]
         images = torch.split(_channels_last(self._images[nearest]), self.settings.batch)
         whole[nearest] = torch.cat([self._form.exact(network, part) for part in images])
         return [whole]

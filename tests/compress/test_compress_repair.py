@@ -17,7 +17,8 @@ from automl_compress.compress.batchnorm import (
     recalibrate,
     statistics,
 )
-from automl_compress.compress.modules import share_copy
+from automl_compress.compress.modules import become, share_copy
+from automl_compress.compress.quantize import choose_scales, quantized_layer
 from automl_compress.compress.repair import HELD_OUT, fitting_images
 from automl_compress.compress.slicing import Places, cut_module
 from automl_compress.space import Policy
@@ -131,6 +132,48 @@ def test_paired_statistics_are_not_rounded_where_networks_compute_in_bfloat16() 
     expected = torch.full((3,), 2.0**-7)
     torch.testing.assert_close(changed[1].running_mean, expected, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(changed[1].running_var, torch.ones(3), rtol=1e-4, atol=1e-5)
+
+
+def rounded(model: nn.Module) -> Any:
+    """A copy with 3-bit weights, in odd steps."""
+    network = share_copy(model)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            scales = choose_scales(module.weight, 3, None) * torch.linspace(0.7, 1.4, 6)
+            become(module, quantized_layer(module, 3, scales, None))
+    return network
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bfloat16_leaves_rounded_weights_as_they_are(bias: bool) -> None:
+    """Sums of small integers are exact in bfloat16; weights rounded to it would show."""
+    torch.manual_seed(0)
+    start: Any = nn.Sequential(
+        *(nn.Conv2d(3, 6, 1, bias=bias), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 6, 3, bias=bias), nn.BatchNorm2d(6)),
+    )
+    start.eval().requires_grad_(False)
+    if bias:
+        start[0].bias.zero_()
+    x = torch.randint(0, 4, (16, 3, 8, 8)).float()
+    recalibrate(start, x)
+    followed = {"1": "0", "4": "3"}
+    exact, low, plain = (rounded(start) for _ in range(3))
+    parameters = low[0].weight, low[3].weight
+    PairedStatistics(start, x).renew(exact, {})
+    PairedStatistics(start, x, True, followed).renew(low, {})
+    PairedStatistics(start, x, True).renew(plain, {})
+    assert low[0].weight is parameters[0]
+    assert low[3].weight is parameters[1]
+    torch.testing.assert_close(low[1].running_mean, exact[1].running_mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(low[1].running_var, exact[1].running_var, rtol=1e-4, atol=1e-5)
+
+    def error(network: Any) -> float:
+        wrong = network[4].running_mean - exact[4].running_mean
+        return float(wrong.norm() / exact[4].running_var.sqrt().norm())
+
+    assert error(low) < 1e-3
+    assert error(low) < error(plain)
 
 
 def test_few_images_know_the_statistics_better_in_pairs() -> None:
