@@ -25,11 +25,12 @@ from automl_compress.compress.kernel_sparsity import (
     without_kernels,
 )
 from automl_compress.compress.layerwise import LayerwiseFits
-from automl_compress.compress.modules import become, share_copy
+from automl_compress.compress.modules import become, module_at, share_copy
 from automl_compress.compress.quantize import (
     InputQuantizer,
     choose_input_quantizer,
     choose_scales,
+    layer_of_grids,
     quantized_layer,
 )
 from automl_compress.compress.repair import Repair, Repairer, fitting_images
@@ -177,7 +178,7 @@ class Compressor:
                 if statistics:
                     self._statistics.renew(network, places)
                 return network
-            weights = {n: network.get_submodule(n).get_parameter("weight") for n in self._samples}
+            weights = {n: module_at(network, n).get_parameter("weight") for n in self._samples}
             self._quantize(network, policy, places)
             if len(policy) and self._repairer is not None:
                 network = self._repairer(network, weights, places, removed)
@@ -197,7 +198,7 @@ class Compressor:
         """Set kernels to zero; by layer name, (out, in / groups) which ones."""
         found = {}
         for name, sparsity in policy.of_kind("kernel_sparsity").items():
-            layer = network.get_submodule(name)
+            layer = module_at(network, name)
             weight = layer.get_parameter("weight")
             scores = self._kernel_scores.get(name)
             scores = kernel_norms(weight) if scores is None else _at(scores, places.get(name))
@@ -220,12 +221,12 @@ class Compressor:
         weight_bits = policy.of_kind("weight_bits")
         activation_bits = policy.of_kind("activation_bits")
         for name in self._samples:
-            layer = network.get_submodule(name)
+            layer = module_at(network, name)
             stays = places.get(name, Places())
             bits = int(weight_bits[name]) if name in weight_bits else None
             inputs = stays.inputs if getattr(layer, "groups", 1) == 1 else None
             if name in removed:
-                free = _free_weights(removed[name], layer, stays, self.model.get_submodule(name))
+                free = _free_weights(removed[name], layer, stays, module_at(self.model, name))
                 fitted = fits.fit_sparse(name, inputs, bits, free)
             else:
                 fitted = fits.fit(name, inputs, bits)
@@ -234,13 +235,13 @@ class Compressor:
             if bits is not None or name in activation_bits:
                 grid = activation_bits.get(name)
                 quantizer = None if grid is None else self._input_quantizer(name, int(grid))
-                become(layer, quantized_layer(layer, bits, fitted.scales, quantizer))
+                become(layer, layer_of_grids(layer, bits, fitted.scales, quantizer))
 
     def _quantize(self, network: nn.Module, policy: Policy, places: dict[str, Places]) -> None:
         weight_bits = policy.of_kind("weight_bits")
         activation_bits = policy.of_kind("activation_bits")
         for name in dict.fromkeys((*weight_bits, *activation_bits)):
-            layer = network.get_submodule(name)
+            layer = module_at(network, name)
             stays = places.get(name, Places())
             bits = int(weight_bits[name]) if name in weight_bits else None
             quantizer = (
@@ -253,7 +254,7 @@ class Compressor:
 
     def _weight_scales(self, name: str, bits: int, stays: Places) -> Tensor:
         """Scales of the kept outputs; those of all outputs are cached per kept inputs."""
-        layer = self.model.get_submodule(name)
+        layer = module_at(self.model, name)
         depthwise = getattr(layer, "groups", 1) > 1
         inputs = None if depthwise else stays.inputs
         key = (name, bits, b"" if inputs is None else inputs.numpy().tobytes())
@@ -276,7 +277,7 @@ class Compressor:
                 "pass calibration"
             )
         if (name, bits) not in self._input_grids:
-            weight = self.model.get_submodule(name).get_parameter("weight")
+            weight = module_at(self.model, name).get_parameter("weight")
             grid = choose_input_quantizer(weight, bits, self._samples[name].inputs)
             self._input_grids[name, bits] = grid
         return share_copy(self._input_grids[name, bits])

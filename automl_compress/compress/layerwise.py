@@ -56,8 +56,9 @@ class FittedLayer:
         """The same for some of the outputs."""
         if kept is None:
             return self
-        scales = None if self.scales is None else self.scales[kept]
-        return FittedLayer(self.weight[kept], scales, self.shift[kept])
+        scales = None if self.scales is None else self.scales.index_select(0, kept)
+        weight, shift = self.weight.index_select(0, kept), self.shift.index_select(0, kept)
+        return FittedLayer(weight, scales, shift)
 
     def set(self, layer: nn.Module) -> None:
         """Give a layer these weights, and a bias that makes up for the shift."""

@@ -17,32 +17,41 @@ def share_copy(model: M) -> M:
     What `copy.deepcopy` gives with those tensors in its memo, in a tenth of the time: modules are
     known by their dictionaries, most of whose entries are numbers and empty tables.
     """
-    memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     modules = list(model.modules())
-    if any(_copies_itself(module) for module in modules):
+    memo: dict[int, object] = {
+        id(tensor): tensor
+        for module in modules
+        for table in (module._parameters, module._buffers)
+        for tensor in table.values()
+        if tensor is not None
+    }
+    if any(map(_copies_itself, {type(module) for module in modules})):
         return copy.deepcopy(model, memo)
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:
-        vars(memo[id(module)]).update(
-            {
-                name: value if type(value) in _FIXED else _shared(value, memo)
-                for name, value in vars(module).items()
-            }
-        )
+        state = vars(memo[id(module)])
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind in _FIXED:
+                state[name] = value
+            elif kind in _TABLES and not value:
+                state[name] = kind()
+            else:
+                state[name] = _shared(value, memo)
     result = memo[id(model)]
     assert isinstance(result, type(model))
     return result
 
 
 _FIXED: Final = frozenset({type(None), bool, int, float, str})
+_TABLES: Final = frozenset({dict, OrderedDict, set})
 _PLAIN_STATE: Final = {f"torch.nn.modules.{name}" for name in ("module", "conv", "activation")}
 """Where states are restored by updating a dictionary, and defaults are added for old files."""
 
 
-def _copies_itself(module: nn.Module) -> bool:
-    """Whether a module may need more than its dictionary to be copied."""
-    kind = type(module)
+def _copies_itself(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class may need more than their dictionaries to be copied."""
     if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
         return True
     states = (getattr(kind, name, None) for name in ("__getstate__", "__setstate__"))
@@ -55,8 +64,6 @@ def _shared(value: object, memo: dict[int, object]) -> object:
     kind = type(value)
     if kind is dict or kind is OrderedDict:
         assert isinstance(value, dict)
-        if not value:
-            return kind()
         members = value.values()
         if all(member is None or id(member) in memo for member in members):
             copies = (None if member is None else memo[id(member)] for member in members)
@@ -99,12 +106,27 @@ def become(module: nn.Module, other: nn.Module) -> None:
 
     Unlike a replacement, every reference sees it: a second name, a plain list of layers.
     """
-    module.__class__ = type(other)
-    module.__dict__ = vars(other)
+    object.__setattr__(
+        module, "__class__", type(other)
+    )  # nn.Module's own takes several times as long
+    object.__setattr__(module, "__dict__", vars(other))
+
+
+def module_at(model: nn.Module, name: str) -> nn.Module:
+    """The module of a name that `named_modules` gives, in a fifth of `get_submodule`'s time.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for part in name.split(".") if name else ():
+        child = model._modules[part]
+        assert child is not None
+        model = child
+    return model
 
 
 def find_part(model: nn.Module, name: str) -> nn.Module | Tensor:
     """The module, free parameter or buffer of a name."""
     parent, _, last = name.rpartition(".")
-    part: nn.Module | Tensor = getattr(model.get_submodule(parent), last)
+    part: nn.Module | Tensor = getattr(module_at(model, parent), last)
     return part

@@ -300,21 +300,39 @@ def quantized_layer(
         scales: (out,) weight scales, needed with `weight_bits`.
         input_quantizer: rounds the input, or None.
     """
+    result = layer_of_grids(layer, weight_bits, scales, input_quantizer)
+    if weight_bits is not None and scales is not None:
+        weight = layer.get_parameter("weight")
+        rounded = quantize_weight(weight, scales, weight_bits)
+        result._parameters["weight"] = nn.Parameter(rounded, weight.requires_grad)
+    return result
+
+
+def layer_of_grids(
+    layer: nn.Module,
+    weight_bits: int | None,
+    scales: Tensor | None,
+    input_quantizer: InputQuantizer | None,
+) -> nn.Module:
+    """The quantized form of a layer whose weights are rounded already, which it shares.
+
+    Args:
+        layer: a layer that `can_quantize`.
+        weight_bits: as for `quantized_layer`.
+        scales: as for `quantized_layer`.
+        input_quantizer: as for `quantized_layer`.
+    """
     kind = _quantized_kind(layer)
     assert kind is not None
-    parameters, buffers = dict(layer._parameters), dict(layer._buffers)
+    buffers = dict(layer._buffers)
     if weight_bits is not None and scales is not None:
-        weight = parameters["weight"]
-        assert weight is not None
-        rounded = quantize_weight(weight, scales, weight_bits)
-        parameters["weight"] = nn.Parameter(rounded, weight.requires_grad)
         buffers["weight_scale"] = scales.clone()
     if input_quantizer is not None:
         input_quantizer.train(layer.training)
     result: Any = object.__new__(kind)
     vars(result).update(
         vars(layer),
-        _parameters=parameters,
+        _parameters=dict(layer._parameters),
         _buffers=buffers,
         _modules={**layer._modules, "input_quantizer": input_quantizer},
         weight_bits=weight_bits,

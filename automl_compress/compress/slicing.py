@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.attention import HeadLayers, HeadProduct
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.modules import become, find_part, share_copy
+from automl_compress.compress.modules import become, find_part, module_at, share_copy
 from automl_compress.compress.structure import Axis, ChannelGroup
 from automl_compress.errors import CompressError
 
@@ -75,7 +75,7 @@ def cut_channels(model: nn.Module, places: Mapping[str, Places]) -> nn.Module:
     for name, stays in places.items():
         _cut_part(result, name, stays)
     for (parent, name), value in followed_numbers(model, places).items():
-        vars(result.get_submodule(parent))[name] = value
+        vars(module_at(result, parent))[name] = value
     return result
 
 
@@ -98,7 +98,7 @@ def followed_numbers(
     cut = (name for name, stays in places.items() if stays.out is not None)
     found: dict[tuple[str, str], int | tuple[int, ...]] = {}
     for parent in dict.fromkeys(holder(model, name) for name in cut):
-        numbers = kept_numbers(model.get_submodule(parent))
+        numbers = kept_numbers(module_at(model, parent))
         widths = _new_widths(model, parent, places) if numbers else {}
         for name, value in numbers.items():
             new = (
@@ -150,7 +150,7 @@ def parts_of_width(
     as parts of a tensor that is split for them, or where these differ after a cut by what they
     write.
     """
-    module = model.get_submodule(parent)
+    module = module_at(model, parent)
     lists = [last for last, part in module._modules.items() if isinstance(part, _LISTS)]
     listed = [name for last in lists for name in _held(model, f"{parent}.{last}".lstrip("."))]
     read = _by_width(model, [(name, "in") for name in listed if _reads_all(model, name)])
@@ -161,7 +161,7 @@ def parts_of_width(
 
 def _held(model: nn.Module, parent: str) -> list[str]:
     """Names of the modules and parameters a module holds itself."""
-    module = model.get_submodule(parent)
+    module = module_at(model, parent)
     lasts = [
         last
         for last, part in (*module._modules.items(), *module._parameters.items())
@@ -186,7 +186,7 @@ def _by_width(model: nn.Module, parts: list[Part]) -> dict[int, list[Part]]:
 def holder(model: nn.Module, name: str) -> str:
     """Name of the module whose code uses a part: its parent, or that of the list it is in."""
     parent = name.rpartition(".")[0]
-    while parent and isinstance(model.get_submodule(parent), _LISTS):
+    while parent and isinstance(module_at(model, parent), _LISTS):
         parent = parent.rpartition(".")[0]
     return parent
 
@@ -310,7 +310,7 @@ def _cut_part(model: nn.Module, name: str, places: Places) -> None:
     if isinstance(part, nn.Parameter):
         smaller = nn.Parameter(smaller, part.requires_grad)
     parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, smaller)
+    setattr(module_at(model, parent), last, smaller)
 
 
 def cut_module(module: nn.Module, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
@@ -342,25 +342,29 @@ def _cut_convolution(module: Any, keep_out: Tensor | None, keep_in: Tensor | Non
     smaller = copy.copy(module)
     weight, bias = module.weight, module.bias
     if keep_out is not None:
-        weight, bias = weight[keep_out], None if bias is None else bias[keep_out]
+        weight, bias = weight.index_select(0, keep_out), _selected(bias, keep_out)
         smaller.out_channels = len(keep_out)
     if module.groups > 1:  # whole groups go, a single channel each where it is depthwise
         smaller.groups = module.groups * smaller.out_channels // module.out_channels
         smaller.in_channels = module.in_channels * smaller.groups // module.groups
     elif keep_in is not None:
-        weight = weight[:, keep_in]
+        weight = weight.index_select(1, keep_in)
         smaller.in_channels = len(keep_in)
     return _with_tensors(smaller, module, weight=weight, bias=bias)
+
+
+def _selected(bias: Tensor | None, keep: Tensor) -> Tensor | None:
+    return None if bias is None else bias.index_select(0, keep)
 
 
 def _cut_transposed(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:
     smaller = copy.copy(module)
     weight, bias = module.weight, module.bias
     if keep_out is not None:
-        weight, bias = weight[:, keep_out], None if bias is None else bias[keep_out]
+        weight, bias = weight.index_select(1, keep_out), _selected(bias, keep_out)
         smaller.out_channels = len(keep_out)
     if keep_in is not None:
-        weight = weight[keep_in]
+        weight = weight.index_select(0, keep_in)
         smaller.in_channels = len(keep_in)
     return _with_tensors(smaller, module, weight=weight, bias=bias)
 
@@ -369,10 +373,10 @@ def _cut_linear(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) ->
     smaller = copy.copy(module)
     weight, bias = module.weight, module.bias
     if keep_out is not None:
-        weight, bias = weight[keep_out], None if bias is None else bias[keep_out]
+        weight, bias = weight.index_select(0, keep_out), _selected(bias, keep_out)
         smaller.out_features = len(keep_out)
     if keep_in is not None:
-        weight = weight[:, keep_in]
+        weight = weight.index_select(1, keep_in)
         smaller.in_features = len(keep_in)
     return _with_tensors(smaller, module, weight=weight, bias=bias)
 
@@ -384,7 +388,7 @@ def _cut_features(module: Any, keep_out: Tensor | None, keep_in: Tensor | None) 
     smaller = copy.copy(module)
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = {
-        name: tensor[..., keep]
+        name: tensor.index_select(-1, keep)
         for name in names
         if (tensor := getattr(module, name, None)) is not None
     }

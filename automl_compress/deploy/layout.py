@@ -20,8 +20,8 @@ from automl_compress.compress.quantize import (
     InputQuantizer,
     can_quantize,
     is_quantized,
+    layer_of_grids,
     quantize_weight,
-    quantized_layer,
 )
 from automl_compress.compress.slicing import (
     BATCH_NORMS,
@@ -398,6 +398,4 @@ def _quantize(network: nn.Module, name: str, layout: Layout, tensors: Mapping[st
         quantizer.scale = scale
     bits = layout.tensors[name]["weight"].bits
     scales = None if bits is None else tensors[f"{name}.{SCALE}"]
-    form = quantized_layer(layer, bits, scales, quantizer)
-    form._parameters["weight"] = layer._parameters["weight"]  # rounded before, in its own strides
-    become(layer, form)
+    become(layer, layer_of_grids(layer, bits, scales, quantizer))
