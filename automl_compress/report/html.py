@@ -41,7 +41,7 @@ a { color: var(--link); }
 .scroll:focus-visible { outline: 2px solid var(--link); }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding: 0 0 .4rem; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: .3rem .45rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 tbody tr:nth-child(even) { background: var(--band); }
 tbody th { font-weight: 600; }
