@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ CHECKPOINT_SECONDS: Final = 5.0
 REPORT_SECONDS: Final = 0.5
 """Tune takes tens of milliseconds for a report, in which a contestant could have asked again."""
 _CHECKPOINT: Final = "contestant.npz"
+_PATIENCE_SECONDS: Final = 10.0
 
 
 class ClusterEngine:
@@ -145,6 +147,7 @@ def start_ray(settings: EngineSettings) -> None:
     Raises:
         EngineError: that does not work.
     """
+    _check_answers(settings.address)
     variables = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": str(settings.threads),
@@ -168,6 +171,26 @@ def start_ray(settings: EngineSettings) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as reason:
         raise EngineError(f"Ray could not be started or reached: {reason_of(reason)}") from reason
+
+
+def _check_answers(address: str | None) -> None:
+    """Check that something listens at a cluster's `host:port`; Ray itself tries for minutes.
+
+    Addresses of any other form are left to Ray.
+
+    Raises:
+        EngineError: nothing does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
+    except (OSError, OverflowError) as reason:
+        raise EngineError(
+            f"a cluster must answer at its address, but nothing does at '{address}' ({reason}); "
+            "correct it, or start the cluster by 'ray start --head'"
+        ) from reason
 
 
 def _trial_name(trial: Any) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from engine_races import (
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.engine import EngineSettings, Race
 from automl_compress.engine.serial import SerialEngine
+from automl_compress.errors import EngineError
 from automl_compress.ledger import Ledger, StudyResult
 
 pytestmark = [
@@ -117,3 +120,29 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
         assert {k: e.metrics for k, e in measured.items()} == {
             k: e.metrics for k, e in wanted.items()
         }
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from automl_compress.engine.cluster import ray, start_ray
+
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked, which takes minutes"))
+    with socket.socket() as bound:  # nobody listens there
+        bound.bind(("127.0.0.1", 0))
+        address = f"{host}:{bound.getsockname()[1]}"
+        with pytest.raises(EngineError, match=re.escape(f"nothing does at '{address}'")):
+            start_ray(EngineSettings(address=address))
+
+
+def test_a_cluster_that_answers_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    from automl_compress.engine.cluster import ray, start_ray
+
+    asked: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda **given: asked.append(given["address"]))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        addresses = [f"127.0.0.1:{server.getsockname()[1]}", "auto", "ray://there:10001"]
+        for address in addresses:
+            start_ray(EngineSettings(address=address))
+    assert asked == addresses
