@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +35,6 @@ from automl_compress.recover.training import Listener, Standing, Trainer, hear_n
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Normalization, Task, task_of
 
-UNCHANGED: Final = "as it began"
-"""Name of the state that the training of a trained network started from."""
-
 
 @dataclass(frozen=True, eq=False)
 class Recovered:
@@ -46,8 +43,8 @@ class Recovered:
     Args:
         network: as `compress` builds it, with other weights; on the processor, in evaluation
             mode.
-        chosen: which state of it was kept: `averaged`, `last` or `UNCHANGED`, and `, new
-            statistics` where those of BatchNorm were measured again.
+        chosen: which state of it was kept: `averaged` or `last`, and `, new statistics` where
+            those of BatchNorm were measured again.
         steps: of the training.
         seconds: what this process spent on it.
     """
@@ -113,8 +110,7 @@ def recover_policy(
         checkpoint: see `Trainer.run`; stages before the last have files beside it.
         listener: hears how far it has come.
         teacher: distilled from; the compressor's network when not given.
-        trained: what an earlier recovery of the policy made, trained further; where held-out
-            images say so, it is also the result.
+        trained: what an earlier recovery of the policy made, trained further.
 
     Raises:
         SpaceError: the policy does not fit the network.
@@ -235,8 +231,6 @@ class _Training:
             candidates |= _with_new_statistics(
                 candidates, self.fitted, self.normalization, self.settings, self.device
             )
-            if self.trained is not None:
-                candidates[UNCHANGED] = copy.deepcopy(self.trained).to(self.device)
             losses = {
                 name: measure(
                     candidate, self.judges, self.normalization, self.device, self.task
