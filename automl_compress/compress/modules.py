@@ -106,9 +106,8 @@ def become(module: nn.Module, other: nn.Module) -> None:
 
     Unlike a replacement, every reference sees it: a second name, a plain list of layers.
     """
-    object.__setattr__(
-        module, "__class__", type(other)
-    )  # nn.Module's own takes several times as long
+    # nn.Module's own way of setting them takes several times as long.
+    object.__setattr__(module, "__class__", type(other))
     object.__setattr__(module, "__dict__", vars(other))
 
 
