@@ -101,8 +101,8 @@ class PairedStatistics:
 
     In bfloat16 networks run faster; rounded weights stay what they are meanwhile, as integers
     times powers of two. On ResNet-56 (CIFAR-10, 512 images, 180 random policies) a network counts
-    0.60 images otherwise than in float32 (standard deviation), 0.91 where its weights are rounded to
-    bfloat16.
+    0.60 images otherwise than in float32 (standard deviation), 0.91 where its weights are rounded
+    to bfloat16.
 
     Args:
         model: the original network, in evaluation mode.
