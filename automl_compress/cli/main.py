@@ -81,7 +81,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/<study>")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: results/<study>")
     add_overrides_option(parser, "override a key of the sweep file, such as budget.evaluations=50")
     _add_engine_options(parser)
 

@@ -7,6 +7,7 @@ import time
 from typing import Final, TextIO
 
 from automl_compress.engine import Standing
+from automl_compress.evaluate import DIVERGENCE
 
 BLOCK_SECONDS: Final = 15.0
 """Seconds between two blocks when the output is not a terminal."""
@@ -35,17 +36,23 @@ class Progress:
 
     def __call__(self, standing: Standing) -> None:
         """Take a standing in, and show all when it is time."""
+        was_over = self._over
         self._standings[standing.contestant] = standing
         now = time.monotonic()
         if self._first is None:
             self._first = (now, self._done)
-        if now - self._shown >= (REDRAW_SECONDS if self._terminal else BLOCK_SECONDS):
+        wait = REDRAW_SECONDS if self._terminal else BLOCK_SECONDS
+        if self._over != was_over or now - self._shown >= wait:
             self._show(now)
 
     def close(self) -> None:
         """Show the last standings."""
-        if self._standings:
+        if self._standings and not self._over:
             self._show(time.monotonic())
+
+    @property
+    def _over(self) -> bool:
+        return self._done >= self._total
 
     @property
     def _done(self) -> int:
@@ -53,6 +60,8 @@ class Progress:
 
     def _show(self, now: float) -> None:
         lines = [self._summary(now), *map(self._line, sorted(self._standings))]
+        if self._over:
+            lines.append("the race is over: the best networks are measured again ...")
         if self._terminal and self._lines:
             self._stream.write(f"\x1b[{self._lines}F\x1b[J")
         self._stream.write("\n".join(lines) + "\n")
@@ -71,12 +80,22 @@ class Progress:
 
     def _line(self, name: str) -> str:
         s = self._standings[name]
-        best = "-" if s.smallest_share is None else f"{s.smallest_share:.1%}"
         failed = f", {s.failed} failed" if s.failed else ""
         return (
             f"  {name:<18} {s.done:>5}/{self._budget}  {s.hits:>4} hits  "
-            f"useful hypervolume {s.useful:.3f}  smallest within 1 point {best}{failed}"
+            f"useful hypervolume {s.useful:.3f}  {_best(s)}{failed}"
         )
+
+
+def _best(standing: Standing) -> str:
+    """The smallest network that is nearly as good as the original, or how near the others come."""
+    if standing.smallest_share is not None:
+        return f"smallest within 1 point {standing.smallest_share:.1%}"
+    if standing.least_loss is None:
+        return "nothing meets the constraints yet"
+    if standing.loss == DIVERGENCE:
+        return f"least divergence {standing.least_loss:.3f}"
+    return f"least {standing.loss} {standing.least_loss:.1%}"
 
 
 def duration(seconds: float) -> str:

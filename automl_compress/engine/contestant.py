@@ -45,6 +45,9 @@ class Standing:
         useful: useful hypervolume, in [0, 1].
         smallest_share: smallest size, as a share of the baseline's, of a network that loses at
             most `MILD_LOSS`; None when there is none, or size is no objective.
+        least_loss: least value of the measured objective among what meets the constraints; None
+            when nothing does.
+        loss: that objective's name.
         in_race: False for the uniform line that is drawn for reference only.
     """
 
@@ -54,6 +57,8 @@ class Standing:
     failed: int
     useful: float
     smallest_share: float | None
+    least_loss: float | None = None
+    loss: str = "error"
     in_race: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,8 +183,14 @@ class _Score:
             failed,
             useful,
             self._smallest,
+            self._least_loss(),
+            self._problem.loss,
             self._record.in_race,
         )
+
+    def _least_loss(self) -> float | None:
+        losses = self._values[:, self._problem.loss_place]
+        return float(losses.min()) if len(losses) else None
 
     def _note_smallest(self, evaluations: Sequence[Evaluation]) -> None:
         baseline = self._problem.baseline

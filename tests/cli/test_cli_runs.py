@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "sweep.yaml").write_text(SWEEP)
     out = place / "out"
     serial = ("--set", "engine.kind=serial")
-    assert main(["search", str(place / "sweep.yaml"), "--out", str(out), *serial]) == 0
+    assert main(["search", str(place / "sweep.yaml"), "-o", str(out), *serial]) == 0
     return out
 
 
@@ -206,6 +206,34 @@ def test_progress_is_readable_without_a_terminal(monkeypatch: pytest.MonkeyPatch
     assert "12.5%" in blocks[0]
     assert "1 failed" in blocks[0]
     assert "\x1b" not in stream.getvalue()
+
+
+def test_progress_says_once_that_the_race_is_over_and_the_best_are_measured() -> None:
+    stream = io.StringIO()
+    progress = Progress(5, 2, stream)
+    for name in ("a-0", "b-0"):
+        assert "measured again" not in stream.getvalue()
+        progress(Standing(name, 5, 0, 0, 0.25, 0.125))
+    progress.close()
+    assert stream.getvalue().count("10 of about 10 evaluations") == 1
+    assert stream.getvalue().splitlines()[-1].endswith("the best networks are measured again ...")
+
+
+def test_progress_says_how_near_networks_come_while_none_is_within_a_point() -> None:
+    stream = io.StringIO()
+    progress = Progress(100, 4, stream)
+    progress(Standing("a-0", 5, 2, 1, 0.0, 0.125, 0.07))
+    progress(Standing("b-0", 5, 2, 1, 0.0, None, 0.225))
+    progress(Standing("c-0", 5, 2, 1, 0.0, None, 0.225, "divergence"))
+    progress(Standing("d-0", 5, 2, 1, 0.0, None))
+    progress.close()
+    ends = [line.split("  ")[-1] for line in stream.getvalue().splitlines()[1:]]
+    assert ends == [
+        "smallest within 1 point 12.5%, 1 failed",
+        "least error 22.5%, 1 failed",
+        "least divergence 0.225, 1 failed",
+        "nothing meets the constraints yet, 1 failed",
+    ]
 
 
 def _on_rung(folder: Path, name: str) -> dict[str, float]:
