@@ -12,8 +12,10 @@ expected hypervolume improvement (`screening`) are evaluated. The others wait fo
 What members propose lies near what is known, so where genes are of several kinds, networks of the
 front with whole kinds shifted (`priors.shifted`) are candidates too, until the surrogate knows the
 space. Then, at once where genes are few, further candidates are bred from the most promising ones
-instead, as Bayesian optimization climbs its acquisition function. The common start is short: it
-trusts in harms that add up, and the surrogate learns also what genes do to each other.
+instead, as Bayesian optimization climbs its acquisition function. Where constraints on costs leave
+the uncompressed network out and genes are of one kind, which leaves nothing to shift, they are bred
+at once as well. The common start is short: it trusts in harms that add up, and the surrogate learns
+also what genes do to each other.
 
 Every part has a switch: which members there are, whether they share, whether the bandit or the
 round robin chooses, whether candidates are screened, shifted and bred, and what the search starts
@@ -56,7 +58,10 @@ WAITING: Final = 300
 """Candidates that wait for another choice, at most; the least promising are forgotten."""
 PER_PAIR: Final = 0.2
 """Evaluations per pair of genes before candidates are bred: what is bred for a surrogate that knows
-less is best where the surrogate is most wrong."""
+less is best where the surrogate is most wrong. Bred at once on ResNet-56's 85 genes of two kinds at
+5 % of the bytes, the least error after 240 evaluations was 0.19 in place of 0.16 (3 seeds); on its
+30 groups of channels at 39 % of the multiply-accumulates it was 0.19 after 120 evaluations in place
+of 0.24, and the same after 240 (4 seeds)."""
 GENERATIONS: Final = 3
 """How often candidates are bred before a choice."""
 PARENTS: Final = 20
@@ -109,12 +114,16 @@ class Hybrid(Strategy):
         self._left = 0 if start is None else start[1]  # of the start, to be told
         self._turns = DiscountedUCB(len(members)) if bandit else None
         self._turn = 0
-        self._progress = _Progress(problem)
         self._seen = Seen()
         self._screening = screening
-        self._shifting = shifting and len({gene.kind for gene in problem.space}) > 1
+        of_one_kind = len({gene.kind for gene in problem.space if len(gene) > 1}) <= 1
+        self._shifting = shifting and not of_one_kind
         self._breeding = breeding
         self._record = Record(problem)
+        self._enough = PER_PAIR * math.comb(len(problem.space), 2)
+        if of_one_kind and self._record.bound:
+            self._enough = 0
+        self._progress = _Progress(problem, self._record)
         self._screen = Screen(problem.space, self._record)
         self._waiting: dict[Policy, int] = {}  # candidates, and who proposed each: member, _NOBODY
         self._asked_by: dict[str, int] = {}  # key of what is out, and who: member, _START, _NOBODY
@@ -170,7 +179,7 @@ class Hybrid(Strategy):
         for member, proposals in zip(self._order(), _parts(len(self._members)), strict=True):
             for policy in self._members[member].ask(proposals):
                 self._waiting.setdefault(policy, member)
-        much_is_known = len(self._record) >= PER_PAIR * math.comb(len(self.problem.space), 2)
+        much_is_known = len(self._record) >= self._enough
         if self._shifting and not much_is_known:
             self._shift()
         self._keep_best(surrogate)
@@ -312,24 +321,20 @@ def _parts(members: int) -> list[int]:
     return [own] + [max(1, (PROPOSALS - own) // (members - 1))] * (members - 1)
 
 
-def _counted(problem: Problem) -> tuple[Reference, ...]:
-    """References of the hypervolumes that count."""
-    if problem.counted_error is None:
-        return references(problem.objectives, problem.baseline, problem.useful_loss)
-    more = problem.counted_error - problem.baseline[problem.loss]
-    return references(problem.objectives, problem.baseline, more)[1:]
-
-
 class _Progress:
     """The front so far, and what each evaluation adds to its hypervolume.
 
     Plain and useful hypervolume count alike: the first tells even while nothing is useful. Where
     a problem counts only one, so does this.
+
+    Args:
+        problem: what is searched.
+        record: what was told; it says which errors are useful.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, record: Record) -> None:
         self._problem = problem
-        self._references = _counted(problem)
+        self._record = record
         self.front = np.empty((0, len(problem.objectives)))
 
     def add(self, evaluation: Evaluation) -> float:
@@ -344,4 +349,12 @@ class _Progress:
         return max(0.0, gain)
 
     def _share(self, values: NDArray[np.float64]) -> float:
-        return float(np.mean([reference.share(values) for reference in self._references]))
+        return float(np.mean([reference.share(values) for reference in self._counted()]))
+
+    def _counted(self) -> tuple[Reference, ...]:
+        """References of the hypervolumes that count."""
+        problem, counted = self._problem, self._problem.counted_error
+        limit = self._record.useful_error if counted is None else counted
+        more = limit - problem.baseline[problem.loss]
+        found = references(problem.objectives, problem.baseline, more)
+        return found if counted is None else found[1:]

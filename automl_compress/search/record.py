@@ -35,7 +35,8 @@ def milestone(count: int) -> int:
 class Record:
     """Policies with their measured errors and exact costs.
 
-    A failed evaluation stays as one that is always wrong; `worked` tells them apart.
+    A failed evaluation stays as one that is always wrong; `worked` tells them apart. `bound` says
+    whether constraints on costs leave the uncompressed network out.
 
     Args:
         problem: what is searched.
@@ -48,6 +49,8 @@ class Record:
         self.errors: Array = np.zeros(0)
         self.costs: Array = np.zeros((0, len(self.names)))
         self.worked: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
+        self.bound = problem.cost_violation(problem.space.largest) > 0
+        self._least = self._least_at_first()
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -61,6 +64,27 @@ class Record:
             self.errors = np.append(self.errors, error)
             self.costs = np.vstack([self.costs, self.shares([evaluation.policy])])
             self.worked = np.append(self.worked, evaluation.ok)
+            if evaluation.ok:
+                self._learn_least(evaluation.policy, error)
+
+    def _least_at_first(self) -> float:
+        """Error of the uncompressed network, where constraints on costs let it be."""
+        return np.inf if self.bound else self._problem.baseline[self._problem.loss]
+
+    def _learn_least(self, policy: Policy, error: float) -> None:
+        """Know the least error among what meets the constraints on costs."""
+        if error < self._least and not self._problem.cost_violation(policy):
+            self._least = error
+
+    @property
+    def useful_error(self) -> float:
+        """Error below which a network is of use: the uncompressed one's and a useful loss more.
+
+        Where constraints on costs leave that one out, the least error that is known to meet them
+        stands in its place, for what they take from all is no reason to look for ruined networks.
+        """
+        least = max(self._least, self._problem.baseline[self._problem.loss])
+        return min(1.0, least + self._problem.useful_loss)
 
     def known(self) -> Known:
         """What worked, in the order told."""
@@ -83,14 +107,15 @@ class Record:
         """What is known at which costs, by the hypervolume that counts.
 
         In a study that is the useful one and a part of the plain one: errors beyond use fill only
-        the latter. Errors beyond a constraint fill nothing.
+        the latter. Errors beyond a constraint fill nothing. Where constraints on costs leave the
+        uncompressed network out, only the useful one counts: half of a search for ResNet-56 at 39 %
+        of its multiply-accumulates went to networks that guess, at 8 %.
 
         Args:
             plain: weight of the plain hypervolume.
         """
         allowed = [c.limit for c in self._problem.constraints if c.metric == self._problem.loss]
-        useful = self._problem.baseline[self._problem.loss] + self._problem.useful_loss
-        weights = {1.0: plain, min(1.0, useful): 1.0}
+        weights = {1.0: 0.0 if self.bound else plain, self.useful_error: 1.0}
         if self._problem.counted_error is not None:
             weights = {self._problem.counted_error: 1.0}
         boxes = [(min([limit, *allowed]), weight) for limit, weight in weights.items() if weight]
@@ -109,3 +134,6 @@ class Record:
         """Hold just this."""
         self.indices, self.errors = state["indices"], state["errors"]
         self.costs, self.worked = state["costs"], state["worked"]
+        self._least = self._least_at_first()
+        for row, error in zip(self.indices[self.worked], self.errors[self.worked], strict=True):
+            self._learn_least(self._problem.space.decode(row), float(error))

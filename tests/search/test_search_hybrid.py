@@ -156,7 +156,7 @@ def test_gain_is_that_of_the_hypervolume_without_violations(scripted: dict[str, 
     first = add(ESTIMATOR.estimate(space.largest))
     assert first > 0
     assert add(ESTIMATOR.estimate(space.largest)) == 0
-    share = [r.share(strategy._progress.front) for r in strategy._progress._references]
+    share = [r.share(strategy._progress.front) for r in strategy._progress._counted()]
     assert first == pytest.approx(np.mean(share))
 
 
@@ -261,6 +261,25 @@ def test_nothing_is_bred_before_enough_is_known(scripted: dict[str, _Diary]) -> 
     strategy = _informed(breeding=True, told=enough - 1)
     candidates = set(strategy._waiting)
     assert set(strategy.ask(5)) <= candidates
+
+
+@pytest.mark.parametrize("channels", [(), (4, 8, 12, 16)])
+def test_genes_of_one_kind_are_bred_at_once_where_the_uncompressed_network_costs_too_much(
+    scripted: dict[str, _Diary], channels: tuple[float, ...]
+) -> None:
+    network = ToyNetwork(layers=8, channels=channels)
+    space, rng = network.space, np.random.default_rng(0)
+    known = [space.decode(space.sample(rng)) for _ in range(5)]
+    bred = []
+    for limit in ("size_bytes <= 0.15x", "size_bytes <= 1x"):
+        problem = network.problem(constraints=[limit])
+        strategy = Hybrid(problem, 0, members=("empty",), start=None, shifting=False)
+        strategy.tell([ToyEstimator(network).estimate(policy) for policy in known])
+        strategy._waiting = {space.smallest: 0}
+        asked = strategy.ask(1)
+        bred.append(len(strategy._waiting) > 0)
+        assert not any(map(problem.cost_violation, [*asked, *strategy._waiting]))
+    assert bred == [not channels, False]
 
 
 def test_relatives_of_the_front_are_candidates_that_no_turn_is_credited_for(

@@ -121,3 +121,35 @@ def test_where_one_hypervolume_counts_errors_fill_it_evenly_and_no_further() -> 
     kinked = record.cells(plain=1.0).gains(share, errors)
     useful = NETWORK.baseline["error"] + USEFUL_LOSS
     assert kinked == pytest.approx(0.75 * ((1 - errors) + np.maximum(0, 1 - errors / useful)))
+
+
+def _told(record: Record, mildness: float, error: float) -> None:
+    """Tell of a network with all genes alike."""
+    policy = NETWORK.space.decode(NETWORK.space.from_unit(np.full(len(NETWORK.space), mildness)))
+    metrics = ESTIMATOR.estimate(policy).metrics | {"accuracy": 1 - error}
+    record.add([replace(ESTIMATOR.estimate(policy), metrics=metrics)])
+
+
+def test_under_a_tight_constraint_what_is_useful_follows_the_least_error_that_meets_it() -> None:
+    free, tight = NETWORK.problem(("error", "macs")), NETWORK.problem(constraints=["macs <= 0.3x"])
+    records = [Record(free), Record(tight)]
+    assert records[0].useful_error == pytest.approx(free.baseline["error"] + USEFUL_LOSS)
+    assert records[1].useful_error == 1.0
+    for record in records:
+        _told(record, 1.0, 0.08)  # breaks the constraint
+        _told(record, 0.4, 0.45)
+        _told(record, 0.3, 0.55)
+    assert records[0].useful_error == pytest.approx(free.baseline["error"] + USEFUL_LOSS)
+    assert records[1].useful_error == pytest.approx(0.45 + USEFUL_LOSS)
+    again = Record(tight)
+    _told(again, 0.2, 0.3)
+    again.load_state_dict(records[1].state_dict())
+    assert again.useful_error == records[1].useful_error
+
+
+def test_under_a_tight_constraint_a_better_network_gains_more_than_a_ruined_smaller_one() -> None:
+    record = Record(NETWORK.problem(("error", "macs"), constraints=["macs <= 0.3x"]))
+    _told(record, 0.4, 0.45)
+    better, ruined = 0.40, 0.88
+    gains = record.cells().gains(np.array([[0.3], [0.05]]), np.array([better, ruined]))
+    assert gains[0] > gains[1] == 0
