@@ -11,12 +11,12 @@ from typing import Any, Final
 import numpy as np
 
 from automl_compress.errors import StudyError
-from automl_compress.evaluate import quality_name, references
+from automl_compress.evaluate import quality_name
 from automl_compress.ledger import FrontPoint, Manifest, StudyResult
-from automl_compress.pareto import Reference, Values, front_mask
+from automl_compress.pareto import Values, front_mask
 from automl_compress.report import formats
 from automl_compress.report.formats import MISSING
-from automl_compress.report.scores import contestant_scores, minimised_baseline
+from automl_compress.report.scores import contestant_scores, minimised_baseline, reference_points
 from automl_compress.report.statistics import Spread, StrategyScores, strategy_scores
 from automl_compress.report.tables import Column, Table
 
@@ -64,8 +64,8 @@ class CommonPoint:
 class Comparison:
     """Studies that pose the same problem and estimate alike.
 
-    Hypervolumes of all have the reference points of `evaluate.references`, which depend on the
-    uncompressed network only and so are common.
+    Hypervolumes of all have the same reference points, the plain and the useful one of
+    `scores.reference_points`.
 
     Args:
         folders: at least two.
@@ -84,19 +84,17 @@ class Comparison:
         results = [StudyResult(folder) for folder in folders]
         for other in results[1:]:
             _check_comparable(results[0], other)
+        self.references = reference_points(*results)
         self.studies = tuple(
-            ComparedStudy(r, tuple(r.front()), strategy_scores(contestant_scores(r)))
+            ComparedStudy(
+                r, tuple(r.front()), strategy_scores(contestant_scores(r, self.references))
+            )
             for r in results
         )
 
     @property
     def _manifest(self) -> Manifest:
         return self.studies[0].result.manifest
-
-    @cached_property
-    def references(self) -> tuple[Reference, Reference]:
-        """Reference points of the plain and the useful hypervolume."""
-        return references(self._manifest.objectives, minimised_baseline(self._manifest))
 
     @property
     def evaluations(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from automl_compress.evaluate import DIVERGENCE, loss_of, useful_loss
+from automl_compress.ledger import Manifest
 from automl_compress.report import formats, tables
 from automl_compress.report.audit import audit_note, audit_verdict
 from automl_compress.report.audit_views import audit_table
@@ -22,6 +23,7 @@ from automl_compress.report.document import (
     Paragraph,
 )
 from automl_compress.report.figures import Drawing
+from automl_compress.report.scores import is_left_out
 from automl_compress.report.statistics import Summary, wall_clock
 
 _FEW_SEEDS: Final = 5
@@ -260,7 +262,7 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
     blocks: list[Block] = [Heading("Comparison of the strategies")]
     if summary.frame.empty:
         return [*blocks, Paragraph("No evaluation is made yet, so there is nothing to compare.")]
-    note = _hypervolume_note(loss_of(summary.result.manifest.objectives))
+    note = _hypervolume_note(summary.result.manifest)
     blocks += [Paragraph(text) for text in (note, _seeds_note(summary))]
     blocks += [tables.hypervolume_table(summary, kind) for kind in ("useful", "plain")]
     if not summary.level:
@@ -275,14 +277,18 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
     return [*blocks, Paragraph(_timing_note(summary)), tables.timing_table(summary)]
 
 
-def _hypervolume_note(loss: str) -> str:
+def _hypervolume_note(manifest: Manifest) -> str:
+    loss = loss_of(manifest.objectives)
     share = useful_loss(loss)
     useful = f"{share:g}" if loss == DIVERGENCE else f"{100 * share:g} points"
+    least = f"the {loss} of the uncompressed network"
+    if is_left_out(manifest):
+        least = f"the least {loss} that was found to meet the constraints"
     return (
         "Hypervolume is the share of a box that the networks found so far dominate; more is "
         f"better. The plain box reaches from 0 to {loss} 1 and to the costs of the uncompressed "
-        f"network. The useful box reaches only to the {loss} of the uncompressed network plus "
-        f"{useful}, so that ruined networks count nothing. {loss.capitalize()}s are search "
+        f"network. The useful box reaches only to {least} plus {useful}, so that ruined networks "
+        f"count nothing. {loss.capitalize()}s are search "
         "estimates. Failed evaluations and those that break a constraint count nothing. A dash "
         "means that not every seed has come that far."
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import LOSSES, USEFUL_LOSS, quality_of
 from automl_compress.report.formats import TITLES
+from automl_compress.report.scores import is_left_out
 from automl_compress.report.statistics import Finalist, StrategyScores, Summary, cost_front
 
 # Okabe and Ito 2008, "Color Universal Design", without black and yellow; then two darker ones.
@@ -113,10 +114,11 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
         figure, (zoom, whole) = _panels()
         for axes in (zoom, whole):
             _draw_fronts(axes, fronts, looks(summary.strategies), baseline)
-        limits = _zoom(zoom, fronts.values(), baseline)
+        region, floor = _useful_region(summary, fronts.values(), baseline)
+        limits = _zoom(zoom, fronts.values(), baseline, floor)
         _whole(whole, fronts.values(), baseline, limits)
         zoom.set_ylabel(f"{quality} on the search images, %")
-        zoom.set_title(f"within {100 * USEFUL_LOSS:g} points of the baseline", fontsize=10)
+        zoom.set_title(region, fontsize=10)
         whole.set_title("whole range", fontsize=10)
         figure.supxlabel(f"{title}, % of the baseline", fontsize=10)
         _legend(figure, summary.strategies, baseline=True)
@@ -161,11 +163,24 @@ def _draw_fronts(
     axes.plot([100], [baseline], color=_INK, marker="*", markersize=11, linestyle="none")
 
 
+def _useful_region(
+    summary: Summary, fronts: Iterable[NDArray[np.float64]], baseline: float
+) -> tuple[str, float]:
+    """Its name, and the quality (%) above which it lies.
+
+    Where constraints leave the uncompressed network out, the best network stands in its place.
+    """
+    points = 100 * USEFUL_LOSS
+    if not is_left_out(summary.result.manifest):
+        return f"within {points:g} points of the baseline", baseline - points
+    best = max((front[:, 1].max() for front in fronts if len(front)), default=baseline)
+    return f"within {points:g} points of the best found", min(baseline, best) - points
+
+
 def _zoom(
-    axes: Axes, fronts: Iterable[NDArray[np.float64]], baseline: float
+    axes: Axes, fronts: Iterable[NDArray[np.float64]], baseline: float, floor: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Limit a panel to the useful region; returns its limits in x and y."""
-    floor = baseline - 100 * USEFUL_LOSS
+    """Limit a panel to the qualities above a floor; returns its limits in x and y."""
     useful = np.concatenate([front[front[:, 1] > floor, :2] for front in fronts])
     if not len(useful):
         axes.text(0.5, 0.5, "no network here yet", transform=axes.transAxes, ha="center")

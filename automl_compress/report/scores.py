@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.evaluate import (
+    LOSSES,
     Evaluation,
+    loss_of,
     minimised_metrics,
     objective_values,
     references,
+    useful_loss,
     violations,
 )
 from automl_compress.ledger import ContestantRecord, Manifest, StudyResult
-from automl_compress.pareto import Values
+from automl_compress.pareto import Reference, Values
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +65,60 @@ def usable_values(evaluations: Iterable[Evaluation], manifest: Manifest) -> Valu
     return values
 
 
-def contestant_scores(result: StudyResult) -> tuple[ContestantScores, ...]:
-    """Scores of every contestant of a study, in the manifest's order."""
-    return tuple(_scores(result, record) for record in result.manifest.contestants)
+def is_left_out(manifest: Manifest) -> bool:
+    """Whether constraints on costs leave the uncompressed network out."""
+    baseline = minimised_baseline(manifest)
+    return any(
+        c.metric not in LOSSES and baseline.get(c.metric, 0.0) > c.limit
+        for c in manifest.constraints
+    )
 
 
-def _scores(result: StudyResult, record: ContestantRecord) -> ContestantScores:
+def reference_points(*results: StudyResult) -> tuple[Reference, Reference]:
+    """References of the plain and the useful hypervolume, common to studies of one problem.
+
+    They depend on the uncompressed network (`evaluate.references`). Where constraints on costs
+    leave it out, what is useful begins at the least loss that any contestant found to meet them:
+    often nothing comes near the uncompressed network, and all useful hypervolumes would be 0.
+
+    Args:
+        results: one or more.
+    """
+    manifest = results[0].manifest
+    baseline, loss = minimised_baseline(manifest), loss_of(manifest.objectives)
+    least = baseline[loss]
+    if is_left_out(manifest):
+        found = [_least_loss(result, loss) for result in results]
+        least = max(least, min(found, default=least))
+    more = min(1.0, least + useful_loss(loss)) - baseline[loss]
+    return references(manifest.objectives, baseline, more)
+
+
+def _least_loss(result: StudyResult, loss: str) -> float:
+    """Of what meets the constraints; 1 where nothing does."""
+    values = usable_values(result.usable_evaluations().values(), result.manifest)
+    losses = values[:, result.manifest.objectives.index(loss)]
+    return min(1.0, float(losses.min(initial=np.inf)))
+
+
+def contestant_scores(
+    result: StudyResult, points: tuple[Reference, Reference] | None = None
+) -> tuple[ContestantScores, ...]:
+    """Scores of every contestant of a study, in the manifest's order.
+
+    Args:
+        result: the study.
+        points: references of both hypervolumes; the study's own when not given.
+    """
+    chosen = points or reference_points(result)
+    return tuple(_scores(result, record, chosen) for record in result.manifest.contestants)
+
+
+def _scores(
+    result: StudyResult, record: ContestantRecord, points: tuple[Reference, Reference]
+) -> ContestantScores:
     manifest = result.manifest
-    plain, useful = references(manifest.objectives, minimised_baseline(manifest))
+    plain, useful = points
     charges = result.charges(record.name)
     told = [charge.evaluation for charge in charges]
     places = [charge.place.position for charge in charges]

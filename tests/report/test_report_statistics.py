@@ -6,7 +6,9 @@ from report_studies import evaluation, manifest, only, policy, write_study
 
 from automl_compress.evaluate import Constraint, Evaluation
 from automl_compress.ledger import StudyResult
-from automl_compress.report import contestant_scores
+from automl_compress.report import contestant_scores, write_report
+from automl_compress.report.comparison import Comparison
+from automl_compress.report.scores import reference_points
 from automl_compress.report.statistics import (
     Spread,
     Summary,
@@ -124,8 +126,55 @@ def test_failures_and_broken_constraints_count_nothing(tmp_path):
     (scores,) = contestant_scores(StudyResult(folder))
     assert scores.usable.tolist() == [False, False, True]
     assert scores.useful[:2].tolist() == [0.0, 0.0]
-    expected = share_2d([(0.07, 5e5)], (0.166, 3_430_000.0))
+    expected = share_2d([(0.07, 5e5)], (0.17, 3_430_000.0))
     assert scores.useful[2] == pytest.approx(expected)
+
+
+def _tight(folder, errors, **changes):
+    """A study whose constraint leaves the uncompressed network out, two contestants by turns."""
+    made = [evaluation(policy(2 + i), 1 - e, 5e5 - 5e4 * i) for i, e in enumerate(errors)]
+    return write_study(
+        folder,
+        [made[::2], made[1::2]],
+        finalists=0,
+        objectives=("error", "size_bytes"),
+        contestants=only("nsga2-0", "ddpg-0"),
+        **{"constraints": (Constraint("size_bytes", 1e6, text="size_bytes <= 1 MB"),), **changes},
+    )
+
+
+def test_where_the_uncompressed_network_is_left_out_useful_is_what_is_near_the_best(tmp_path):
+    errors = (0.4, 0.45, 0.6, 0.49)
+    scores = contestant_scores(StudyResult(_tight(tmp_path / "tight", errors)))
+    points, box = [(e, 5e5 - 5e4 * i) for i, e in enumerate(errors)], (0.5, 3_430_000.0)
+    for found, own in zip(scores, (points[::2], points[1::2]), strict=True):
+        assert found.useful[-1] == pytest.approx(share_2d([p for p in own if p[0] < 0.5], box))
+        assert found.useful[-1] > 0
+    loose = (Constraint("size_bytes", 4e6, text="size_bytes <= 4 MB"),)
+    for constraints in ((), loose):
+        folder = _tight(tmp_path / str(len(constraints)), errors, constraints=constraints)
+        assert not any(found.useful[-1] for found in contestant_scores(StudyResult(folder)))
+
+
+def test_studies_compared_have_the_box_of_the_best_among_them(tmp_path):
+    folders = [
+        _tight(tmp_path / name, errors)
+        for name, errors in {"one": (0.4, 0.55), "other": (0.3, 0.39)}.items()
+    ]
+    results = [StudyResult(folder) for folder in folders]
+    _, useful = reference_points(*results)
+    assert useful.point.tolist() == pytest.approx([0.4, 3_430_000.0])
+    assert reference_points(results[0])[1].point[0] == pytest.approx(0.5)
+    rows = Comparison(folders).document()["studies"]
+    assert [row["useful"] > 0 for row in rows] == [False, True]
+
+
+def test_the_report_says_where_the_useful_box_ends(tmp_path):
+    folder = _tight(tmp_path, (0.4, 0.45))
+    text = write_report(folder).with_suffix(".md").read_text()
+    assert "the least error that was found to meet the constraints plus 10 points" in text
+    figure = (folder / "figures/front_size_bytes.svg").read_text()
+    assert "within 10 points of the best found" in figure
 
 
 def test_strategies_are_grouped_and_the_reference_comes_last(summary):
