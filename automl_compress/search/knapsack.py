@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.evaluate import Evaluation
-from automl_compress.search.additive_model import AdditiveModel, Strengths
+from automl_compress.search.additive_model import NOISE, NOISES, AdditiveModel, Shape, Strengths
 from automl_compress.search.improvement import CostCells
 from automl_compress.search.priors import draw_new, mildest, scaled_indices
 from automl_compress.search.record import Record, milestone
@@ -70,8 +70,8 @@ class Knapsack(Strategy):
         self._start = deque(self._mildest * share for share in UNIFORM)
         self._probed = np.zeros(len(problem.space), dtype=np.int64)
         self._owed = 0.0
-        self._chosen_on = -1  # rows of the record that curves are of
-        self._curves: Array | None = None
+        self._chosen_on = -1  # rows of the record that the shape is of
+        self._shape: Shape | None = None
 
     def ask(self, count: int) -> list[Policy]:
         """Uniform policies, then probes and points of fronts; fewer when the space is exhausted."""
@@ -117,16 +117,18 @@ class Knapsack(Strategy):
     # Harms.
 
     def _model(self) -> AdditiveModel:
-        """The posterior given everything that worked; its curves are those of a milestone."""
+        """The posterior given everything that worked; its shape is that of a milestone."""
         worked = self._record.worked
         kept = 1.0 - self._record.errors[worked]
         whole = max(1.0 - self.problem.baseline[self.problem.loss], 1e-3)
         harms = np.log(whole / np.maximum(kept, 0.02 * whole))
         indices, space = self._record.indices[worked], self.problem.space
         if self._chosen_on != (rows := milestone(len(harms))):
-            first = AdditiveModel(space, indices[:rows], harms[:rows], self._with_pairs)
-            self._chosen_on, self._curves = rows, first.curves
-        return AdditiveModel(space, indices, harms, self._with_pairs, self._curves)
+            noises = NOISES if self._record.bound else (NOISE,)
+            early = indices[:rows], harms[:rows]
+            first = AdditiveModel(space, *early, self._with_pairs, noises=noises)
+            self._chosen_on, self._shape = rows, first.shape
+        return AdditiveModel(space, indices, harms, self._with_pairs, self._shape)
 
     def _probe_is_due(self) -> bool:
         """Whether the next policy is a probe: a fixed share, while genes are unprobed."""

@@ -7,7 +7,7 @@ import pytest
 
 from automl_compress.evaluate import Evaluation, objective_values, references
 from automl_compress.search import build_strategy
-from automl_compress.search.additive_model import AdditiveModel
+from automl_compress.search.additive_model import NOISE, NOISES, AdditiveModel
 from automl_compress.search.knapsack import Knapsack
 from automl_compress.search.record import milestone
 from automl_compress.space import Gene, SearchSpace
@@ -58,6 +58,38 @@ def test_pairs_learn_what_two_genes_do_together() -> None:
     assert not alone.mean().pairs.any()
     error = abs(together.mean().harm(both) - 0.2)
     assert error < abs(alone.mean().harm(both) - 0.2)
+
+
+def _all_harmed(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Policies that are cut about as hard as each other, and their harms."""
+    rng = np.random.default_rng(seed)
+    space = NETWORK.space
+    rows = np.stack([space.from_unit(0.6 * rng.random(len(space))) for _ in range(count)])
+    accuracy = [NETWORK.accuracy(space.decode(row)) for row in rows]
+    return rows, np.log(NETWORK.accuracy(space.largest) / np.array(accuracy))
+
+
+def test_where_all_are_harmed_the_likeliest_noise_tells_more_of_them_apart() -> None:
+    (rows, harms), (new, expected) = _all_harmed(40, 0), _all_harmed(60, 1)
+    errors = {}
+    for noises in ((NOISE,), NOISES):
+        model = AdditiveModel(NETWORK.space, rows, harms, noises=noises)
+        errors[model.shape.noise] = np.std([model.mean().harm(row) for row in new] - expected)
+    assert list(errors) == [NOISE, min(NOISES)]
+    assert errors[min(NOISES)] < 0.8 * errors[NOISE]
+    unexplained = harms * np.exp(np.random.default_rng(2).normal(0, 0.3, len(harms)))
+    assert AdditiveModel(NETWORK.space, rows, unexplained, noises=NOISES).shape.noise == NOISE
+
+
+@pytest.mark.parametrize(("constraint", "bound"), [("macs <= 0.2x", True), ("macs <= 1x", False)])
+def test_noise_is_chosen_where_constraints_leave_the_uncompressed_network_out(
+    constraint: str, bound: bool
+) -> None:
+    problem = NETWORK.problem(constraints=[constraint])
+    strategy = Knapsack(problem, 0)
+    rows, _ = _all_harmed(40, 0)
+    strategy.tell([ToyEstimator(NETWORK).estimate(NETWORK.space.decode(row)) for row in rows])
+    assert (strategy._model().shape.noise < NOISE) == bound
 
 
 def test_draws_spread_around_the_mean() -> None:
@@ -128,7 +160,7 @@ def test_it_beats_random_and_evolution_on_the_toy() -> None:
     assert reached["knapsack"] > max(reached["scaled-random"], reached["nsga2"]) + 0.015
 
 
-def test_curves_are_chosen_at_milestones_only() -> None:
+def test_shapes_are_chosen_at_milestones_only() -> None:
     counts = (0, 1, 2, 9, 19, 20, 21, 22, 23, 41)
     assert [milestone(count) for count in counts] == [0, 1, 2, 9, 19, 20, 20, 22, 22, 39]
     problem, estimator = NETWORK.problem(), ToyEstimator(NETWORK)
@@ -139,7 +171,7 @@ def test_curves_are_chosen_at_milestones_only() -> None:
     before = strategy._model()
     strategy.tell(evaluations[40:])
     after = strategy._model()
-    assert after.curves is before.curves
+    assert after.shape is before.shape
     assert (after.mean().single != before.mean().single).any()  # all that is told still counts
     restored = Knapsack(problem, 1)
     restored.load_state_dict(strategy.state_dict())
