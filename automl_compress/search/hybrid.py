@@ -57,11 +57,11 @@ on one of 40 genes of a single kind."""
 WAITING: Final = 300
 """Candidates that wait for another choice, at most; the least promising are forgotten."""
 PER_PAIR: Final = 0.2
-"""Evaluations per pair of genes before candidates are bred: what is bred for a surrogate that knows
-less is best where the surrogate is most wrong. Bred at once on ResNet-56's 85 genes of two kinds at
-5 % of the bytes, the least error after 240 evaluations was 0.19 in place of 0.16 (3 seeds); on its
-30 groups of channels at 39 % of the multiply-accumulates it was 0.19 after 120 evaluations in place
-of 0.24, and the same after 240 (4 seeds)."""
+"""Evaluations per pair of genes with a choice before candidates are bred: what is bred for a
+surrogate that knows less is best where the surrogate is most wrong. Bred at once on ResNet-56's 85
+genes of two kinds at 5 % of the bytes, the least error after 240 evaluations was 0.19 in place of
+0.16 (3 seeds); on its 30 groups of channels at 39 % of the multiply-accumulates it was 0.19 after
+120 evaluations in place of 0.24, and the same after 240 (4 seeds)."""
 GENERATIONS: Final = 3
 """How often candidates are bred before a choice."""
 PARENTS: Final = 20
@@ -116,13 +116,13 @@ class Hybrid(Strategy):
         self._turn = 0
         self._seen = Seen()
         self._screening = screening
-        of_one_kind = len({gene.kind for gene in problem.space if len(gene) > 1}) <= 1
+        chosen = [gene.kind for gene in problem.space if len(gene) > 1]
+        of_one_kind = len(set(chosen)) <= 1
         self._shifting = shifting and not of_one_kind
         self._breeding = breeding
         self._record = Record(problem)
-        self._enough = PER_PAIR * math.comb(len(problem.space), 2)
-        if of_one_kind and self._record.bound:
-            self._enough = 0
+        at_once = of_one_kind and self._record.bound
+        self._enough = 0 if at_once else PER_PAIR * math.comb(len(chosen), 2)
         self._progress = _Progress(problem, self._record)
         self._screen = Screen(problem.space, self._record)
         self._waiting: dict[Policy, int] = {}  # candidates, and who proposed each: member, _NOBODY

@@ -323,6 +323,21 @@ def test_nothing_is_shifted_once_much_is_known(scripted: dict[str, _Diary]) -> N
     assert set(strategy._waiting.values()) == {0}
 
 
+def test_genes_without_a_choice_do_not_delay_breeding(scripted: dict[str, _Diary]) -> None:
+    network = ToyNetwork(layers=8, channels=(16,))
+    space, rng = network.space, np.random.default_rng(0)
+    enough = math.ceil(PER_PAIR * math.comb(8, 2))
+    known = list({space.decode(space.sample(rng)): None for _ in range(30)})
+    bred = []
+    for told in (enough - 1, enough):
+        strategy = Hybrid(network.problem(), 0, members=("empty",), start=None)
+        strategy.tell([ToyEstimator(network).estimate(policy) for policy in known[:told]])
+        strategy._waiting = {known[-1]: 0}
+        strategy.ask(1)
+        bred.append(len(strategy._waiting) > 0)
+    assert bred == [False, True]
+
+
 def test_genes_of_one_kind_are_not_shifted_together(scripted: dict[str, _Diary]) -> None:
     network = ToyNetwork(layers=8, channels=())
     strategy = Hybrid(network.problem(), 0, members=("empty",), start=None)
