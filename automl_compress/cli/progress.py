@@ -92,7 +92,7 @@ def _best(standing: Standing) -> str:
     if standing.smallest_share is not None:
         return f"smallest within 1 point {standing.smallest_share:.1%}"
     if standing.least_loss is None:
-        return "nothing meets the constraints yet"
+        return "nothing usable yet"
     if standing.loss == DIVERGENCE:
         return f"least divergence {standing.least_loss:.3f}"
     return f"least {standing.loss} {standing.least_loss:.1%}"

@@ -45,8 +45,8 @@ class Standing:
         useful: useful hypervolume, in [0, 1].
         smallest_share: smallest size, as a share of the baseline's, of a network that loses at
             most `MILD_LOSS`; None when there is none, or size is no objective.
-        least_loss: least value of the measured objective among what meets the constraints; None
-            when nothing does.
+        least_loss: least value of the measured objective among what worked and meets the
+            constraints; None when nothing does.
         loss: that objective's name.
         in_race: False for the uniform line that is drawn for reference only.
     """

@@ -232,7 +232,7 @@ def test_progress_says_how_near_networks_come_while_none_is_within_a_point() -> 
         "smallest within 1 point 12.5%, 1 failed",
         "least error 22.5%, 1 failed",
         "least divergence 0.225, 1 failed",
-        "nothing meets the constraints yet, 1 failed",
+        "nothing usable yet, 1 failed",
     ]
 
 
