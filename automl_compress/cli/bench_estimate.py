@@ -106,10 +106,12 @@ def estimate_page(bench: EstimateBench, name: str) -> str:
 
 def _findings(bench: EstimateBench) -> list[str]:
     part = bench.breakdown
+    passes = part.forward_share + part.statistics_forward_share
     return [
         f"- cutting and rounding {part.build_share:.0%} ({part.build_ms:.1f} ms), BatchNorm "
         f"statistics {part.statistics_share:.0%}, forward passes and judging "
-        f"{part.forward_share:.0%};",
+        f"{part.forward_share:.0%}; with the pass that statistics are taken in "
+        f"({part.statistics_forward_share:.0%}), forward passes are {passes:.0%};",
         f"- {part.over_forward:.2f} times the bare forward passes of the same compressed network, "
         f"{part.over_plain_forward:.2f} times those of plain PyTorch in float32;",
         f"- ours in float32 and the naive loop, rounding by the same steps, differ by at most "

@@ -42,7 +42,7 @@ from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Task
 
 _CACHED_SCALES: Final = 20_000
-_STATISTICS_IMAGES: Final = 64
+STATISTICS_IMAGES: Final = 64
 """Images that show what layerwise repair leaves to BatchNorm; see `PairedStatistics`."""
 
 
@@ -127,7 +127,7 @@ class Compressor:
             return
         followed = foldable_norms(self.model, self._example_input)
         self._fits = LayerwiseFits(self.model, self._samples, followed.values())
-        few = calibration[:_STATISTICS_IMAGES]
+        few = calibration[:STATISTICS_IMAGES]
         self._statistics = PairedStatistics(self.model, few, low_precision, followed)
 
     def with_repair(self, repair: Repair, low_precision: bool = False) -> Compressor:

@@ -29,6 +29,7 @@ from automl_compress.engine.dispatcher import (
     share_large_tensors,
 )
 from automl_compress.engine.engine import FINALISTS, EngineSettings, Listener, Race
+from automl_compress.engine.restore import torch_threads
 from automl_compress.errors import EngineError, InterruptedStudy
 from automl_compress.ledger import ContestantRecord
 from automl_compress.search import Problem
@@ -65,7 +66,8 @@ class ClusterEngine:
         # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         share_large_tensors()
-        estimators = ray.put((race.search, *race.measures.values()))
+        with torch_threads(settings.threads):  # they draw their images now, if not before
+            estimators = ray.put((race.search, *race.measures.values()))
         self._dispatcher = RemoteDispatcher.options(scheduling_strategy=here).remote(
             str(race.ledger.absolute()),  # actors have a folder of their own
             [estimators],

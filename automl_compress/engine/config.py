@@ -15,6 +15,7 @@ from automl_compress.engine.pipeline import PipelineSettings, read_pipeline
 from automl_compress.engine.rungs import RungSettings, read_ladder
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import LATENCY, Constraint, check_objectives
+from automl_compress.evaluate.draw import DRAWS
 from automl_compress.evaluate.fast_form import PRECISIONS
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
@@ -239,6 +240,7 @@ def _estimate(section: Section) -> EstimateSettings:
         kernel_criterion=section.choice(  # type: ignore[arg-type]
             "kernel_criterion", KERNEL_CRITERIA, default.kernel_criterion
         ),
+        draw=section.choice("draw", DRAWS, default.draw),  # type: ignore[arg-type]
         seed=section.number("seed", int, default.seed, low=0, high=LARGEST_SEED),
     )
     section.close()

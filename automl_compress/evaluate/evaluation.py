@@ -90,7 +90,8 @@ class Evaluation:
         folds of the images has just this mean. Eight folds would know it to within a quarter
         only. It is taken of (right + 1) / (images + 2), for a network that is right on all images
         drawn is not known to be perfect: it is the standard deviation of the accuracy given the
-        count, all accuracies being as likely before (Laplace).
+        count, all accuracies being as likely before (Laplace). Where images were drawn by margins
+        (`evaluate.draw`), the estimator states it (`workload.task.weighted_share`).
 
         Networks measured on the same images differ by less than their errors suggest, for hard
         images are hard for all. What other calibration images would change is not in it.

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import torch
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, KernelCriterion, Repair
 from automl_compress.errors import WorkloadError
+from automl_compress.evaluate.draw import Draw, draw_images
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import DIVERGENCE, Evaluation, standard_error
 from automl_compress.evaluate.fast_form import FastForm, Precision, fast_precision
 from automl_compress.space import Policy
-from automl_compress.workload import Score, Workload
+from automl_compress.workload import ImageSet, Score, Workload
 
-VERSION: Final = 12
+VERSION: Final = 13
 """Raised whenever the same policy would get another answer than before."""
 BUILDS: Final = 7
 """Raised whenever the same policy would be built into another network than before."""
@@ -34,11 +36,12 @@ COLLAPSE_IMAGES: Final = 128
 """Images after which a network may be left as collapsed."""
 _ERRORS: Final = 3.0
 """Standard errors by which its accuracy must be below the floor."""
-_TIES: Final = 64
+_TIES: Final = 32
 """One image in so many, whose answers are nearest to others, is asked again in float32.
 
-Where bfloat16 turns answers of ResNet-56 (CIFAR-10, 90 random policies, 512 images), half of them
-are among the 4 smallest margins, nine in ten among the 10 smallest, all among the 22 smallest.
+Where bfloat16 turns answers of ResNet-56 (CIFAR-10, 90 random policies, 512 images that were drawn
+alike), half of them are among the 4 smallest margins, nine in ten among the 10 smallest, all among
+the 22 smallest. Drawn by margins, about twice as many images are close calls.
 """
 
 Split = Literal["validation", "test"]
@@ -64,6 +67,8 @@ class EstimateSettings:
         criterion: importance criterion of channels.
         kernel_criterion: importance criterion of single kernels.
         split: `validation` for searching, `test` for the final word.
+        draw: how the images are drawn, see `evaluate.draw`; where outputs have no margins, as those
+            of detectors, `uniform` either way.
         seed: decides which images are drawn, and what criteria that draw say.
     """
 
@@ -76,13 +81,38 @@ class EstimateSettings:
     criterion: str = "l1"
     kernel_criterion: KernelCriterion = "magnitude"
     split: Split = "validation"
+    draw: Draw = "margin"
     seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """What networks are measured by.
+
+    Attributes:
+        images: (n, channels, height, width).
+        labels: (n, ...).
+        weights: (n,) how much every answer counts; None where all count alike.
+        original: (n, ...) the uncompressed network's outputs, to compare others with; None where
+            nothing is compared.
+        floor: of qualities; what is plainly below it has collapsed.
+        settles: whether answers that are nearly ties are settled in float32.
+    """
+
+    images: Tensor
+    labels: Tensor
+    weights: Tensor | None
+    original: Tensor | None
+    floor: float
+    settles: bool
 
 
 class NetworkEstimator(Estimator):
     """Quality after repair, without training, on a fixed set of images; costs exactly.
 
     With few images this is the cheap proxy of a search; with a whole split the full measurement.
+    Images are drawn, and the uncompressed network is run on them, when they are first needed: who
+    only builds networks does not wait for it. A pickle holds them.
 
     Args:
         workload: the network and its data.
@@ -102,19 +132,18 @@ class NetworkEstimator(Estimator):
         compressor: Compressor | None = None,
     ) -> None:
         self.settings = settings
-        split = getattr(workload.splits, settings.split)
-        count = len(split) if settings.images is None else settings.images
-        _check_size(settings.split, count, len(split))
+        split: ImageSet = getattr(workload.splits, settings.split)
+        if settings.images is not None:
+            _check_size(settings.split, settings.images, len(split))
         _check_size("train", settings.calibration_images, len(workload.splits.train))
-        chosen = split if count == len(split) else split.draw(count, settings.seed)
         calibration = workload.splits.train.draw(settings.calibration_images, settings.seed)
-        self._images = _channels_last(chosen.tensor(workload.normalization))
-        self._labels: Tensor = torch.from_numpy(chosen.labels.copy())
         self._task = workload.task
+        self._split, self._normalization = split, workload.normalization
         self._networks = _hash(
             BUILDS, workload.identity, calibration.content_hash, _building(settings)
         )
-        self._identity = _hash(VERSION, self._networks, chosen.content_hash, asdict(settings))
+        # Not of the images drawn: margins that nearly tie may fall otherwise on another machine.
+        self._identity = _hash(VERSION, self._networks, split.content_hash, asdict(settings))
         self.compressor = compressor or Compressor(
             workload.model,
             workload.example_input(),
@@ -133,8 +162,14 @@ class NetworkEstimator(Estimator):
             self.compressor.structure,
             keeps=settings.repair != "auto",  # it chooses by what the whole network gives
         )
-        self._original, self._floor = self._measured_original()
-        self._settles = self._has_ties()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.prepare()  # so that not everybody who gets a copy draws again
+        return {name: value for name, value in self.__dict__.items() if name != "_split"}
+
+    def prepare(self) -> None:
+        """Draw the images and run the uncompressed network on them, if that is still to do."""
+        _ = self._reference
 
     @property
     def identity(self) -> str:
@@ -146,8 +181,36 @@ class NetworkEstimator(Estimator):
         """Hash of what decides the networks that are built; how they are measured is not in it."""
         return self._networks
 
-    def _measured_original(self) -> tuple[Tensor | None, float]:
-        """The uncompressed network's outputs, to compare others with, and the floor of qualities.
+    @cached_property
+    def _reference(self) -> _Reference:
+        with torch.inference_mode(False):  # whatever it is first needed in
+            settings = self.settings
+            drawn = draw_images(
+                self._split, settings.images, settings.seed, settings.draw, self._signed_margins
+            )
+            images = _channels_last(drawn.images.tensor(self._normalization))
+            labels: Tensor = torch.from_numpy(drawn.images.labels.copy())
+        with torch.inference_mode():
+            original, floor = self._measured_original(images, labels, drawn.weights)
+            return _Reference(
+                images, labels, drawn.weights, original, floor, self._has_ties(images[:1])
+            )
+
+    def _signed_margins(self, images: ImageSet) -> Tensor | None:
+        """The original's margins on images, negative where it is wrong."""
+        inputs = _channels_last(images.tensor(self._normalization))
+        with torch.inference_mode():
+            outputs = self._form.exact(self.compressor.model, inputs)
+        margins = self._task.margins(outputs)
+        if margins is None:
+            return None
+        right = self._task.answers(outputs) == torch.from_numpy(images.labels)
+        return torch.where(right, margins, -margins)
+
+    def _measured_original(
+        self, images: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor | None, float]:
+        """The uncompressed network's outputs, and the floor of qualities.
 
         The final word is the quality alone: on test images nothing is compared.
         """
@@ -156,25 +219,24 @@ class NetworkEstimator(Estimator):
         kept: list[Tensor] = []
 
         def outputs() -> Iterator[Tensor]:
-            for images in self._batches():
-                found = self.compressor.model(images)
+            for batch in torch.split(images, self.settings.batch):
+                found = self.compressor.model(batch)
                 if self._task.divergences(found[:1], found[:1]) is not None:
                     kept.append(found)
                 yield found
 
-        with torch.inference_mode():
-            floor = self.settings.floor * self._quality(outputs())
+        score = self._task.score(outputs(), labels, weights)
+        floor = self.settings.floor * score.metrics[self._task.quality]
         return torch.cat(kept) if kept else None, floor
 
-    def _has_ties(self) -> bool:
-        """Whether answers that are nearly ties are settled in float32."""
+    def _has_ties(self, image: Tensor) -> bool:
         if self.settings.precision == "float32":
             return False
-        with torch.inference_mode():
-            return self._task.margins(self.compressor.model(self._images[:1])) is not None
+        return self._task.margins(self.compressor.model(image)) is not None
 
     def estimate(self, policy: Policy) -> Evaluation:
         """Build, repair and measure a policy's network."""
+        self.prepare()  # which is no part of the first policy's time
         start = time.perf_counter()
         try:
             with torch.inference_mode():
@@ -206,10 +268,13 @@ class NetworkEstimator(Estimator):
     def quality_of_answers(self, network: Callable[[Tensor], Tensor]) -> float:
         """The same of a network that maps images to answers, see `Task.answers`."""
         answers = torch.cat([network(images) for images in self._batches()])
-        return self._task.score_answers(answers, self._labels).metrics[self._task.quality]
+        return self._task.score_answers(answers, self._reference.labels).metrics[self._task.quality]
 
     def _quality(self, outputs: Iterable[Tensor]) -> float:
-        return self._task.score(outputs, self._labels).metrics[self._task.quality]
+        return self._score(outputs).metrics[self._task.quality]
+
+    def _score(self, outputs: Iterable[Tensor]) -> Score:
+        return self._task.score(outputs, self._reference.labels, self._reference.weights)
 
     def fast_quality(self, network: nn.Module, policy: Policy) -> float:
         """What `estimate` says of a built network, early stops and kept values left out.
@@ -223,15 +288,22 @@ class NetworkEstimator(Estimator):
         """
         self._form.forget()  # all steps are run
         outputs = self._form.outputs(network, policy, self._batches())
-        return self._quality(self._settled(network, [*outputs]) if self._settles else outputs)
+        return self._quality(
+            self._settled(network, [*outputs]) if self._reference.settles else outputs
+        )
 
     def images_and_labels(self) -> tuple[Tensor, Tensor]:
         """(n, channels, height, width) images and (n,) labels that answers are counted on."""
-        return self._images, self._labels
+        return self._reference.images, self._reference.labels
+
+    @property
+    def weights(self) -> Tensor | None:
+        """(n,) how much every answer counts, 1 on average; None where all count alike."""
+        return self._reference.weights
 
     def _batches(self) -> tuple[Tensor, ...]:
         # Split when asked for: each part would be pickled with all of the images.
-        return torch.split(self._images, self.settings.batch)
+        return torch.split(self._reference.images, self.settings.batch)
 
     def _measure(self, network: nn.Module, policy: Policy) -> Score:
         """Score of a built network, and its divergence, on as many images as it took."""
@@ -239,24 +311,31 @@ class NetworkEstimator(Estimator):
         found: list[Tensor] = []
         outputs = self._compared(self._form.outputs(network, policy, self._batches()), apart)
         score = Score({}, 0, {})
-        outputs = _kept(outputs, found) if self._settles else outputs
-        for score in self._task.scores(outputs, self._labels):
+        outputs = _kept(outputs, found) if self._reference.settles else outputs
+        for score in self._task.scores(outputs, self._reference.labels, self._reference.weights):
             if self._has_collapsed(score):
                 break
         else:
-            if self._settles:
-                score = self._task.score(self._settled(network, found), self._labels)
+            if self._reference.settles:
+                score = self._score(self._settled(network, found))
         if not apart:
             return score
-        divergence = -math.expm1(-float(torch.cat(apart).mean()))
+        divergence = -math.expm1(-self._mean(torch.cat(apart)))
         return replace(score, metrics={**score.metrics, DIVERGENCE: divergence})
+
+    def _mean(self, values: Tensor) -> float:
+        """The mean of values of the first images, as they count."""
+        if self._reference.weights is None:
+            return float(values.mean())
+        weights = self._reference.weights[: len(values)]
+        return float((weights * values).sum() / weights.sum())
 
     def _compared(self, outputs: Iterable[Tensor], apart: list[Tensor]) -> Iterator[Tensor]:
         """Outputs as they come; `apart` is given how far each is from the original's."""
         start = 0
         for batch in outputs:
-            if self._original is not None:
-                original = self._original[start : start + len(batch)]
+            if self._reference.original is not None:
+                original = self._reference.original[start : start + len(batch)]
                 found = self._task.divergences(batch, original)
                 assert found is not None
                 apart.append(found)
@@ -269,7 +348,7 @@ class NetworkEstimator(Estimator):
         margins = self._task.margins(whole)
         assert margins is not None
         nearest = margins.argsort(stable=True)[: max(1, len(whole) // _TIES)]
-        images = torch.split(_channels_last(self._images[nearest]), self.settings.batch)
+        images = torch.split(_channels_last(self._reference.images[nearest]), self.settings.batch)
         whole[nearest] = torch.cat([self._form.exact(network, part) for part in images])
         return [whole]
 
@@ -280,7 +359,8 @@ class NetworkEstimator(Estimator):
         accuracy = score.metrics.get("accuracy")
         if accuracy is None:
             return False
-        return accuracy + _ERRORS * standard_error(accuracy, images) < self._floor
+        error = score.metrics.get("accuracy_se", standard_error(accuracy, images))
+        return accuracy + _ERRORS * error < self._reference.floor
 
 
 def _kept(outputs: Iterable[Tensor], found: list[Tensor]) -> Iterator[Tensor]:
@@ -292,7 +372,7 @@ def _kept(outputs: Iterable[Tensor], found: list[Tensor]) -> Iterator[Tensor]:
 
 def _building(settings: EstimateSettings) -> dict[str, Any]:
     """Settings that decide which network a policy is built into."""
-    measuring = ("images", "batch", "floor", "split")
+    measuring = ("images", "batch", "floor", "split", "draw")
     return {name: value for name, value in asdict(settings).items() if name not in measuring}
 
 

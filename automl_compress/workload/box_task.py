@@ -96,8 +96,13 @@ class BoxTask(Task):
             found[image, : len(kept)] = kept
         return found
 
-    def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
-        """Mean average precision on all images; nothing is known of it before the end."""
+    def scores(
+        self,
+        outputs: Iterable[Tensor],
+        labels: Tensor,
+        weights: Tensor | None = None,  # noqa: ARG002
+    ) -> Iterator[Score]:
+        """Mean average precision on all images, which count alike; not known before the end."""
         found = []
         for raw in outputs:
             check_finite(raw)

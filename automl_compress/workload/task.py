@@ -88,12 +88,16 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
+    def scores(
+        self, outputs: Iterable[Tensor], labels: Tensor, weights: Tensor | None = None
+    ) -> Iterator[Score]:
         """Score a network, as far as its answers are known.
 
         Args:
             outputs: of one batch of images after the other.
             labels: (n, ...) of all images.
+            weights: (n,) float64, above 0, how much every image counts; None where all count
+                alike, as they do wherever `margins` knows nothing.
 
         Yields:
             A score of all images so far, where that is known before the end; at last that of all.
@@ -128,9 +132,11 @@ class Task(ABC):
             WorkloadError: they are none of the task.
         """
 
-    def score(self, outputs: Iterable[Tensor], labels: Tensor) -> Score:
-        """The score on all images."""
-        *_, last = self.scores(outputs, labels)
+    def score(
+        self, outputs: Iterable[Tensor], labels: Tensor, weights: Tensor | None = None
+    ) -> Score:
+        """The score on all images, see `scores`."""
+        *_, last = self.scores(outputs, labels, weights)
         return last
 
 
@@ -174,15 +180,21 @@ class Classification(Task):
         right = int((answers == labels).sum())
         return Score({self.quality: right / len(labels)}, len(labels), {})
 
-    def scores(self, outputs: Iterable[Tensor], labels: Tensor) -> Iterator[Score]:
+    def scores(
+        self, outputs: Iterable[Tensor], labels: Tensor, weights: Tensor | None = None
+    ) -> Iterator[Score]:
         """The share of right answers after every batch."""
-        right = images = 0
+        right = torch.empty(0, dtype=torch.bool)
         for logits in outputs:
             check_finite(logits)
-            expected = labels[images : images + len(logits)]
-            right += int((self.answers(logits) == expected).sum())
-            images += len(logits)
-            yield Score({self.quality: right / images}, images, {})
+            expected = labels[len(right) : len(right) + len(logits)]
+            right = torch.cat([right, self.answers(logits) == expected])
+            if weights is None:
+                metrics = {self.quality: int(right.sum()) / len(right)}
+            else:
+                share, error = weighted_share(right, weights[: len(right)])
+                metrics = {self.quality: share, f"{self.quality}_se": error}
+            yield Score(metrics, len(right), {})
 
     def own_loss(self, outputs: Tensor) -> Tensor:
         """The cross-entropy to the largest logit's class."""
@@ -195,6 +207,28 @@ class Classification(Task):
 
 
 CLASSIFICATION: Final = Classification()
+
+
+def weighted_share(right: Tensor, weights: Tensor) -> tuple[float, float]:
+    """The share of right answers to images that do not count alike.
+
+    Args:
+        right: (n,) of bool, n >= 1.
+        weights: (n,) float64, above 0, of 1 on average over all images that were drawn.
+
+    Returns:
+        The weighted share, in [0, 1], and its standard error, as if every image had been drawn by
+        itself; drawn evenly along their margins, shares scatter less. As for counted answers, one
+        right answer and one wrong one more are taken into account, each of weight 1.
+    """
+    counts = right.double()
+    share = float((weights * counts).sum() / weights.sum())
+    whole = float(weights.sum()) + 2.0
+    centre = (float((weights * counts).sum()) + 1.0) / whole
+    squares = float((weights * (counts - centre)).square().sum())
+    squares += (1.0 - centre) ** 2 + centre**2
+    n = len(right)
+    return share, math.sqrt(squares * (n + 2) / (n + 3)) / whole
 
 
 def divergence(outputs: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:

@@ -115,11 +115,12 @@ def test_the_page_states_ratios_to_naive_rows() -> None:
         RateRow(NAIVE, 2, 1, 0.8, 0.7, 512.0, 1.0, 1.0),
         RateRow("ours", 2, 1, 8.0, 2.0, 300.0, 9.5, 11.0),
     )
-    part = Breakdown(8.0, 0.05, 0.1, 0.8, 1.25, 0.7)
+    part = Breakdown(8.0, 0.05, 0.1, 0.07, 0.8, 1.25, 0.7)
     classes = EstimateBench(rates, part, 1 / 512, 0.995, 12, 30, 512, 27, 30, "accuracy")
     page = estimate_page(classes, "tiny")
     assert "| ours | 2 x 1 | 8.00 | 10.00 | 9.50..11.00 | 5.00 | 2.00 | 300 |" in page
     assert "(8.0 ms)" in page
+    assert "the pass that statistics are taken in (7%), forward passes are 87%" in page
     assert "at most 1 of 512 images, over 30 policies" in page
     boxes = EstimateBench(rates, part, 0.0123, 0.995, 12, 30, 512, 27, 30, "map50")
     assert "at most 1.23 points of mAP50" in estimate_page(boxes, "tiny")

@@ -21,6 +21,7 @@ from torch import nn
 
 from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.errors import InputError, WorkloadError
+from automl_compress.evaluate.draw import DRAWS, Draw, Drawn, draw_images
 from automl_compress.evaluate.fast_form import FastForm
 from automl_compress.evaluate.network import (
     COLLAPSE_IMAGES,
@@ -71,14 +72,18 @@ def policies(space: SearchSpace, count: int, seed: int = 0) -> list[Policy]:
     return [space.decode(space.sample(rng)) for _ in range(count)]
 
 
-def slow_accuracy(network: nn.Module, workload: Workload, images: Any) -> float:
-    """One image at a time."""
-    right = 0
-    for place in range(len(images)):
-        x = images.tensor(workload.normalization, place, place + 1)
-        with torch.no_grad():
-            right += int(network(x)[0].argmax()) == int(images.labels[place])
-    return right / len(images)
+def slow_accuracy(network: nn.Module, estimator: NetworkEstimator, first: int = 10**6) -> float:
+    """One image at a time, each by its weight."""
+    images, labels = (part[:first] for part in estimator.images_and_labels())
+    with torch.no_grad():
+        right = [
+            int(network(x[None])[0].argmax()) == int(y) for x, y in zip(images, labels, strict=True)
+        ]
+    return float(np.average(right, weights=slow_weights(estimator, first)))
+
+
+def slow_weights(estimator: NetworkEstimator, first: int = 10**6) -> list[float] | None:
+    return None if estimator.weights is None else estimator.weights[:first].tolist()
 
 
 def test_the_baseline_is_the_plain_accuracy(
@@ -91,21 +96,32 @@ def test_the_baseline_is_the_plain_accuracy(
         images = getattr(workload.splits, split)
         assert evaluation.ok
         assert evaluation.images == len(images)
-        expected = slow_accuracy(workload.model, workload, images)
+        expected = slow_accuracy(workload.model, whole)
         assert evaluation.metrics["accuracy"] == pytest.approx(expected, abs=1e-12)
+        assert "accuracy_se" not in evaluation.metrics  # it was counted
         assert expected > 0.5
 
 
+@pytest.mark.parametrize("draw", DRAWS)
 def test_a_candidate_is_measured_on_the_drawn_images(
-    workload: Workload, estimator: NetworkEstimator, space: SearchSpace
+    workload: Workload, estimator: NetworkEstimator, space: SearchSpace, draw: Draw
 ) -> None:
-    images = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
-    settings = replace(SETTINGS, precision="float32", floor=0.0)
+    settings = replace(SETTINGS, precision="float32", floor=0.0, draw=draw)
     estimator = NetworkEstimator(workload, settings, estimator.compressor)
+    images, labels = estimator.images_and_labels()
+    names = ["accuracy", "divergence"]
+    if draw == "uniform":
+        alike = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
+        assert (labels.numpy() == alike.labels).all()
+        assert estimator.weights is None
+    else:
+        assert estimator.weights is not None
+        assert float(estimator.weights.mean()) == pytest.approx(1.0)
+        names.append("accuracy_se")
     for policy in policies(space, 3):
         evaluation = estimator.estimate(policy)
         built = estimator.compressor.build(policy)
-        expected = slow_accuracy(built, workload, images)
+        expected = slow_accuracy(built, estimator)
         # Batches are summed in another order; a tie may fall the other way.
         assert evaluation.metrics["accuracy"] == pytest.approx(expected, abs=1.5 / len(images))
         assert evaluation.images == len(images) == 200
@@ -113,35 +129,34 @@ def test_a_candidate_is_measured_on_the_drawn_images(
         assert evaluation.estimator == estimator.identity
         assert evaluation.seconds > 0
         costs = estimator.compressor.cost(policy)
-        measured = {name: evaluation.metrics[name] for name in ("accuracy", "divergence")}
+        measured = {name: evaluation.metrics[name] for name in names}
         assert evaluation.metrics == {**measured, **costs}
 
 
-def slow_divergence(network: nn.Module, workload: Workload, images: Any) -> float:
+def slow_divergence(network: nn.Module, estimator: NetworkEstimator, first: int = 10**6) -> float:
     """One image at a time, by SciPy."""
+    networks = (network, estimator.compressor.model)
     found = []
-    for place in range(len(images)):
-        x = images.tensor(workload.normalization, place, place + 1)
+    for x in estimator.images_and_labels()[0][:first]:
         with torch.no_grad():
-            got, wanted = (n(x)[0].double().softmax(0).numpy() for n in (network, workload.model))
+            got, wanted = (n(x[None])[0].double().softmax(0).numpy() for n in networks)
         found.append(entropy(wanted, got))
-    return 1 - math.exp(-np.mean(found))
+    return 1 - math.exp(-np.average(found, weights=slow_weights(estimator, first)))
 
 
 def test_the_divergence_is_that_from_the_uncompressed_network(
     workload: Workload, estimator: NetworkEstimator, space: SearchSpace
 ) -> None:
-    images = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
     settings = replace(SETTINGS, precision="float32", floor=0.0)
     exact = NetworkEstimator(workload, settings, estimator.compressor)
     assert exact.estimate(Policy({})).metrics["divergence"] == pytest.approx(0.0, abs=1e-9)
     for policy in policies(space, 3):
         found = exact.estimate(policy).metrics["divergence"]
         built = estimator.compressor.build(policy)
-        assert found == pytest.approx(slow_divergence(built, workload, images), abs=1e-4)
+        assert found == pytest.approx(slow_divergence(built, exact), abs=1e-4)
         assert found > 0.001
         quick = estimator.estimate(policy)
-        if quick.images == len(images):
+        if quick.images == SETTINGS.images:
             assert quick.metrics["divergence"] == pytest.approx(found, rel=0.05)
 
 
@@ -283,8 +298,9 @@ def test_answers_nearest_to_others_are_settled_in_float32(
         low = torch.cat([*own._form.outputs(network, policy, images.split(settings.batch))])
         exact = own._form.exact(network, images)
     largest = low.sort(dim=1, descending=True).values
-    nearest = (largest[:, 0] - largest[:, 1]).argsort(stable=True)[: len(images) // 64]
-    assert len(nearest) == 3
+    nearest = (largest[:, 0] - largest[:, 1]).argsort(stable=True)[: len(images) // 32]
+    assert len(nearest) == 6
+    assert own.weights is not None
     asked: list[int] = []
 
     def exactly(_: FastForm, network: nn.Module, part: torch.Tensor) -> torch.Tensor:
@@ -302,7 +318,8 @@ def test_answers_nearest_to_others_are_settled_in_float32(
         right[nearest] = exact[nearest].argmax(1) == labels[nearest]
         if answers == "wrong":
             right[nearest] = False
-        assert found.metrics["accuracy"] == pytest.approx(float(right.double().mean()))
+        share = np.average(right.numpy(), weights=own.weights.numpy())
+        assert found.metrics["accuracy"] == pytest.approx(share)
     assert sorted(asked) == sorted(2 * nearest.tolist())  # `estimate` and `fast_quality`
 
 
@@ -396,7 +413,6 @@ def test_a_collapsed_network_is_left_after_the_first_images(
     settings = replace(SETTINGS, floor=1.0, batch=32, precision="float32")
     own = NetworkEstimator(workload, settings, estimator.compressor)
     patient = NetworkEstimator(workload, replace(settings, floor=0.0), estimator.compressor)
-    drawn = workload.splits.validation.draw(SETTINGS.images or 0, SETTINGS.seed)
     found = [(own.estimate(p), patient.estimate(p)) for p in policies(space, 6, seed=3)]
     stopped = [pair for pair in found if pair[0].images < 200]
     assert 0 < len(stopped) < len(found)
@@ -409,11 +425,9 @@ def test_a_collapsed_network_is_left_after_the_first_images(
         assert short.images == COLLAPSE_IMAGES
         assert short.metrics["accuracy"] + 3 * short.quality_se < base
         built = estimator.compressor.build(short.policy)
-        with torch.no_grad():
-            x = drawn.tensor(workload.normalization, 0, COLLAPSE_IMAGES)
-            right = int((built(x).argmax(1).numpy() == drawn.labels[:COLLAPSE_IMAGES]).sum())
-        assert short.metrics["accuracy"] == pytest.approx(right / 128, abs=2.5 / 128)
-        expected = slow_divergence(built, workload, drawn.take(np.arange(COLLAPSE_IMAGES)))
+        right = slow_accuracy(built, own, COLLAPSE_IMAGES)
+        assert short.metrics["accuracy"] == pytest.approx(right, abs=2.5 / 128)
+        expected = slow_divergence(built, own, COLLAPSE_IMAGES)
         assert short.metrics["divergence"] == pytest.approx(expected, abs=1e-3)
 
 
@@ -423,3 +437,26 @@ def test_images_are_pickled_once(workload: Workload, estimator: NetworkEstimator
     small = len(pickle.dumps(NetworkEstimator(workload, whole, estimator.compressor)))
     large = len(pickle.dumps(NetworkEstimator(workload, SETTINGS, estimator.compressor)))
     assert abs(small - large) < 2_000
+
+
+def test_who_builds_only_draws_nothing_and_a_pickle_holds_what_was_drawn(
+    workload: Workload, estimator: NetworkEstimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(*arguments: Any) -> Drawn:
+        drawn.append(1)
+        return draw_images(*arguments)
+
+    monkeypatch.setattr("automl_compress.evaluate.network.draw_images", draw)
+    own = NetworkEstimator(workload, replace(SETTINGS, floor=0.0), estimator.compressor)
+    own.compressor.build(Policy({}))
+    assert own.identity != own.networks
+    assert not drawn
+    text = pickle.dumps(own)
+    assert drawn == [1]
+    copy = pickle.loads(text)
+    found, expected = copy.estimate(Policy({})), own.estimate(Policy({}))
+    assert found.metrics == expected.metrics
+    assert drawn == [1]
+    assert not hasattr(copy, "_split")  # nor the images it was drawn from
