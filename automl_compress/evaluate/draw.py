@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from automl_compress.workload import ImageSet
+from automl_compress.workload import STRATA, ImageSet, Sample
 
 Draw = Literal["margin", "uniform"]
 DRAWS: Final[tuple[Draw, ...]] = get_args(Draw)
@@ -48,11 +48,11 @@ class Drawn:
 
     Attributes:
         images: in random order, so that the first ones stand for all.
-        weights: (n,) float64, how much each answer counts, 1 on average; None where all are alike.
+        sample: how they were drawn; None where all of them count alike.
     """
 
     images: ImageSet
-    weights: Tensor | None = None
+    sample: Sample | None = None
 
 
 def draw_images(
@@ -82,8 +82,13 @@ def draw_images(
     signed = np.concatenate([np.asarray(margins(split.take(part))) for part in _parts(pool)])
     chances = chances_of(signed, count)
     chosen = systematic(chances, np.argsort(signed, kind="stable"), rng)
-    weights = 1.0 / chances[chosen]
-    return Drawn(split.take(pool[chosen]), torch.from_numpy(weights / weights.mean()))
+    mixed = rng.permutation(count)  # so that the first images stand for all
+    weights = 1.0 / chances[chosen][mixed]
+    strata = mixed * STRATA // count
+    return Drawn(
+        split.take(pool[chosen[mixed]]),
+        Sample(torch.from_numpy(weights / weights.mean()), torch.from_numpy(strata), len(pool)),
+    )
 
 
 def chances_of(margins: NDArray[np.floating], count: int) -> NDArray[np.float64]:
@@ -122,15 +127,16 @@ def systematic(
     Args:
         chances: (n,) in (0, 1], whose sum is a whole number.
         order: (n,) places, neighbours being alike.
-        rng: says where to begin, and in which order the places come.
+        rng: says where to begin.
 
     Returns:
-        (m,) different places, m being the sum of the chances, in random order.
+        (m,) different places in that order, m being the sum of the chances.
     """
     ends = np.cumsum(chances[order])
     steps = rng.random() + np.arange(round(ends[-1]))
-    chosen = order[np.searchsorted(ends, steps, side="right").clip(max=len(order) - 1)]
-    return rng.permutation(chosen)
+    places = np.searchsorted(ends, steps, side="right").clip(max=len(order) - 1)
+    chosen: NDArray[np.intp] = order[places]
+    return chosen
 
 
 def _parts(pool: NDArray[np.intp]) -> list[NDArray[np.intp]]:

@@ -26,7 +26,7 @@ from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import DIVERGENCE, Evaluation, standard_error
 from automl_compress.evaluate.fast_form import FastForm, Precision, fast_precision
 from automl_compress.space import Policy
-from automl_compress.workload import ImageSet, Score, Workload
+from automl_compress.workload import ImageSet, Sample, Score, Workload
 
 VERSION: Final = 13
 """Raised whenever the same policy would get another answer than before."""
@@ -92,7 +92,7 @@ class _Reference:
     Attributes:
         images: (n, channels, height, width).
         labels: (n, ...).
-        weights: (n,) how much every answer counts; None where all count alike.
+        sample: how the images were drawn; None where all count alike.
         original: (n, ...) the uncompressed network's outputs, to compare others with; None where
             nothing is compared.
         floor: of qualities; what is plainly below it has collapsed.
@@ -101,7 +101,7 @@ class _Reference:
 
     images: Tensor
     labels: Tensor
-    weights: Tensor | None
+    sample: Sample | None
     original: Tensor | None
     floor: float
     settles: bool
@@ -191,9 +191,9 @@ class NetworkEstimator(Estimator):
             images = _channels_last(drawn.images.tensor(self._normalization))
             labels: Tensor = torch.from_numpy(drawn.images.labels.copy())
         with torch.inference_mode():
-            original, floor = self._measured_original(images, labels, drawn.weights)
+            original, floor = self._measured_original(images, labels, drawn.sample)
             return _Reference(
-                images, labels, drawn.weights, original, floor, self._has_ties(images[:1])
+                images, labels, drawn.sample, original, floor, self._has_ties(images[:1])
             )
 
     def _signed_margins(self, images: ImageSet) -> Tensor | None:
@@ -208,7 +208,7 @@ class NetworkEstimator(Estimator):
         return torch.where(right, margins, -margins)
 
     def _measured_original(
-        self, images: Tensor, labels: Tensor, weights: Tensor | None
+        self, images: Tensor, labels: Tensor, sample: Sample | None
     ) -> tuple[Tensor | None, float]:
         """The uncompressed network's outputs, and the floor of qualities.
 
@@ -225,7 +225,7 @@ class NetworkEstimator(Estimator):
                     kept.append(found)
                 yield found
 
-        score = self._task.score(outputs(), labels, weights)
+        score = self._task.score(outputs(), labels, sample)
         floor = self.settings.floor * score.metrics[self._task.quality]
         return torch.cat(kept) if kept else None, floor
 
@@ -236,9 +236,10 @@ class NetworkEstimator(Estimator):
 
     def estimate(self, policy: Policy) -> Evaluation:
         """Build, repair and measure a policy's network."""
-        self.prepare()  # which is no part of the first policy's time
         start = time.perf_counter()
         try:
+            self.prepare()
+            start = time.perf_counter()  # the first policy's time is its own
             with torch.inference_mode():
                 costs = self.compressor.cost(policy)
                 network = self.compressor.build(policy)
@@ -274,7 +275,7 @@ class NetworkEstimator(Estimator):
         return self._score(outputs).metrics[self._task.quality]
 
     def _score(self, outputs: Iterable[Tensor]) -> Score:
-        return self._task.score(outputs, self._reference.labels, self._reference.weights)
+        return self._task.score(outputs, self._reference.labels, self._reference.sample)
 
     def fast_quality(self, network: nn.Module, policy: Policy) -> float:
         """What `estimate` says of a built network, early stops and kept values left out.
@@ -299,7 +300,8 @@ class NetworkEstimator(Estimator):
     @property
     def weights(self) -> Tensor | None:
         """(n,) how much every answer counts, 1 on average; None where all count alike."""
-        return self._reference.weights
+        sample = self._reference.sample
+        return None if sample is None else sample.weights
 
     def _batches(self) -> tuple[Tensor, ...]:
         # Split when asked for: each part would be pickled with all of the images.
@@ -312,7 +314,7 @@ class NetworkEstimator(Estimator):
         outputs = self._compared(self._form.outputs(network, policy, self._batches()), apart)
         score = Score({}, 0, {})
         outputs = _kept(outputs, found) if self._reference.settles else outputs
-        for score in self._task.scores(outputs, self._reference.labels, self._reference.weights):
+        for score in self._task.scores(outputs, self._reference.labels, self._reference.sample):
             if self._has_collapsed(score):
                 break
         else:
@@ -325,10 +327,10 @@ class NetworkEstimator(Estimator):
 
     def _mean(self, values: Tensor) -> float:
         """The mean of values of the first images, as they count."""
-        if self._reference.weights is None:
+        if self.weights is None:
             return float(values.mean())
-        weights = self._reference.weights[: len(values)]
-        return float((weights * values).sum() / weights.sum())
+        weights = self.weights[: len(values)]
+        return float(weights @ values / weights.sum())
 
     def _compared(self, outputs: Iterable[Tensor], apart: list[Tensor]) -> Iterator[Tensor]:
         """Outputs as they come; `apart` is given how far each is from the original's."""

@@ -10,7 +10,7 @@ from automl_compress.workload.images import ImageSet, Normalization
 from automl_compress.workload.models import MODELS, ModelSpec, build_model, check_model_name
 from automl_compress.workload.resnet_cifar import PadShortcut
 from automl_compress.workload.splits import Splits, load_splits, trained_normalization
-from automl_compress.workload.task import CLASSIFICATION, Score, Task
+from automl_compress.workload.task import CLASSIFICATION, STRATA, Sample, Score, Task
 from automl_compress.workload.torchvision_models import torchvision_example, torchvision_tasks
 from automl_compress.workload.weights import load_weights
 from automl_compress.workload.workload import (
@@ -26,6 +26,7 @@ __all__ = [
     "CARD_VERSION",
     "CLASSIFICATION",
     "MODELS",
+    "STRATA",
     "BoxTask",
     "DataConfig",
     "Detection",
@@ -33,6 +34,7 @@ __all__ = [
     "ModelSpec",
     "Normalization",
     "PadShortcut",
+    "Sample",
     "Score",
     "Splits",
     "Task",

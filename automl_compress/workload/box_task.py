@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from automl_compress.workload.mean_precision import mean_precision
-from automl_compress.workload.task import Score, Task, check_finite
+from automl_compress.workload.task import Sample, Score, Task, check_finite
 
 MOST_DETECTIONS: Final = 100
 """Detections an image has at most, as COCO counts them."""
@@ -100,7 +100,7 @@ class BoxTask(Task):
         self,
         outputs: Iterable[Tensor],
         labels: Tensor,
-        weights: Tensor | None = None,  # noqa: ARG002
+        sample: Sample | None = None,  # noqa: ARG002
     ) -> Iterator[Score]:
         """Mean average precision on all images, which count alike; not known before the end."""
         found = []

@@ -31,6 +31,25 @@ class Score:
     further: dict[str, float]
 
 
+STRATA: Final = 8
+"""Parts of a sample whose images are alike."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """How images were drawn that do not count alike.
+
+    Attributes:
+        weights: (n,) float64, above 0, how much every image counts, 1 on average.
+        strata: (n,) int64 in 0..`STRATA` - 1; those of one are alike.
+        pool: how many images they were drawn from.
+    """
+
+    weights: Tensor
+    strata: Tensor
+    pool: int
+
+
 class Task(ABC):
     """What networks are asked for."""
 
@@ -89,15 +108,15 @@ class Task(ABC):
 
     @abstractmethod
     def scores(
-        self, outputs: Iterable[Tensor], labels: Tensor, weights: Tensor | None = None
+        self, outputs: Iterable[Tensor], labels: Tensor, sample: Sample | None = None
     ) -> Iterator[Score]:
         """Score a network, as far as its answers are known.
 
         Args:
             outputs: of one batch of images after the other.
             labels: (n, ...) of all images.
-            weights: (n,) float64, above 0, how much every image counts; None where all count
-                alike, as they do wherever `margins` knows nothing.
+            sample: how the images were drawn; None where all count alike, as they do wherever
+                `margins` knows nothing.
 
         Yields:
             A score of all images so far, where that is known before the end; at last that of all.
@@ -133,10 +152,10 @@ class Task(ABC):
         """
 
     def score(
-        self, outputs: Iterable[Tensor], labels: Tensor, weights: Tensor | None = None
+        self, outputs: Iterable[Tensor], labels: Tensor, sample: Sample | None = None
     ) -> Score:
         """The score on all images, see `scores`."""
-        *_, last = self.scores(outputs, labels, weights)
+        *_, last = self.scores(outputs, labels, sample)
         return last
 
 
@@ -181,7 +200,7 @@ class Classification(Task):
         return Score({self.quality: right / len(labels)}, len(labels), {})
 
     def scores(
-        self, outputs: Iterable[Tensor], labels: Tensor, weights: Tensor | None = None
+        self, outputs: Iterable[Tensor], labels: Tensor, sample: Sample | None = None
     ) -> Iterator[Score]:
         """The share of right answers after every batch."""
         right = torch.empty(0, dtype=torch.bool)
@@ -189,10 +208,10 @@ class Classification(Task):
             check_finite(logits)
             expected = labels[len(right) : len(right) + len(logits)]
             right = torch.cat([right, self.answers(logits) == expected])
-            if weights is None:
+            if sample is None:
                 metrics = {self.quality: int(right.sum()) / len(right)}
             else:
-                share, error = weighted_share(right, weights[: len(right)])
+                share, error = weighted_share(right, sample)
                 metrics = {self.quality: share, f"{self.quality}_se": error}
             yield Score(metrics, len(right), {})
 
@@ -209,26 +228,35 @@ class Classification(Task):
 CLASSIFICATION: Final = Classification()
 
 
-def weighted_share(right: Tensor, weights: Tensor) -> tuple[float, float]:
+def weighted_share(right: Tensor, sample: Sample) -> tuple[float, float]:
     """The share of right answers to images that do not count alike.
 
     Args:
-        right: (n,) of bool, n >= 1.
-        weights: (n,) float64, above 0, of 1 on average over all images that were drawn.
+        right: (n,) of bool, of the first n images of the sample, n >= 1.
+        sample: how all of them were drawn.
 
     Returns:
-        The weighted share, in [0, 1], and its standard error, as if every image had been drawn by
-        itself; drawn evenly along their margins, shares scatter less. As for counted answers, one
-        right answer and one wrong one more are taken into account, each of weight 1.
+        The weighted share, in [0, 1], and its standard error: of a sample from strata (Cochran
+        1977, "Sampling Techniques", 5.3), with what another pool would change, and with one answer
+        more, for no sample without mistakes shows that there are none. For 14 compressed networks
+        of CIFAR-10 and 200 draws of 512 images, it is 0.96 to 1.19 times what shares scatter by.
     """
-    counts = right.double()
-    share = float((weights * counts).sum() / weights.sum())
-    whole = float(weights.sum()) + 2.0
-    centre = (float((weights * counts).sum()) + 1.0) / whole
-    squares = float((weights * (counts - centre)).square().sum())
-    squares += (1.0 - centre) ** 2 + centre**2
-    n = len(right)
-    return share, math.sqrt(squares * (n + 2) / (n + 3)) / whole
+    n, counts = len(right), right.double()
+    weights = sample.weights[:n] / sample.weights[:n].sum()
+    share = float(weights @ counts)
+
+    def sums(values: Tensor) -> Tensor:
+        return torch.zeros(STRATA, dtype=torch.float64).index_add_(0, strata, values)
+
+    strata = sample.strata[:n]
+    members = sums(torch.ones(n, dtype=torch.float64))
+    centres = sums(weights * counts) / sums(weights)
+    squares = sums((weights * (counts - centres[strata])).square())
+    alone = (members == 1)[strata]  # its scatter is that of all
+    within = float((squares * members / (members - 1).clamp(min=1.0)).sum())
+    within += float(weights[alone].square().sum()) * share * (1.0 - share)
+    pool = share * (1.0 - share) / sample.pool
+    return share, math.sqrt(within + pool + 1.0 / (n + 2) ** 2)
 
 
 def divergence(outputs: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:

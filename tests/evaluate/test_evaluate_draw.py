@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from automl_compress.evaluate import standard_error
 from automl_compress.evaluate.draw import POOL, chances_of, draw_images, systematic
-from automl_compress.workload import CLASSIFICATION, ImageSet
+from automl_compress.workload import CLASSIFICATION, STRATA, ImageSet, Sample
 from automl_compress.workload.task import weighted_share
 
 IMAGES = 4_000
@@ -49,10 +51,10 @@ def drawn_shares(seed: int, draw: str) -> tuple[NDArray[np.float64], NDArray[np.
         lambda some: torch.from_numpy(margins[numbers(some)]),
     )
     rows = numbers(drawn.images)
-    if drawn.weights is None:
+    if drawn.sample is None:
         shares = right[:, rows].mean(axis=1)
         return shares, np.array([standard_error(share, COUNT) for share in shares])
-    found = [weighted_share(torch.from_numpy(row[rows]), drawn.weights) for row in right]
+    found = [weighted_share(torch.from_numpy(row[rows]), drawn.sample) for row in right]
     return np.array([share for share, _ in found]), np.array([error for _, error in found])
 
 
@@ -69,24 +71,45 @@ def test_shares_are_those_of_all_images_with_less_noise() -> None:
     assert apart["margin"] < 0.9 * apart["uniform"]
 
 
-def test_stated_errors_are_no_smaller_than_what_draws_scatter_by() -> None:
+def test_stated_errors_are_what_draws_scatter_by() -> None:
+    """Those of all images that there could be, of which the population is a draw itself."""
     shares, errors = zip(*(drawn_shares(seed, "margin") for seed in range(100)), strict=True)
-    scatter = np.std(shares, axis=0)
-    ratio = float(np.mean(np.array(errors).mean(axis=0) / scatter))
-    assert 1.0 < ratio < 1.6
+    whole = population()[1].mean(axis=1)
+    scatter = np.sqrt(np.var(shares, axis=0) + whole * (1 - whole) / IMAGES)
+    stated = np.sqrt(np.square(errors).mean(axis=0))
+    assert 0.95 < float(np.mean(stated / scatter)) < 1.2
+    assert stated.mean() < 0.93 * np.mean([standard_error(share, COUNT) for share in whole])
 
 
-def test_images_that_count_alike_have_the_error_of_a_count() -> None:
-    right = torch.arange(97) % 3 > 0
-    share, error = weighted_share(right, torch.ones(97, dtype=torch.float64))
-    assert share == int(right.sum()) / 97
-    assert error == pytest.approx(standard_error(share, 97), rel=1e-9)
+def sample(n: int) -> Sample:
+    strata = torch.arange(n) % STRATA
+    return Sample(1.0 + 0.1 * (strata % 2).double(), strata, 10 * n)
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_no_share_is_known_exactly(right: bool) -> None:
-    _, error = weighted_share(torch.full((50,), right), torch.ones(50, dtype=torch.float64))
-    assert 0 < error < 0.05
+@pytest.mark.parametrize("n", [1, STRATA, 50])
+def test_no_share_is_known_exactly(right: bool, n: int) -> None:
+    share, error = weighted_share(torch.full((n,), right), sample(50))
+    assert share == pytest.approx(float(right))
+    assert error == pytest.approx(1 / (n + 2))
+
+
+def test_errors_are_those_of_a_stratified_sample() -> None:
+    """Each stratum by a loop, the first of which has one image only."""
+    drawn, right = sample(50), torch.arange(50) % 3 > 0
+    keep = [0, *(i for i in range(50) if i % STRATA)]
+    part = Sample(drawn.weights[keep], drawn.strata[keep], drawn.pool)
+    r, w, s = right[keep].double().numpy(), part.weights.numpy(), part.strata.numpy()
+    w = w / w.sum()
+    share = float((w * r).sum())
+    within = w[0] ** 2 * share * (1 - share)
+    for stratum in range(1, STRATA):
+        its, counts = w[s == stratum], r[s == stratum]
+        centre = np.average(counts, weights=its)
+        within += (its**2 * (counts - centre) ** 2).sum() * len(its) / (len(its) - 1)
+    expected = within + share * (1 - share) / part.pool + 1 / (len(keep) + 2) ** 2
+    found = weighted_share(right[keep], part)
+    assert found == pytest.approx((share, expected**0.5))
 
 
 @pytest.mark.parametrize("count", [1, 7, 40, 99, 100])
@@ -108,8 +131,23 @@ def test_places_are_drawn_once_and_by_their_chances(count: int) -> None:
     for _ in range(2_000):
         places = systematic(chances, order, rng)
         assert len(set(places.tolist())) == count
+        assert (np.diff(margins[places]) > 0).all()
         often[places] += 1
     assert np.abs(often / 2_000 - chances).max() < 0.05
+
+
+def test_strata_are_alike_and_as_large_as_each_other() -> None:
+    margins, _ = population()
+    drawn = draw_images(
+        images(IMAGES), COUNT, 0, "margin", lambda some: torch.from_numpy(margins[numbers(some)])
+    )
+    assert drawn.sample is not None
+    assert drawn.sample.pool == POOL * COUNT
+    assert float(drawn.sample.weights.mean()) == pytest.approx(1.0)
+    strata, found = drawn.sample.strata.numpy(), margins[numbers(drawn.images)]
+    assert np.bincount(strata).tolist() == [COUNT // STRATA] * STRATA
+    ends = [(found[strata == s].min(), found[strata == s].max()) for s in range(STRATA)]
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(ends))
 
 
 def test_a_draw_depends_on_its_seed_alone_and_holds_no_image_twice() -> None:
@@ -148,17 +186,18 @@ def test_whole_splits_and_answers_without_margins_count_alike() -> None:
     for count in (None, 50):
         whole = draw_images(split, count, 0, "margin", none)
         assert whole.images is split
-        assert whole.weights is None
+        assert whole.sample is None
     some = draw_images(split, 20, 5, "margin", none)
     assert numbers(some.images) == numbers(split.draw(20, 5))
-    assert some.weights is None
+    assert some.sample is None
 
 
 def test_scores_weigh_the_answers_known_so_far() -> None:
     outputs = torch.eye(2)[torch.tensor([0, 1, 0, 0])]
     labels = torch.tensor([0, 0, 1, 0])
     weights = torch.tensor([0.5, 1.5, 0.5, 1.5], dtype=torch.float64)
-    scores = list(CLASSIFICATION.scores(outputs.split(2), labels, weights))
+    drawn = Sample(weights, torch.zeros(4, dtype=torch.long), 20)
+    scores = list(CLASSIFICATION.scores(outputs.split(2), labels, drawn))
     assert [score.metrics["accuracy"] for score in scores] == [0.25, 0.5]
     assert [score.images for score in scores] == [2, 4]
-    assert all(0 < score.metrics["accuracy_se"] < 0.5 for score in scores)
+    assert all(0 < score.metrics["accuracy_se"] < 0.7 for score in scores)
