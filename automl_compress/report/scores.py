@@ -88,8 +88,7 @@ def reference_points(*results: StudyResult) -> tuple[Reference, Reference]:
     baseline, loss = minimised_baseline(manifest), loss_of(manifest.objectives)
     least = baseline[loss]
     if is_left_out(manifest):
-        found = [_least_loss(result, loss) for result in results]
-        least = max(least, min(found, default=least))
+        least = max(least, min(_least_loss(result, loss) for result in results))
     more = min(1.0, least + useful_loss(loss)) - baseline[loss]
     return references(manifest.objectives, baseline, more)
 
