@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, metavar="N", help="evaluators to run")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="evaluators to run side by side, on Ray"
+    )
     parser.add_argument("--address", metavar="ADDRESS", help="a running Ray cluster")
     parser.add_argument(
         "--open", action="store_true", help="open the report in a browser when it is done"

@@ -218,7 +218,8 @@ def _search(stages: _Stages, study: Study, weights: Path | None) -> None:
     progress = Progress(config.evaluations, len(config.strategies) * len(config.seeds))
     try:
         if exists:
-            changes = {"workers": config.engine.workers, "address": config.engine.address}
+            engine = config.engine
+            changes = {"kind": engine.kind, "workers": engine.workers, "address": engine.address}
             Study.resume(folder, progress, **changes)
         else:
             study.run(folder, progress)

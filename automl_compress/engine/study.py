@@ -126,7 +126,12 @@ class Study:
         return study
 
     def with_engine(self, **changes: Any) -> Study:
-        """The same study with other engine settings: `kind`, `workers`, `threads`, `address`."""
+        """The same study with other engine settings: `kind`, `workers`, `threads`, `address`.
+
+        Workers or an address make it a cluster's, unless a kind is given too.
+        """
+        if any(changes.get(name) is not None for name in ("workers", "address")):
+            changes = {"kind": "cluster", **changes}
         engine = replace(self.config.engine, **changes)
         automatic = self.config.automatic - {f"engine.{name}" for name in changes}
         return self._of(replace(self.config, engine=engine, automatic=automatic))

@@ -117,7 +117,8 @@ def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
     if kind == "cluster":
         request.getfixturevalue("ray_here")
     capsys.readouterr()
-    assert main(["resume", "disturbed", "--workers", "2"]) == 0
+    workers = ["--workers", "2"] if kind == "cluster" else []  # they would make it a cluster's
+    assert main(["resume", "disturbed", *workers]) == 0
     assert "report: disturbed/report.html" in capsys.readouterr().out
     after = _finished(Path("disturbed"))
     assert 0 < len(interrupted) < len(killed) < len(after)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from engine_races import BUDGET, CONTESTANTS, NETWORK, frame, race
 
+from automl_compress import Study
 from automl_compress.engine.contestant import Contestant, Standing
+from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import InterruptedStudy
 from automl_compress.ledger import Ledger
@@ -120,3 +122,14 @@ def test_a_contestant_goes_on_from_its_state(tmp_path: Path) -> None:
     second = Contestant(CONTESTANTS[0], what.problem, BUDGET)
     second.load_state_dict(first.state_dict())
     assert play(second, 2) == play(first, 2)
+
+
+def test_workers_or_an_address_make_a_serial_study_a_clusters() -> None:
+    settings = {"study": "tiny", "workload": {"model": "digits_cnn"}, "budget": {"evaluations": 2}}
+    serial = Study(**settings, engine={"kind": "serial", "threads": 2})
+    assert serial.with_engine(threads=1).config.engine == EngineSettings("serial")
+    assert serial.with_engine(workers=3).config.engine == EngineSettings("cluster", 3, 2)
+    found = serial.with_engine(address="10.0.0.1:6379").config.engine
+    assert found == EngineSettings("cluster", None, 2, "10.0.0.1:6379")
+    kept = serial.with_engine(kind="serial", workers=None, address=None).config.engine
+    assert kept == EngineSettings("serial", None, 2)
