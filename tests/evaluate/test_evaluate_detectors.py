@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,8 @@ def test_detectors_that_look_once_are_estimated(kind: str, voc: Path) -> None:
     images, _ = estimator.images_and_labels()
     found = workload.task.answers(workload.model(images))
     kinds = torch.where(found[..., 4] >= 0.3, found[..., 5], -1.0)
-    estimator._labels = torch.cat(  # what the whole network says
-        [found[..., :4], kinds[..., None], torch.zeros_like(kinds)[..., None]], 2
-    )
+    said = torch.cat([found[..., :4], kinds[..., None], torch.zeros_like(kinds)[..., None]], 2)
+    estimator._reference = replace(estimator._reference, labels=said)  # by the whole network
     whole = estimator.quality(estimator.compressor.model)
     assert whole > 0.9
     groups = [g for g in estimator.compressor.structure.groups if not g.protected]
