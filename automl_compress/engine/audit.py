@@ -451,7 +451,7 @@ def _document(
         "rungs": {
             name: {
                 "estimator": rungs[name].identity,
-                "images": found[0].images if found else 0,
+                "images": max((e.images for e in found), default=0),
                 "seconds": float(np.mean([e.seconds for e in found])),
             }
             for name, found in answers.items()
