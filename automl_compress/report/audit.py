@@ -81,8 +81,17 @@ class Audit:
     @property
     def trusted(self) -> bool:
         """Whether what the search went by ranks as training does, overall and within bands."""
-        overall = self.correlation(self.searched, "overall", "kendall")
-        within = self.correlation(self.searched, "within_bands", "spearman")
+        return self._ranks(self.searched)
+
+    @property
+    def trusted_others(self) -> list[str]:
+        """Keys of `correlations` of other cheap estimates that rank so."""
+        left_out = {self.searched, AGAIN, *NULLS}
+        return [n for n in self.correlations if n not in left_out and self._ranks(n)]
+
+    def _ranks(self, name: str) -> bool:
+        overall = self.correlation(name, "overall", "kendall")
+        within = self.correlation(name, "within_bands", "spearman")
         return overall >= TRUSTED and within >= TRUSTED
 
     def best_null(self, scope: str, measure: str) -> float:
@@ -198,8 +207,19 @@ def audit_verdict(audit: Audit) -> str:
     return (
         f"Warning: the search's estimate does not rank policies as brief training does. {found} "
         f"Both should be at least {TRUSTED:g}: raise estimate.images, change estimate.repair, or "
-        "add a rung that trains to the ladder."
+        f"add a rung that trains to the ladder.{_what_ranks(audit)}"
     )
+
+
+def _what_ranks(audit: Audit) -> str:
+    """Which other estimates reach in this audit what the search's misses."""
+    names = audit.trusted_others
+    if not names:
+        return ""
+    by_divergence = f"{SEARCH}{_BY_DIVERGENCE}" in names
+    how = "; objectives may name divergence in place of error" if by_divergence else ""
+    listed = ", ".join(f"'{ranked_by(name)}'" for name in names)
+    return f" What reaches both here: {listed}{how}."
 
 
 def rung_of(name: str) -> str:

@@ -167,10 +167,17 @@ def test_reports_warn_of_estimates_that_rank_otherwise(
     document = _document(folder)
     document["correlations"]["search"]["overall"]["kendall"]["value"] = 0.9
     document["correlations"]["search"]["within_bands"]["spearman"]["value"] = tau
+    for name in document["correlations"].keys() - {"search"}:
+        value = 0.8 if name in ("search divergence", "full", "macs") else 0.1
+        document["correlations"][name]["overall"]["kendall"]["value"] = 0.75
+        document["correlations"][name]["within_bands"]["spearman"]["value"] = value
     (folder / "audit.json").write_text(json.dumps(document))
     write_report(folder)
-    warned = "Warning: the search's estimate does not rank" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    warned = "Warning: the search's estimate does not rank" in report
     assert warned == (tau < TRUSTED)
+    others = "'search estimate, by divergence', 'all search-validation images'; objectives may"
+    assert (f"What reaches both here: {others}" in report) == warned
 
 
 def test_bands_whose_networks_are_alike_are_told(finished: Path) -> None:
