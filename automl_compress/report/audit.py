@@ -217,9 +217,8 @@ def _what_ranks(audit: Audit) -> str:
     if not names:
         return ""
     by_divergence = f"{SEARCH}{_BY_DIVERGENCE}" in names
-    how = "; objectives may name divergence in place of error" if by_divergence else ""
-    listed = ", ".join(f"'{ranked_by(name)}'" for name in names)
-    return f" What reaches both here: {listed}{how}."
+    how = ". Objectives may name divergence in place of error" if by_divergence else ""
+    return f" What reaches both here: {'; '.join(map(ranked_by, names))}{how}."
 
 
 def rung_of(name: str) -> str:

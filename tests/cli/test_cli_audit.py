@@ -176,7 +176,7 @@ def test_reports_warn_of_estimates_that_rank_otherwise(
     report = (folder / "report.md").read_text()
     warned = "Warning: the search's estimate does not rank" in report
     assert warned == (tau < TRUSTED)
-    others = "'search estimate, by divergence', 'all search-validation images'; objectives may"
+    others = "search estimate, by divergence; all search-validation images. Objectives may"
     assert (f"What reaches both here: {others}" in report) == warned
 
 
