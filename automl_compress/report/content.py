@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
-from automl_compress.evaluate import DIVERGENCE, loss_of, useful_loss
+from automl_compress.evaluate import DIVERGENCE, error_name, loss_of, useful_loss
 from automl_compress.ledger import Manifest
 from automl_compress.report import formats, tables
 from automl_compress.report.audit import audit_note, audit_verdict
@@ -395,6 +395,7 @@ def _rules(summary: Summary) -> list[str]:
     return [
         "The images are split into sets that share none: for calibration and training, for the "
         "search, for the final test. The search sees the first two only.",
+        *_draw(manifest),
         "Size is what the packed file holds: weights at their bit-widths, with their scales, "
         "BatchNorm and biases. 1 kB is 1,000 bytes.",
         "MACs are multiply-accumulates for one image, counted after the inputs of the following "
@@ -403,6 +404,16 @@ def _rules(summary: Summary) -> list[str]:
         f"Constraints: {constraints or 'none'}.",
         f"Budget: {formats.count(manifest.budget, 'evaluation')} for each contestant.",
         f"Estimator of the search: {manifest.estimator}. Of the test: {manifest.test_estimator}.",
+    ]
+
+
+def _draw(manifest: Manifest) -> list[str]:
+    """How the search's images were drawn, where they do not count alike (`evaluate.draw`)."""
+    if error_name("accuracy") not in manifest.baseline:
+        return []
+    return [
+        "The search's images were drawn more often where the uncompressed network's answer is a "
+        "close call, and count the less for it: its estimates are weighted shares of right answers."
     ]
 
 

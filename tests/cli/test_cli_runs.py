@@ -114,11 +114,10 @@ def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
     time.sleep(1.0 if kind == "cluster" else 0.0)  # what Ray left behind dies by itself
     killed = _finished(Path("disturbed"))
     assert _status() == "running"
-    if kind == "cluster":
-        request.getfixturevalue("ray_here")
+    request.getfixturevalue("ray_here")
     capsys.readouterr()
-    workers = ["--workers", "2"] if kind == "cluster" else []  # they would make it a cluster's
-    assert main(["resume", "disturbed", *workers]) == 0
+    assert main(["resume", "disturbed", "--workers", "2"]) == 0
+    assert Path("disturbed/tune").is_dir()  # workers are a cluster's, however it began
     assert "report: disturbed/report.html" in capsys.readouterr().out
     after = _finished(Path("disturbed"))
     assert 0 < len(interrupted) < len(killed) < len(after)

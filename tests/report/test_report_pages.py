@@ -161,6 +161,7 @@ def test_figures_are_small_named_and_well_formed(study):
         assert f'id="{file.stem}"' in raw
     assert len(re.findall(r'<svg role="img" aria-label="[^"]+"', raw)) == 5
     text = (study / "report.md").read_text(encoding="utf-8")
+    assert "drawn more often" not in text  # answers were counted
     for link in re.findall(r"\]\((figures/[^)]*)\)", text):
         assert (study / link).is_file()
 
