@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import Any, Final
 
 from automl_compress.cli.commands import engine_changes
 from automl_compress.cli.options import add_json_option, add_overrides_option, write_file
-from automl_compress.cli.progress import BLOCK_SECONDS, duration
+from automl_compress.cli.progress import RungProgress
 from automl_compress.errors import InputError
 from automl_compress.settings import suggestion
-
-if TYPE_CHECKING:
-    from automl_compress.engine.audit import AuditStanding
 
 DEFAULT_POLICIES: Final = 40
 
@@ -96,7 +91,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
     )
     changes = engine_changes(arguments.workers, arguments.address)
     print(f"auditing {arguments.folder} with {settings.policies} policies ...", flush=True)
-    document = audit_study(arguments.folder, settings, _Progress(), **changes)
+    document = audit_study(arguments.folder, settings, RungProgress(), **changes)
     if arguments.json is not None:
         write_file(arguments.json, json.dumps(document, allow_nan=False) + "\n")
     page = write_report(arguments.folder)
@@ -106,28 +101,3 @@ def run_audit(arguments: argparse.Namespace) -> int:
     table = audit_table(audit)
     print(f"\n{table.caption}\n{table.to_text()}\n\n{audit_verdict(audit)}\nreport: {page}")
     return 0
-
-
-class _Progress:
-    """A line when a rung begins and ends, and now and then between."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self._rung = ""
-        self._start = self._shown = 0.0
-
-    def __call__(self, standing: AuditStanding) -> None:
-        now = time.monotonic()
-        if standing.rung != self._rung:
-            self._rung, self._start, self._shown = standing.rung, now, 0.0
-        last = standing.done == standing.total
-        if not last and now - self._shown < BLOCK_SECONDS:
-            return
-        left = (now - self._start) / max(1, standing.done - 1) * (standing.total - standing.done)
-        rest = "" if last or standing.done == 1 else f", about {duration(left)} left"
-        print(
-            f"  {standing.rung}: {standing.done} of {standing.total} policies{rest}",
-            file=self._stream,
-            flush=True,
-        )
-        self._shown = now

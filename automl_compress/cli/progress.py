@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Final, TextIO
 
-from automl_compress.engine import Standing
+from automl_compress.engine import RungStanding, Standing
 from automl_compress.evaluate import DIVERGENCE
 
 BLOCK_SECONDS: Final = 15.0
@@ -15,7 +15,7 @@ REDRAW_SECONDS: Final = 0.5
 
 
 class Progress:
-    """Hears contestants' standings and shows them all.
+    """Hears contestants' standings and shows them all, and then how far rungs have come.
 
     Args:
         budget: evaluations of each contestant.
@@ -33,9 +33,16 @@ class Progress:
         self._shown = self._start
         self._lines = 0
         self._terminal = self._stream.isatty()
+        self._rungs = RungProgress(self._stream)
 
-    def __call__(self, standing: Standing) -> None:
+    def __call__(self, standing: Standing | RungStanding) -> None:
         """Take a standing in, and show all when it is time."""
+        if isinstance(standing, RungStanding):
+            self._rungs(standing)
+        else:
+            self._hear(standing)
+
+    def _hear(self, standing: Standing) -> None:
         was_over = self._over
         self._standings[standing.contestant] = standing
         now = time.monotonic()
@@ -85,6 +92,35 @@ class Progress:
             f"  {name:<18} {s.done:>5}/{self._budget}  {s.hits:>4} hits  "
             f"useful hypervolume {s.useful:.3f}  {_best(s)}{failed}"
         )
+
+
+class RungProgress:
+    """A line when a rung begins and ends, and now and then between.
+
+    Args:
+        stream: where to write.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._rung = ""
+        self._start = self._shown = 0.0
+
+    def __call__(self, standing: RungStanding) -> None:
+        """Take a standing in, and write a line when it is time."""
+        now = time.monotonic()
+        if begins := standing.rung != self._rung:
+            self._rung, self._start = standing.rung, now
+        last = standing.done == standing.total
+        if not begins and not last and now - self._shown < BLOCK_SECONDS:
+            return
+        left = (now - self._start) / max(1, standing.done - 1) * (standing.total - standing.done)
+        rest = "" if last or begins else f", about {duration(left)} left"
+        self._stream.write(
+            f"  {standing.rung}: {standing.done} of {standing.total} networks{rest}\n"
+        )
+        self._stream.flush()
+        self._shown = now
 
 
 def _best(standing: Standing) -> str:

@@ -104,6 +104,11 @@ def _data(name: str | None, model: str) -> dict[str, Any]:
         return {"digits": True}
     if ":" in name and not Path(name).is_dir():
         return {"factory": name}
+    if not Path(name).is_dir():
+        raise WorkloadError(
+            "--data must name a folder, CIFAR10, CIFAR100, digits or a function (module:name), but "
+            f"there is no folder '{name}'; correct it"
+        )
     layout = layout_of(Path(name))
     if layout == "root":
         return {"root": name}

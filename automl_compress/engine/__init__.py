@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from automl_compress.engine.config import StudyConfig, read_config
     from automl_compress.engine.contestant import Standing
-    from automl_compress.engine.engine import EngineSettings
+    from automl_compress.engine.engine import EngineSettings, RungStanding
     from automl_compress.engine.restore import Restored, restore_study
     from automl_compress.engine.study import Study
 
 _PLACES = {
     "EngineSettings": "automl_compress.engine.engine",
+    "RungStanding": "automl_compress.engine.engine",
     "Restored": "automl_compress.engine.restore",
     "Standing": "automl_compress.engine.contestant",
     "Study": "automl_compress.engine.study",
@@ -28,6 +29,7 @@ _PLACES = {
 __all__ = [
     "EngineSettings",
     "Restored",
+    "RungStanding",
     "Standing",
     "Study",
     "StudyConfig",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.compress import Repair
-from automl_compress.engine.engine import Engine, EngineSettings, Race
+from automl_compress.engine.engine import Engine, EngineSettings, Race, RungListener
 from automl_compress.engine.latency import recorded_model
 from automl_compress.engine.restore import Restored, restore_study
 from automl_compress.engine.rungs import RungSettings, build_rung
@@ -119,20 +119,8 @@ class Audited:
     band: int = 0
 
 
-@dataclass(frozen=True)
-class AuditStanding:
-    """How far an audit has come: so many of `total` policies are measured on a rung."""
-
-    rung: str
-    done: int
-    total: int
-
-
-Listener = Callable[[AuditStanding], None]
-
-
 def audit_study(
-    folder: Path, settings: AuditSettings, listener: Listener, **engine: Any
+    folder: Path, settings: AuditSettings, listener: RungListener, **engine: Any
 ) -> dict[str, Any]:
     """Measure and train a spread of a study's policies, and write `audit.json`.
 
@@ -384,14 +372,11 @@ def _measured(
     name: str,
     estimator: Estimator,
     policies: Sequence[Policy],
-    listener: Listener,
+    listener: RungListener,
 ) -> list[Evaluation]:
     """Answers from the ledger, or new ones that are committed one by one."""
     try:
-        for place in range(0, len(policies), engine.workers):
-            engine.measure(policies[place : place + engine.workers], _asked_as(name))
-            done = min(place + engine.workers, len(policies))
-            listener(AuditStanding(name, done, len(policies)))
+        engine.measure(policies, _asked_as(name), listener)
     except (InterruptedStudy, KeyboardInterrupt) as reason:
         raise InterruptedStudy(
             "stopped; what is measured is saved, run the same command to go on"

@@ -28,7 +28,15 @@ from automl_compress.engine.dispatcher import (
     reason_of,
     share_large_tensors,
 )
-from automl_compress.engine.engine import FINALISTS, EngineSettings, Listener, Race
+from automl_compress.engine.engine import (
+    FINALISTS,
+    EngineSettings,
+    Listener,
+    Race,
+    RungListener,
+    RungStanding,
+    ignore,
+)
 from automl_compress.engine.restore import torch_threads
 from automl_compress.errors import EngineError, InterruptedStudy
 from automl_compress.ledger import ContestantRecord
@@ -62,7 +70,7 @@ class ClusterEngine:
         if self._owns_ray:
             start_ray(settings)
         processors = int(ray.cluster_resources().get("CPU", 2)) - 1
-        self.workers = settings.workers or max(1, processors // settings.threads)
+        workers = settings.workers or max(1, processors // settings.threads)
         # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         share_large_tensors()
@@ -72,7 +80,7 @@ class ClusterEngine:
             str(race.ledger.absolute()),  # actors have a folder of their own
             [estimators],
             {"": race.search.identity, **{n: e.identity for n, e in race.rungs.items()}},
-            self.workers,
+            workers,
             settings.threads,
         )
 
@@ -109,11 +117,14 @@ class ClusterEngine:
         if any(not (result.metrics or {}).get("finished") for result in results):
             raise InterruptedStudy("stopped; all finished evaluations are saved")
 
-    def measure(self, policies: Sequence[Policy], rung: str = FINALISTS) -> None:
+    def measure(
+        self, policies: Sequence[Policy], rung: str = FINALISTS, listener: RungListener = ignore
+    ) -> None:
         """Measure policies into the ledger, on all evaluators."""
         identity = self._race.measures[rung].identity
         try:
-            ray.get(self._dispatcher.measure.remote(list(policies), rung, identity))
+            for done in self._dispatcher.measure.remote(list(policies), rung, identity):
+                listener(RungStanding(rung, ray.get(done), len(policies)))
         except KeyboardInterrupt as reason:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
         except ray.exceptions.RayError as reason:
@@ -199,10 +210,6 @@ def _trial_name(trial: Any) -> str:
     return str(trial.config["contestant"])
 
 
-def _hear_nothing(_: dict[str, Any]) -> None:
-    pass
-
-
 def _hear_standings(listener: Listener, result: dict[str, Any]) -> None:
     """Tell a listener of contestants what one of them reports."""
     if "standing" in result:
@@ -220,7 +227,7 @@ class Listening(tune.Callback):  # type: ignore[misc]
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Listening, (_hear_nothing,)
+        return Listening, (ignore,)
 
     def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
         """Called by Tune for every report of a trial."""

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -190,10 +190,15 @@ class _Dispatcher:
         await self._scribe.write(lambda ledger: ledger.charge(places, evaluations))
         return evaluations, sum(hit for _, hit in answers)
 
-    async def measure(self, policies: list[Policy], rung: str, estimator: str) -> None:
-        """Put measurements after the race into the ledger."""
+    async def measure(
+        self, policies: list[Policy], rung: str, estimator: str
+    ) -> AsyncIterator[int]:
+        """Put measurements after the race into the ledger; how many are there, after each."""
         requests = [Request(Place(rung, i, 0), policy) for i, policy in enumerate(policies)]
-        await asyncio.gather(*(self._evaluation(r, estimator) for r in requests))
+        asked = [asyncio.create_task(self._evaluation(r, estimator)) for r in requests]
+        for done, measured in enumerate(asyncio.as_completed(asked), 1):
+            await measured
+            yield done
 
     async def usage(self) -> Usage:
         """What all this has needed so far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from automl_compress.engine.contestant import Request, Standing
 from automl_compress.evaluate.estimator import Estimator
@@ -19,8 +19,24 @@ FINALISTS: Final = "finalists"
 EngineKind = Literal["cluster", "serial"]
 ENGINES: Final[tuple[EngineKind, ...]] = ("cluster", "serial")
 
-Listener = Callable[[Standing], None]
-"""Hears of every contestant's standing after each of its rounds."""
+
+@dataclass(frozen=True)
+class RungStanding:
+    """How far a measurement outside the race has come: `done` of `total` networks on a rung."""
+
+    rung: str
+    done: int
+    total: int
+
+
+RungListener = Callable[[RungStanding], None]
+"""Hears of a rung after each network."""
+Listener = Callable[[Standing | RungStanding], None]
+"""The same, and of a contestant after each of its rounds."""
+
+
+def ignore(_: Any) -> None:
+    """A listener for those who do not want to know."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +90,6 @@ class Race:
 class Engine(Protocol):
     """Runs contestants over evaluators. All engines give the same evaluations."""
 
-    workers: int
-    """Evaluations that are made at the same time."""
-
     def run(self, contestants: Sequence[ContestantRecord], listener: Listener) -> None:
         """Run contestants until their budgets are spent.
 
@@ -85,10 +98,18 @@ class Engine(Protocol):
             InterruptedStudy: the user stopped it; finished evaluations are in the ledger.
         """
 
-    def measure(self, policies: Sequence[Policy], rung: str = FINALISTS) -> None:
+    def measure(
+        self, policies: Sequence[Policy], rung: str = FINALISTS, listener: RungListener = ignore
+    ) -> None:
         """Measure policies into the ledger, by the test estimator or by that of a rung.
 
+        Args:
+            policies: what is measured; what the ledger holds is not measured again.
+            rung: the rung's name in `Race.measures`.
+            listener: hears how far it has come.
+
         Raises:
+            EngineError: the evaluators failed.
             InterruptedStudy: the user stopped it; finished evaluations are in the ledger.
         """
 

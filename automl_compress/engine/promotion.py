@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.engine.engine import Engine, Race
+from automl_compress.engine.engine import Engine, Race, RungListener
 from automl_compress.engine.rungs import RungSettings, best_fronts, places
 from automl_compress.engine.statement import fingerprint_of
 from automl_compress.errors import EngineError
@@ -165,6 +165,7 @@ def climb(
     manifest: Manifest,
     folder: Path,
     finalists: int,
+    listener: RungListener,
 ) -> tuple[Candidates, Manifest]:
     """Let candidates climb; what rungs measured is in the ledger.
 
@@ -175,6 +176,7 @@ def climb(
         manifest: the study's.
         folder: the study's.
         finalists: how many the last rung passes on.
+        listener: hears how far each rung has come.
 
     Returns:
         The candidates of the last rung and the manifest with what is known of the rungs by now.
@@ -192,7 +194,7 @@ def climb(
         if rung.learned:
             record = _predicted(rung, race, result, chosen)
         else:
-            record = _measured(rung, race, engine, chosen)
+            record = _measured(rung, race, engine, chosen, listener)
         records.append(record)
         with Ledger(race.ledger) as ledger:
             found = ledger.find([policy.key for policy in chosen], record.estimator)
@@ -205,11 +207,15 @@ def climb(
 
 
 def _measured(
-    rung: RungSettings, race: Race, engine: Engine, policies: Sequence[Policy]
+    rung: RungSettings,
+    race: Race,
+    engine: Engine,
+    policies: Sequence[Policy],
+    listener: RungListener,
 ) -> RungRecord:
     """Measure policies and the uncompressed network on a rung."""
     whole = Policy({})
-    engine.measure([whole, *policies], rung.name)
+    engine.measure([whole, *policies], rung.name, listener)
     offer = race.problem.rungs[rung.name]
     with Ledger(race.ledger) as ledger:
         baseline = ledger.find([whole.key], offer.estimator)[whole.key]

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from automl_compress.engine.contestant import Contestant, Request
-from automl_compress.engine.engine import FINALISTS, Listener, Race
+from automl_compress.engine.engine import (
+    FINALISTS,
+    Listener,
+    Race,
+    RungListener,
+    RungStanding,
+    ignore,
+)
 from automl_compress.errors import InterruptedStudy
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator, answer
@@ -22,8 +29,6 @@ class SerialEngine:
         race: what to run.
         threads: torch threads while it runs.
     """
-
-    workers = 1
 
     def __init__(self, race: Race, threads: int = 1) -> None:
         self._race = race
@@ -65,11 +70,14 @@ class SerialEngine:
         self._ledger.add(evaluation, request.place)
         return evaluation
 
-    def measure(self, policies: Sequence[Policy], rung: str = FINALISTS) -> None:
+    def measure(
+        self, policies: Sequence[Policy], rung: str = FINALISTS, listener: RungListener = ignore
+    ) -> None:
         """Measure policies into the ledger, by the test estimator or by that of a rung."""
         estimator = self._race.measures[rung]
         for position, policy in enumerate(policies):
             self._answer(Request(Place(rung, position, 0), policy), estimator)
+            listener(RungStanding(rung, position + 1, len(policies)))
 
     def close(self) -> None:
         """Close the ledger and restore the thread count."""

@@ -29,7 +29,7 @@ from automl_compress.compress import (
 from automl_compress.compress.feature_ranks import IMAGES as RANKED_IMAGES
 from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
-from automl_compress.engine.engine import Listener, Race
+from automl_compress.engine.engine import Listener, Race, ignore
 from automl_compress.engine.extension import extended_config, reopen
 from automl_compress.engine.idle import without_idle_choices
 from automl_compress.engine.latency import (
@@ -73,10 +73,6 @@ _logger = logging.getLogger(__name__)
 
 SENSITIVE: Final = "sensitive"
 """Strategy that is told how many feature maps of each layer have a low rank."""
-
-
-def _hear_nothing(_: Any) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -136,12 +132,12 @@ class Study:
         automatic = self.config.automatic - {f"engine.{name}" for name in changes}
         return self._of(replace(self.config, engine=engine, automatic=automatic))
 
-    def run(self, out: str | Path | None = None, listener: Listener = _hear_nothing) -> StudyResult:
+    def run(self, out: str | Path | None = None, listener: Listener = ignore) -> StudyResult:
         """Search, and measure the finalists on the final test images.
 
         Args:
             out: folder of the study, made when missing; a new temporary one when not given.
-            listener: hears every contestant's standing after each of its rounds.
+            listener: hears every contestant after each of its rounds, and how far rungs have come.
 
         Returns:
             The study's folder, read back.
@@ -161,9 +157,7 @@ class Study:
         return study._run(prepared, folder, listener)
 
     @classmethod
-    def resume(
-        cls, folder: str | Path, listener: Listener = _hear_nothing, **engine: Any
-    ) -> StudyResult:
+    def resume(cls, folder: str | Path, listener: Listener = ignore, **engine: Any) -> StudyResult:
         """Go on with a study that was interrupted or killed.
 
         Contestants walk through their rounds again; what the ledger holds answers at once, so no
@@ -171,7 +165,7 @@ class Study:
 
         Args:
             folder: the study's folder.
-            listener: hears every contestant's standing.
+            listener: hears as in `run`.
             **engine: engine settings to change.
 
         Raises:
@@ -193,7 +187,7 @@ class Study:
         folder: str | Path,
         evaluations: int = 0,
         strategies: Sequence[str] = (),
-        listener: Listener = _hear_nothing,
+        listener: Listener = ignore,
         **engine: Any,
     ) -> StudyResult:
         """Go on with a finished study beyond its end.
@@ -205,7 +199,7 @@ class Study:
             folder: the study's folder.
             evaluations: how many more each contestant is charged.
             strategies: who competes besides those that did, with the study's seeds.
-            listener: hears every contestant's standing.
+            listener: hears as in `run`.
             **engine: engine settings to change.
 
         Raises:
@@ -254,9 +248,10 @@ class Study:
                         manifest,
                         folder,
                         self.config.finalists,
+                        listener,
                     )
                     finalists = standing.finalists(self.config.finalists)
-                    engine.measure(finalists)
+                    engine.measure(finalists, listener=listener)
                 self._measure_latencies(prepared, finalists, folder)
             except (InterruptedStudy, KeyboardInterrupt) as reason:
                 replace(manifest, status="interrupted").write(folder)

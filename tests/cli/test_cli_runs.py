@@ -18,7 +18,7 @@ import pytest
 
 from automl_compress.cli import main
 from automl_compress.cli.progress import Progress
-from automl_compress.engine import Standing
+from automl_compress.engine import RungStanding, Standing
 from automl_compress.ledger import StudyResult
 from automl_compress.space import load_rules
 
@@ -217,6 +217,25 @@ def test_progress_says_once_that_the_race_is_over_and_the_best_are_measured() ->
     progress.close()
     assert stream.getvalue().count("10 of about 10 evaluations") == 1
     assert stream.getvalue().splitlines()[-1].endswith("the best networks are measured again ...")
+
+
+def test_progress_says_how_far_rungs_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 2.0, 4.0, 20.0, 60.0, 61.0])
+    monkeypatch.setattr("automl_compress.cli.progress.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    progress = Progress(5, 1, stream)
+    progress(Standing("a-0", 5, 0, 0, 0.25, 0.125))
+    for done in (1, 2, 10):
+        progress(RungStanding("full", done, 46))
+    progress(RungStanding("full", 46, 46))
+    progress(RungStanding("finalists", 1, 1))
+    progress.close()
+    assert stream.getvalue().splitlines()[-4:] == [
+        "  full: 1 of 46 networks",
+        "  full: 10 of 46 networks, about 1:12 left",
+        "  full: 46 of 46 networks",
+        "  finalists: 1 of 1 networks",
+    ]
 
 
 def test_progress_says_how_near_networks_come_while_none_is_within_a_point() -> None:

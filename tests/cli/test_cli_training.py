@@ -119,7 +119,9 @@ def test_stopped_and_run_again_is_undisturbed(folder: Path) -> None:
     ("arguments", "said"),
     [
         (["train", "resnet20", "-o", "w.safetensors"], "--data"),
-        (["train", "resnet20", "--data", "nowhere", "-o", "w.safetensors"], "nowhere"),
+        (["train", "resnet20", "--data", "nowhere", "-o", "w.safetensors"], "no folder 'nowhere'"),
+        (["train", "fcos_resnet", "--data", "nowhere", "--set", "data.bad_boxes=drop",
+          "-o", "w.safetensors"], "no folder 'nowhere'"),
         (["train", "resnet57", "--data", "digits", "-o", "w.safetensors"], "resnet56"),
         (["train", "digits_cnn", "-o", "w.pt"], ".safetensors"),
         (["train", "digits_cnn", "-o", "w.safetensors", "--epochs", "0"], "at least 1"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from engine_doubles import NETWORK, CountingEstimator, RungEstimator, TestEstimator
 
-from automl_compress.engine.engine import Engine, Race
+from automl_compress.engine.engine import Engine, Race, RungListener, ignore
 from automl_compress.engine.promotion import climb
 from automl_compress.engine.rungs import RungSettings
 from automl_compress.engine.serial import SerialEngine
@@ -67,7 +67,9 @@ FINALISTS = 3
 
 
 def climbed(
-    folder: Path, new_engine: Callable[[Race], Engine] = SerialEngine
+    folder: Path,
+    new_engine: Callable[[Race], Engine] = SerialEngine,
+    listener: RungListener = ignore,
 ) -> tuple[list[Policy], Manifest]:
     """A race whose candidates climbed `LADDER`: its finalists and its manifest."""
     folder.mkdir(exist_ok=True)
@@ -79,7 +81,7 @@ def climbed(
     engine.run(CONTESTANTS, lambda _: None)
     frame(folder)  # writes the manifest
     manifest = StudyResult(folder).manifest
-    standing, manifest = climb(LADDER, raced, engine, manifest, folder, FINALISTS)
+    standing, manifest = climb(LADDER, raced, engine, manifest, folder, FINALISTS, listener)
     engine.close()
     manifest.write(folder)
     return standing.finalists(FINALISTS), manifest

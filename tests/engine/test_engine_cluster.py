@@ -20,7 +20,7 @@ from engine_races import (
 )
 
 from automl_compress.engine.contestant import Standing
-from automl_compress.engine.engine import EngineSettings, Race
+from automl_compress.engine.engine import EngineSettings, Race, RungStanding
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import EngineError
 from automl_compress.ledger import Ledger, StudyResult
@@ -102,7 +102,8 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
     """Also where the ledger is named from a folder that Ray was not started in."""
     from automl_compress.engine.cluster import ClusterEngine
 
-    serial, one = climbed(tmp_path / "serial")
+    heard: dict[str, list[RungStanding]] = {"serial": [], "cluster": []}
+    serial, one = climbed(tmp_path / "serial", listener=heard["serial"].append)
     folder = tmp_path / "cluster"
     monkeypatch.chdir(tmp_path)
 
@@ -110,7 +111,7 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
         near = replace(race, ledger=race.ledger.relative_to(tmp_path))
         return ClusterEngine(near, EngineSettings(workers=2), folder)
 
-    cluster, other = climbed(folder, on_ray)
+    cluster, other = climbed(folder, on_ray, heard["cluster"].append)
     pd.testing.assert_frame_equal(table(folder), table(tmp_path / "serial"))
     assert cluster == serial
     assert other.rungs == one.rungs
@@ -120,6 +121,9 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
         assert {k: e.metrics for k, e in measured.items()} == {
             k: e.metrics for k, e in wanted.items()
         }
+    asked = {"full": 1 + len(found.rung("full")), "last": 1 + len(found.rung("last"))}
+    told = [RungStanding(r, done, n) for r, n in asked.items() for done in range(1, n + 1)]
+    assert heard == {"serial": told, "cluster": told}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
