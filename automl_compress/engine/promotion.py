@@ -23,18 +23,19 @@ from automl_compress.errors import EngineError
 from automl_compress.evaluate import (
     COSTS,
     LOSSES,
+    Constraint,
     Evaluation,
     loss_of,
     minimised_metrics,
     objective_values,
-    references,
+    references_around,
     violations,
 )
 from automl_compress.evaluate.estimator import answer
 from automl_compress.evaluate.predictor import FEWEST, LearnedEstimator
 from automl_compress.evaluate.ranking import kendall, spearman
 from automl_compress.ledger import Ledger, Manifest, Place, RungRecord, StudyResult
-from automl_compress.pareto import front_mask, spread_subset
+from automl_compress.pareto import Reference, front_mask, spread_subset
 from automl_compress.search import RungOffer
 from automl_compress.space import Policy
 
@@ -52,6 +53,7 @@ class Candidates:
         values: (n, n_objectives) minimised, the losses as the estimator has them.
         errors: (n,) likewise; inf where the values are.
         baseline: minimised metrics of the uncompressed network there.
+        constraints: of the study, absolute.
     """
 
     policies: tuple[Policy, ...]
@@ -59,6 +61,7 @@ class Candidates:
     values: NDArray[np.float64]
     errors: NDArray[np.float64]
     baseline: Mapping[str, float]
+    constraints: tuple[Constraint, ...] = ()
 
     def finalists(self, count: int) -> list[Policy]:
         """Points of the front worth a final measurement, at most `count`.
@@ -68,17 +71,20 @@ class Candidates:
         hypervolume.
         """
         front = np.flatnonzero(front_mask(self.values))
-        reference = references(self.names, self.baseline)[1]
-        spread = front[spread_subset(self.values[front], reference, count)]
+        spread = front[spread_subset(self.values[front], self._useful, count)]
         chosen = list(dict.fromkeys([*self._picked(front), *spread.tolist()]))[:count]
         return [self.policies[row] for row in sorted(chosen)]
 
     def climbing(self, count: int) -> list[Policy]:
         """Those that the next rung measures, at most `count`: the same, then further fronts."""
         picked = self._picked(np.flatnonzero(front_mask(self.values)))
-        best = best_fronts(self.values, references(self.names, self.baseline)[1], count)
+        best = best_fronts(self.values, self._useful, count)
         chosen = list(dict.fromkeys([*picked, *best.tolist()]))[:count]
         return [self.policies[row] for row in sorted(chosen)]
+
+    @property
+    def _useful(self) -> Reference:
+        return references_around(self.names, self.baseline, self.constraints, self.values)[1]
 
     def _picked(self, front: NDArray[np.int64]) -> list[int]:
         """Rows of a front that are the cheapest at each of the losses."""
@@ -112,6 +118,7 @@ def candidates_of_race(result: StudyResult, by: str | None = None) -> Candidates
         values[order],
         errors[order],
         minimised_metrics(manifest.baseline),
+        manifest.constraints,
     )
 
 
@@ -143,7 +150,7 @@ def candidates_of_rung(
     values[(violations(found, limits) > 0).any(axis=1)] = np.inf
     policies = tuple(before.policies[row] for row in rows)
     there = minimised_metrics({**before.baseline, **baseline})
-    return Candidates(policies, names, values, _errors(found, values), there)
+    return Candidates(policies, names, values, _errors(found, values), there, before.constraints)
 
 
 def _judged_by(objectives: Sequence[str], loss: str | None) -> tuple[str, ...]:

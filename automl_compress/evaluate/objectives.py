@@ -232,3 +232,42 @@ def references(
     plain = [1.0 if name in LOSSES else baseline[name] for name in names]
     useful = [min(1.0, baseline[n] + more[n]) if n in more else baseline[n] for n in names]
     return Reference(np.array(plain)), Reference(np.array(useful))
+
+
+def leave_out(constraints: Iterable[Constraint], baseline: Mapping[str, float]) -> bool:
+    """Whether constraints on costs leave the uncompressed network out.
+
+    Args:
+        constraints: absolute ones.
+        baseline: minimised value of every metric for the uncompressed network.
+    """
+    return any(
+        c.metric not in LOSSES and baseline.get(c.metric, 0.0) > c.limit for c in constraints
+    )
+
+
+def references_around(
+    objectives: Iterable[str],
+    baseline: Mapping[str, float],
+    constraints: Iterable[Constraint],
+    values: NDArray[np.float64],
+) -> tuple[Reference, Reference]:
+    """`references` of what is known, where constraints leave the uncompressed network out.
+
+    What is useful begins there at the least loss that is known to meet them: often nothing comes
+    near the uncompressed network, and all useful hypervolumes would be 0. Everywhere else the
+    references are those of `references`.
+
+    Args:
+        objectives: names, in the order of the columns.
+        baseline: minimised value of every metric for the uncompressed network.
+        constraints: absolute ones.
+        values: (n, n_objectives) minimised; inf where a constraint is broken.
+    """
+    names = tuple(objectives)
+    loss = loss_of(names)
+    least = baseline[loss]
+    if leave_out(constraints, baseline):
+        least = max(least, min(1.0, float(values[:, names.index(loss)].min(initial=np.inf))))
+    more = min(1.0, least + useful_loss(loss)) - baseline[loss]
+    return references(names, baseline, more)

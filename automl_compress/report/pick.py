@@ -20,7 +20,7 @@ from automl_compress.evaluate import (
     minimised_metrics,
     objective_values,
     quality_name,
-    references,
+    references_around,
     violations,
 )
 from automl_compress.ledger import StudyResult
@@ -69,8 +69,8 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
     - `size<=200kB`, `macs<=0.4x` (of the baseline), `accuracy>=0.92`, any metric of the study:
       all must hold, and the best quality wins; where only the quality is limited, the smallest.
     - `knee`: the largest box between the point and the useful reference (see
-      `evaluate.references`), so that no objective alone decides; among those that meet the
-      limits, if there are any.
+      `evaluate.references_around`), so that no objective alone decides; among those that meet
+      the limits, if there are any.
     - `point:ID`: a finalist's number in the report, or a policy's key or the start of it.
 
     Finalists come first, by their test quality. Only when none of them fits, the other points of
@@ -96,7 +96,7 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
     for tier in tiers:
         good = [p for p in tier if not _exceeded(result, p, limits).any()]
         if good and KNEE in parts:
-            return max(good, key=lambda p: _box(result, p))
+            return _knee(result, good, limits)
         if good:
             return min(good, key=lambda p: _order(p, limits))
     everyone = [p for tier in tiers for p in tier]
@@ -186,12 +186,15 @@ def _exceeded(
     return exceeded
 
 
-def _box(result: StudyResult, picked: Pick) -> tuple[float, float]:
-    """Share of the useful box that a point dominates alone; then its quality."""
-    names = result.manifest.objectives
-    reference = references(names, _baseline(result, picked))[1]
-    share = reference.share(objective_values([picked.evaluation], names))
-    return share, picked.evaluation.quality
+def _knee(result: StudyResult, picks: Sequence[Pick], limits: Sequence[Constraint]) -> Pick:
+    """Who dominates alone the largest share of the useful box; of equals, the best quality."""
+    manifest, baseline = result.manifest, _baseline(result, picks[0])
+    constraints = [*manifest.constraints, *(limit.absolute(baseline) for limit in limits)]
+    values = objective_values([p.evaluation for p in picks], manifest.objectives)
+    useful = references_around(manifest.objectives, baseline, constraints, values)[1]
+    shares = [useful.share(row[None]) for row in values]
+    best = max(range(len(picks)), key=lambda row: (shares[row], picks[row].evaluation.quality))
+    return picks[best]
 
 
 def _order(picked: Pick, limits: Sequence[Constraint]) -> tuple[float, float, str]:

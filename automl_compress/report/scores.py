@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.evaluate import (
-    LOSSES,
     Evaluation,
-    loss_of,
+    leave_out,
     minimised_metrics,
     objective_values,
-    references,
-    useful_loss,
+    references_around,
     violations,
 )
 from automl_compress.ledger import ContestantRecord, Manifest, StudyResult
@@ -67,37 +65,26 @@ def usable_values(evaluations: Iterable[Evaluation], manifest: Manifest) -> Valu
 
 def is_left_out(manifest: Manifest) -> bool:
     """Whether constraints on costs leave the uncompressed network out."""
-    baseline = minimised_baseline(manifest)
-    return any(
-        c.metric not in LOSSES and baseline.get(c.metric, 0.0) > c.limit
-        for c in manifest.constraints
-    )
+    return leave_out(manifest.constraints, minimised_baseline(manifest))
 
 
 def reference_points(*results: StudyResult) -> tuple[Reference, Reference]:
     """References of the plain and the useful hypervolume, common to studies of one problem.
 
-    They depend on the uncompressed network (`evaluate.references`). Where constraints on costs
-    leave it out, what is useful begins at the least loss that any contestant found to meet them:
-    often nothing comes near the uncompressed network, and all useful hypervolumes would be 0.
+    They depend on the uncompressed network and, where constraints on costs leave it out, on what
+    any contestant found (`evaluate.references_around`).
 
     Args:
         results: one or more.
     """
     manifest = results[0].manifest
-    baseline, loss = minimised_baseline(manifest), loss_of(manifest.objectives)
-    least = baseline[loss]
-    if is_left_out(manifest):
-        least = max(least, min(_least_loss(result, loss) for result in results))
-    more = min(1.0, least + useful_loss(loss)) - baseline[loss]
-    return references(manifest.objectives, baseline, more)
-
-
-def _least_loss(result: StudyResult, loss: str) -> float:
-    """Of what meets the constraints; 1 where nothing does."""
-    values = usable_values(result.usable_evaluations().values(), result.manifest)
-    losses = values[:, result.manifest.objectives.index(loss)]
-    return min(1.0, float(losses.min(initial=np.inf)))
+    found = [usable_values(r.usable_evaluations().values(), r.manifest) for r in results]
+    return references_around(
+        manifest.objectives,
+        minimised_baseline(manifest),
+        manifest.constraints,
+        np.concatenate(found),
+    )
 
 
 def contestant_scores(

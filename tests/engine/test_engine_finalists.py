@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engine_races import CONTESTANTS, frame, race
 
-from automl_compress.engine.promotion import PICKED_LOSSES, candidates_of_race
+from automl_compress.engine.promotion import PICKED_LOSSES, Candidates, candidates_of_race
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.engine.study import Study
 from automl_compress.errors import InterruptedStudy
+from automl_compress.evaluate import Constraint
 from automl_compress.ledger import Manifest, StudyResult
+from automl_compress.space import Policy
 
 
 def _result(folder: Path) -> StudyResult:
@@ -43,10 +46,24 @@ def test_there_are_no_more_finalists_than_asked_for(tmp_path: Path, count: int) 
     assert len(finalists) == len(set(finalists)) == min(count, len(result.front()))
 
 
+@pytest.mark.parametrize(("limit", "chosen"), [(40.0, {0, 3}), (None, {0, 1})])
+def test_finalists_are_spread_where_constraints_leave_the_original_out(
+    limit: float | None, chosen: set[int]
+) -> None:
+    """All are far from it: the useful box would hold none of them, and the first would be taken."""
+    values = np.array([[0.30, 40.0], [0.31, 39.9], [0.32, 39.8], [0.33, 10.0]])
+    policies = tuple(Policy({"channels:a": width}) for width in range(1, 5))
+    limits = () if limit is None else (Constraint("macs", limit),)
+    baseline = {"error": 0.06, "macs": 100.0}
+    found = Candidates(policies, ("error", "macs"), values, values[:, 0], baseline, limits)
+    assert set(found.finalists(2)) == {policies[row] for row in chosen}
+    assert set(found.climbing(2)) == {policies[row] for row in chosen}
+
+
 def test_stopping_while_finalists_are_measured_leaves_a_state_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     study = Study(

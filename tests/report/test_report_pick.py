@@ -81,6 +81,15 @@ def test_finalists_are_picked_by_their_test_accuracy(
     assert picked.evaluation.metrics["accuracy"] == (row[4] if picked.tested else row[1])
 
 
+def test_a_knee_among_networks_that_all_lose_much(tmp_path: Path) -> None:
+    """Errors over 0.21, for the limit leaves the original out, and 0.11 is the least below it."""
+    far = {"accuracy": 0.99, "size_bytes": 300.0, "macs": 100.0}
+    result = study(tmp_path, test_baseline=far)
+    assert pick_network(result, "macs<=0.6x").policy == POLICIES[4]
+    # (1-.11/.21)(1-260/300)=.063, (1-.16/.21)(1-150/300)=.119
+    assert pick_network(result, "knee,macs<=0.6x").policy == POLICIES[3]
+
+
 def test_other_points_count_only_where_no_finalist_fits(tmp_path: Path) -> None:
     result = study(tmp_path)
     picked = pick_network(result, "accuracy>=0.75,size<=140")
