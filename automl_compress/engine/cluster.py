@@ -37,7 +37,6 @@ from automl_compress.engine.engine import (
     RungStanding,
     ignore,
 )
-from automl_compress.engine.restore import torch_threads
 from automl_compress.errors import EngineError, InterruptedStudy
 from automl_compress.ledger import ContestantRecord
 from automl_compress.search import Problem
@@ -74,6 +73,8 @@ class ClusterEngine:
         # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         share_large_tensors()
+        from automl_compress.engine.restore import torch_threads  # contestants need no torch
+
         with torch_threads(settings.threads):  # they draw their images now, if not before
             estimators = ray.put((race.search, *race.measures.values()))
         self._dispatcher = RemoteDispatcher.options(scheduling_strategy=here).remote(

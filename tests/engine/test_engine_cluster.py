@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +126,13 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
     asked = {"full": 1 + len(found.rung("full")), "last": 1 + len(found.rung("last"))}
     told = [RungStanding(r, done, n) for r, n in asked.items() for done in range(1, n + 1)]
     assert heard == {"serial": told, "cluster": told}
+
+
+def test_what_contestants_load_is_light() -> None:
+    """Each is a process of its own, and torch takes seconds of a processor."""
+    code = "import sys; import automl_compress.engine.cluster; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
