@@ -11,7 +11,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from automl_compress.engine.cluster import Listening, start_ray
+from automl_compress.engine.cluster import Listening, fitted, start_ray
 from automl_compress.engine.dispatcher import reason_of, share_large_tensors
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.errors import EngineError, InterruptedStudy
@@ -80,7 +80,7 @@ def promote_trainings(
             run_config=tune.RunConfig(storage_path=folder, callbacks=[Listening(hear)], verbose=0),
         )
         try:
-            results = tuner.fit()
+            results = fitted(tuner)
         except KeyboardInterrupt as reason:
             raise InterruptedStudy(_STOPPED) from reason
         finally:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -110,7 +112,7 @@ class ClusterEngine:
             ),
         )
         try:
-            results = tuner.fit()
+            results = fitted(tuner)
         except KeyboardInterrupt as reason:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
         if results.errors:
@@ -205,6 +207,20 @@ def _check_answers(address: str | None) -> None:
             f"a cluster must answer at its address, but nothing does at '{address}' ({reason}); "
             "correct it, or start the cluster by 'ray start --head'"
         ) from reason
+
+
+def fitted(tuner: tune.Tuner) -> tune.ResultGrid:
+    """What a tuner finds; Ctrl-C and SIGUSR1 then do what they did before.
+
+    Tune leaves its own handlers behind, which swallow the first signal after its end.
+    """
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        return tuner.fit()
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for which, handler in handlers.items():
+                signal.signal(which, handler)
 
 
 def _trial_name(trial: Any) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -42,9 +43,11 @@ def _run(folder: Path, workers: int, **estimator: object) -> list[Standing]:
     from automl_compress.engine.cluster import ClusterEngine
 
     heard: list[Standing] = []
+    handlers = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGUSR1)]
     engine = ClusterEngine(race(folder, **estimator), EngineSettings(workers=workers), folder)
     try:
         engine.run(CONTESTANTS, heard.append)
+        assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGUSR1)] == handlers
         engine.measure([NETWORK.space.largest])
     finally:
         engine.close()
