@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "EngineSettings": "automl_compress.engine.engine",
-    "RungStanding": "automl_compress.engine.engine",
     "Restored": "automl_compress.engine.restore",
+    "RungStanding": "automl_compress.engine.engine",
     "Standing": "automl_compress.engine.contestant",
     "Study": "automl_compress.engine.study",
     "StudyConfig": "automl_compress.engine.config",

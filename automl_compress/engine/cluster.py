@@ -220,7 +220,8 @@ def fitted(tuner: tune.Tuner) -> tune.ResultGrid:
     finally:
         if threading.current_thread() is threading.main_thread():
             for which, handler in handlers.items():
-                signal.signal(which, handler)
+                if handler is not None:  # one that Python did not set cannot be set again
+                    signal.signal(which, handler)
 
 
 def _trial_name(trial: Any) -> str:
