@@ -44,6 +44,7 @@ from automl_compress.compress.trial import one_line, tried_groups
 from automl_compress.compress.window_attention import ShiftedWindows, is_window_attention
 from automl_compress.compress.written_attention import replace_written_attention
 from automl_compress.errors import TraceError
+from automl_compress.workload.synchronized import make_local
 
 FLOAT_BYTES = 4
 MAP_BYTES = 2
@@ -191,6 +192,7 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
         ) from reason
     _check_modules(working)
     working.eval().requires_grad_(False)
+    make_local(working)
     for module in list(working.modules()):
         _simplify(module)
     replace_written_attention(working)

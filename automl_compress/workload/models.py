@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from automl_compress.errors import WorkloadError
 from automl_compress.workload import densenet_cifar, resnet_cifar, vgg_cifar
@@ -17,6 +18,7 @@ from automl_compress.workload.digits import DigitsCNN
 from automl_compress.workload.factory import is_factory, resolve, user_code
 from automl_compress.workload.fcos_resnet import FcosResNet
 from automl_compress.workload.mobilenet_cifar import CifarMobileNetV2
+from automl_compress.workload.synchronized import make_local
 from automl_compress.workload.torchvision_detectors import looking_once
 
 
@@ -96,12 +98,29 @@ def build_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
     with user_code(f"model '{name}'"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build(**args)
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise WorkloadError(
-            f"model '{name}' must return a torch.nn.Module, but returned one of type "
-            f"{type(model).__name__}; return the network itself"
+            f"model '{name}' must return a torch.nn.Module that runs its own Python code, but "
+            f"returned one of type {type(model).__name__}; return the network itself"
         )
+    _check_parameters(name, model)
+    make_local(model)
     return frozen(looking_once(model))
+
+
+def _check_parameters(name: str, model: nn.Module) -> None:
+    """Check that parameters have sizes, and are numbers that all that follows computes with."""
+    for path, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise WorkloadError(
+                f"the parameters of model '{name}' must have their sizes, but '{path}' has none "
+                "yet; call the network on an input before it is returned"
+            )
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise WorkloadError(
+                f"model '{name}' must be float32, but '{path}' is {parameter.dtype}; "
+                "call .float() on it before it is returned"
+            )
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -261,6 +261,19 @@ def test_wrappers_are_left_out(wrap: Any) -> None:
     assert not isinstance(wrapped, type(model))
 
 
+def test_synchronized_norms_are_cut_and_measured_like_others() -> None:
+    """They come from training on several GPUs."""
+    model = network("vgg")
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    policy = Policy({"channels:features.0.0": 3, "weight_bits:fc1": 4})
+    outputs = []
+    for one in (model, synchronized):
+        compressor = Compressor(one, example("vgg"), example("vgg", 8), repair="recalibrate")
+        outputs.append(compressor.build(policy)(example("vgg", 3)))
+    assert torch.equal(*outputs)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronized.modules())
+
+
 class Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()

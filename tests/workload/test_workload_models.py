@@ -26,6 +26,7 @@ from automl_compress.workload import (
 )
 from automl_compress.workload.detection import EXTRA
 from automl_compress.workload.digits_training import train_digits
+from automl_compress.workload.synchronized import make_local
 
 UserModule = Callable[[str], str]
 Refused = Callable[..., None]
@@ -206,3 +207,38 @@ def test_user_factories(user_module: UserModule, refused: Refused) -> None:
     refused(lambda: build_model(f"{name}:net", {"depth": 5}), "TypeError", "'depth'")
     refused(lambda: build_model(f"{name}:text", {}), "torch.nn.Module", "type str")
     refused(lambda: build_model(f"{name}:fails", {}), "RuntimeError: no luck")
+
+
+@pytest.mark.parametrize(
+    ("made", "texts"),
+    [
+        ("nn.LazyLinear(3)", ("'weight' has none yet", "call the network on an input")),
+        ("nn.Linear(4, 3).double()", ("must be float32", "'weight' is torch.float64", ".float()")),
+        ("nn.Linear(4, 3).bfloat16()", ("'weight' is torch.bfloat16",)),
+        ("torch.jit.script(nn.Linear(4, 3))", ("its own Python code", "RecursiveScriptModule")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_networks_that_cannot_be_worked_with_are_refused(
+    made: str, texts: tuple[str, ...], user_module: UserModule, refused: Refused
+) -> None:
+    name = user_module(f"import torch\nfrom torch import nn\nmake = lambda: {made}\n")
+    refused(lambda: build_model(f"{name}:make", {}), f"model '{name}:make'", *texts)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 6), (5, 4, 6, 6), (5, 4, 3, 3, 3)])
+def test_synchronized_norms_become_local_ones(shape: tuple[int, ...]) -> None:
+    """Under all their names; in training too, where they would ask for a GPU."""
+    norm = nn.SyncBatchNorm(4)
+    nn.init.uniform_(norm.weight)
+    model = nn.ModuleDict({"a": nn.Sequential(norm), "b": norm})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    make_local(model)
+    assert model["b"] is norm
+    assert isinstance(model["a"][0], nn.BatchNorm2d)
+    assert model.state_dict().keys() == before.keys()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    outputs = norm.train()(x)
+    assert torch.equal(outputs, functional.batch_norm(x, None, None, norm.weight, None, True))
+    with pytest.raises(ValueError, match="2 axes"):
+        norm(x.flatten()[:4])
