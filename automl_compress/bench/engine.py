@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ from automl_compress.compress import space_of_structure
 from automl_compress.engine.config import StudyConfig
 from automl_compress.engine.engine import Race
 from automl_compress.engine.restore import load_estimators, torch_threads
+from automl_compress.engine.start import started
 from automl_compress.errors import InputError
 from automl_compress.evaluate import loss_of, minimised_metrics, useful_loss
 from automl_compress.ledger import ContestantRecord, Ledger
@@ -69,12 +70,10 @@ def measure_engine(config: StudyConfig, contestants: int, evaluations: int) -> E
     with tempfile.TemporaryDirectory() as name:
         race = _race(config, evaluations, Path(name) / "ledger.sqlite")
         records = [ContestantRecord(f"{STRATEGY}-{n}", STRATEGY, n) for n in range(contestants)]
-        engine = ClusterEngine(race, config.engine, Path(name))
-        try:
+        with started(race, replace(config.engine, kind="cluster"), Path(name)) as engine:
+            assert isinstance(engine, ClusterEngine)
             engine.run(records, lambda _: None)
             usage = engine.usage()
-        finally:
-            engine.close()
         with Ledger(race.ledger) as ledger:
             charges = [charge for record in records for charge in ledger.charges(record.name)]
     made = [charge for charge in charges if not charge.hit]

@@ -7,11 +7,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from automl_compress.engine.cluster import Listening, fitted, start_ray
+from automl_compress.engine.cluster import Listening, fitted, ray_running
 from automl_compress.engine.dispatcher import reason_of, share_large_tensors
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.errors import EngineError, InterruptedStudy
@@ -52,17 +51,15 @@ def promote_trainings(
         InterruptedStudy: the user stopped them.
     """
     cores = len(os.sched_getaffinity(0))
-    owns_ray = not ray.is_initialized()
-    if owns_ray:
-        start_ray(EngineSettings(threads=max(1, cores // len(names))))
-    share_large_tensors()
     share = {"cpu": min(1.0, cores / len(names)), "gpu": min(1.0, gpus / len(names))}
 
     def hear(result: dict[str, Any]) -> None:
         stopped = result.get("done", False) and result["epoch"] < epochs
         listener(result["config"]["training"], result["epoch"], result["quality"], stopped)
 
-    with tempfile.TemporaryDirectory() as folder:
+    here = EngineSettings(threads=max(1, cores // len(names)))
+    with ray_running(here), tempfile.TemporaryDirectory() as folder:
+        share_large_tensors()
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_run_training, train=train), share),
             param_space={"training": tune.grid_search(list(names))},
@@ -83,9 +80,6 @@ def promote_trainings(
             results = fitted(tuner)
         except KeyboardInterrupt as reason:
             raise InterruptedStudy(_STOPPED) from reason
-        finally:
-            if owns_ray:
-                ray.shutdown()
     if results.errors:
         error = results.errors[0]
         raise EngineError(reason_of(getattr(error, "cause", error)))

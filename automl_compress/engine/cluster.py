@@ -13,7 +13,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -39,24 +40,32 @@ from automl_compress.engine.engine import (
     RungStanding,
     ignore,
 )
-from automl_compress.errors import EngineError, InterruptedStudy
+from automl_compress.engine.shipping import copy_own_modules, import_roots
+from automl_compress.errors import EngineError, InputError, InterruptedStudy
 from automl_compress.ledger import ContestantRecord
 from automl_compress.search import Problem
 from automl_compress.space import Policy
 
-CONTESTANT_CPUS: Final = 0.01
-"""Share of a processor a contestant books: it mostly waits for evaluators."""
+CONTESTANT_SHARE: Final = 0.001
+"""Of the driver's machine, which a contestant books: it mostly waits for evaluators."""
 RESTARTS: Final = 3
 """How often Tune restarts a failing contestant from its checkpoint."""
 CHECKPOINT_SECONDS: Final = 5.0
 REPORT_SECONDS: Final = 0.5
 """Tune takes tens of milliseconds for a report, in which a contestant could have asked again."""
+_UNREACHABLE: Final = "Ray could not be started or reached"
+_AUTHENTICATE: Final = (
+    "if it asks for a token, as clusters since Ray 2.59 do where '~/.ray/auth_token' exists, set "
+    "RAY_AUTH_MODE=token here and on its machines"
+)
+_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set where `ray job submit` has brought the driver to the cluster."""
 _CHECKPOINT: Final = "contestant.npz"
 _PATIENCE_SECONDS: Final = 10.0
 
 
 class ClusterEngine:
-    """Contestants side by side on Ray, on this machine or a running cluster.
+    """Contestants side by side on Ray, which runs, on this machine or a cluster.
 
     Args:
         race: what to run.
@@ -67,12 +76,10 @@ class ClusterEngine:
     def __init__(self, race: Race, settings: EngineSettings, folder: Path) -> None:
         self._race = race
         self._folder = folder
-        self._owns_ray = not ray.is_initialized()
-        if self._owns_ray:
-            start_ray(settings)
         processors = int(ray.cluster_resources().get("CPU", 2)) - 1
         workers = settings.workers or max(1, processors // settings.threads)
-        # The ledger is a file beside the driver, so the dispatcher has to run on its machine.
+        # Ledger and checkpoints are files beside the driver, which other machines may not see:
+        # dispatcher and contestants run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         share_large_tensors()
         from automl_compress.engine.restore import torch_threads  # contestants need no torch
@@ -99,7 +106,7 @@ class ClusterEngine:
             dispatcher=self._dispatcher,
         )
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": CONTESTANT_CPUS}),
+            tune.with_resources(trainable, {"cpu": 0, this_machine(): CONTESTANT_SHARE}),
             param_space={"contestant": tune.grid_search([c.name for c in contestants])},
             tune_config=tune.TuneConfig(trial_dirname_creator=_trial_name, reuse_actors=False),
             run_config=tune.RunConfig(
@@ -117,6 +124,9 @@ class ClusterEngine:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
         if results.errors:
             raise EngineError(reason_of(results.errors[0]))
+        for result in results:
+            if failure := (result.metrics or {}).get("failure"):
+                raise EngineError(failure)
         if any(not (result.metrics or {}).get("finished") for result in results):
             raise InterruptedStudy("stopped; all finished evaluations are saved")
 
@@ -139,38 +149,51 @@ class ClusterEngine:
         return found
 
     def close(self) -> None:
-        """Stop the actors, and Ray when it was started here."""
+        """Stop the actors."""
         ray.kill(self._dispatcher)
-        if self._owns_ray:
-            ray.shutdown()
+
+
+@contextmanager
+def ray_running(settings: EngineSettings) -> Iterator[None]:
+    """Ray is started inside, unless it runs already, and shut down in the end.
+
+    Raises:
+        EngineError: it cannot be started or reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    start_ray(settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def ray_works() -> str:
     """Start and stop Ray on this machine; empty when that works, else the reason."""
-    if ray.is_initialized():
-        return ""
     try:
-        start_ray(EngineSettings(workers=1))
+        with ray_running(EngineSettings(workers=1)):
+            return ""
     except EngineError as reason:
         return str(reason)
-    ray.shutdown()
-    return ""
 
 
 def start_ray(settings: EngineSettings) -> None:
-    """Start Ray on this machine, or join a cluster.
+    """Start Ray on this machine, or join a cluster, whose machines are given the user's modules.
 
     Raises:
         EngineError: that does not work.
+        InputError: the address is a Ray client's.
     """
-    _check_answers(settings.address)
+    _check_address(settings.address)
     variables = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": str(settings.threads),
         # Waiting OpenMP threads must not spin: two beside one busy core ran 15 times slower.
         "OMP_WAIT_POLICY": "PASSIVE",
-        # Networks of the user's own come from the current folder.
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(Path.cwd()), os.getenv("PYTHONPATH")))),
+        # Networks of the user's own come from there.
+        "PYTHONPATH": os.pathsep.join(map(str, import_roots())),
     }
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner is not ours
@@ -178,25 +201,39 @@ def start_ray(settings: EngineSettings) -> None:
     if settings.address is None:
         cores = (settings.workers or 0) * settings.threads or len(os.sched_getaffinity(0))
         where = {"num_cpus": cores + 1, "include_dashboard": False}  # one more for contestants
-    try:
-        ray.init(
-            **where,
-            runtime_env={"env_vars": variables},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as reason:
-        raise EngineError(f"Ray could not be started or reached: {reason_of(reason)}") from reason
+    with tempfile.TemporaryDirectory() as folder:
+        environment: dict[str, Any] = {"env_vars": variables}
+        ships = settings.address is not None and _JOB not in os.environ  # whose job ships its own
+        if ships and copy_own_modules(Path(folder)):
+            environment["working_dir"] = folder
+        try:
+            ray.init(
+                **where,
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except ray.exceptions.RayError as reason:  # no token, or another one
+            raise EngineError(f"{_UNREACHABLE}: {str(reason).splitlines()[0]}") from reason
+        except (ConnectionError, RuntimeError, ValueError) as reason:
+            hint = "" if settings.address is None else f" ({_AUTHENTICATE})"
+            raise EngineError(f"{_UNREACHABLE}: {reason_of(reason)}{hint}") from reason
 
 
-def _check_answers(address: str | None) -> None:
+def _check_address(address: str | None) -> None:
     """Check that something listens at a cluster's `host:port`; Ray itself tries for minutes.
 
     Addresses of any other form are left to Ray.
 
     Raises:
         EngineError: nothing does.
+        InputError: this process would not be on a machine of the cluster.
     """
+    if (address or "").startswith("ray://"):
+        raise InputError(
+            f"a search must run on a machine of the cluster, where its files are, but the address "
+            f"is '{address}'; run it there with --address auto"
+        )
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         return
@@ -222,6 +259,12 @@ def fitted(tuner: tune.Tuner) -> tune.ResultGrid:
             for which, handler in handlers.items():
                 if handler is not None:  # one that Python did not set cannot be set again
                     signal.signal(which, handler)
+
+
+def this_machine() -> str:
+    """The resource that Ray gives the machine of this process alone."""
+    own = ray.get_runtime_context().get_node_id()
+    return next(f"node:{n['NodeManagerAddress']}" for n in ray.nodes() if n["NodeID"] == own)
 
 
 def _trial_name(trial: Any) -> str:
@@ -268,7 +311,11 @@ def _run_contestant(
     saved_at = reported_at = time.monotonic()
     last: dict[str, Any] = {}
     while requests := contestant.next_round():
-        evaluations, hits = ray.get(dispatcher.answer.remote(requests))
+        try:
+            evaluations, hits = ray.get(dispatcher.answer.remote(requests))
+        except EngineError as reason:  # which another start of this contestant would not change
+            tune.report({**last, "finished": False, "failure": str(reason.args[0])})
+            return
         last = {"standing": contestant.finish_round(evaluations, hits).to_dict()}
         now = time.monotonic()
         if now - saved_at >= CHECKPOINT_SECONDS:

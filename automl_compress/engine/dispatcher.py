@@ -11,7 +11,7 @@ import pickle
 import sys
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +21,15 @@ import ray
 
 from automl_compress.engine.contestant import Request
 from automl_compress.engine.memory import private_bytes
+from automl_compress.errors import EngineError
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator, answer
 from automl_compress.ledger import Ledger, Place
 from automl_compress.space import Policy
 
 ATTEMPTS: Final = 3
-"""How often an evaluation is tried when its evaluator dies under it."""
+"""How often an evaluation is tried when its evaluator dies under it, and an evaluator started when
+it dies in that."""
 SHARED_BYTES: Final = 2**16
 """Tensors of so many bytes are shared by the processes of a machine."""
 
@@ -100,6 +102,9 @@ class _Evaluator:
     def estimate(self, policy: Policy, estimator: str) -> Evaluation:
         """Measure a policy."""
         return answer(self._estimators[estimator], policy)
+
+    def ready(self) -> None:
+        """Return once this evaluator has started."""
 
     def private_bytes(self) -> int:
         """Memory of this process alone."""
@@ -174,6 +179,8 @@ class _Dispatcher:
         self._waiting: dict[str, deque[tuple[Request, str]]] = {}
         self._in_flight: dict[_Key, asyncio.Future[Evaluation]] = {}
         self._work = asyncio.Semaphore(0)
+        self._deaths: Counter[_Key] = Counter()
+        self._failure = ""
         self._began = time.process_time()
 
     def _new_evaluator(self) -> Any:
@@ -213,6 +220,8 @@ class _Dispatcher:
             return found[key[0]], True
         if key in self._in_flight:
             return await self._in_flight[key], True
+        if self._failure:
+            raise EngineError(self._failure)
         future = self._in_flight[key] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(request.place.contestant, deque()).append((request, estimator))
         self._work.release()
@@ -223,14 +232,70 @@ class _Dispatcher:
         return await future, False
 
     async def _serve(self, place: int) -> None:
-        """Feed one evaluator, contestants in turn."""
+        """Keep one evaluator busy, and start another when it dies.
+
+        Nothing is asked before it has started: that may take until a machine has room for it.
+        """
+        failed = 0
+        reason = ""
+        while failed < ATTEMPTS:
+            try:
+                await self._workers[place].ready.remote()
+            except ray.exceptions.RayError as error:
+                failed, reason = failed + 1, reason_of(error)
+            else:
+                failed = 0
+                await self._feed(self._workers[place])
+            ray.kill(self._workers[place])
+            self._workers[place] = self._new_evaluator()
+        self._fail(
+            f"evaluators must start on every machine of the cluster, but one did not, {ATTEMPTS} "
+            f"times in a row ({reason}); the machines need the same packages"
+        )
+
+    async def _feed(self, evaluator: Any) -> None:
+        """Ask an evaluator, contestants in turn, until it dies."""
         while True:
             await self._work.acquire()
             request, estimator = self._next_request()
-            evaluation = await self._estimate(place, request.policy, estimator)
-            task = asyncio.create_task(self._finish(request, evaluation))  # the evaluator goes on
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
+            asked = False
+            try:
+                if self._deaths[request.policy.key, estimator]:
+                    await evaluator.ready.remote()  # or its machine is gone, whatever is asked
+                asked = True
+                evaluation = await evaluator.estimate.remote(request.policy, estimator)
+            except ray.exceptions.RayError as error:
+                self._ask_again(request, estimator, reason_of(error), counts=asked)
+                return
+            self._finish_soon(request, evaluation)  # the evaluator goes on
+
+    def _ask_again(self, request: Request, estimator: str, reason: str, *, counts: bool) -> None:
+        """Have a request done next; a policy that keeps killing its evaluators fails."""
+        key = (request.policy.key, estimator)
+        self._deaths[key] += counts
+        if self._failure:
+            self._in_flight.pop(key).set_exception(EngineError(self._failure))
+        elif self._deaths[key] == ATTEMPTS:
+            reason = f"its evaluator died ({reason})"
+            self._finish_soon(request, Evaluation.failed(request.policy, estimator, reason))
+        else:
+            queue = self._waiting.setdefault(request.place.contestant, deque())
+            queue.appendleft((request, estimator))
+            self._work.release()
+
+    def _fail(self, reason: str) -> None:
+        """Tell all who wait for an evaluator, and who will ask, that there are no answers."""
+        self._failure = reason
+        for queue in self._waiting.values():
+            while queue:
+                request, estimator = queue.popleft()
+                future = self._in_flight.pop((request.policy.key, estimator))
+                future.set_exception(EngineError(reason))
+
+    def _finish_soon(self, request: Request, evaluation: Evaluation) -> None:
+        task = asyncio.create_task(self._finish(request, evaluation))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
 
     async def _finish(self, request: Request, evaluation: Evaluation) -> None:
         """Commit an evaluation, then hand it to all who wait for it."""
@@ -250,22 +315,6 @@ class _Dispatcher:
         found = queue.popleft()
         self._waiting[name] = queue  # now last in turn
         return found
-
-    async def _estimate(self, place: int, policy: Policy, estimator: str) -> Evaluation:
-        """Ask an evaluator; a dead one is replaced, and a policy that keeps killing them fails."""
-        reason = ""
-        for _ in range(ATTEMPTS):
-            try:
-                evaluation: Evaluation = await self._workers[place].estimate.remote(
-                    policy, estimator
-                )
-            except ray.exceptions.RayError as error:
-                reason = f"its evaluator died ({reason_of(error)})"
-                ray.kill(self._workers[place])
-                self._workers[place] = self._new_evaluator()
-            else:
-                return evaluation
-        return Evaluation.failed(policy, estimator, reason)
 
 
 RemoteDispatcher: Any = ray.remote(num_cpus=0)(_Dispatcher)

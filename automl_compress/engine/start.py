@@ -11,6 +11,22 @@ from automl_compress.engine.serial import SerialEngine
 
 
 @contextmanager
+def connected(settings: EngineSettings) -> Iterator[None]:
+    """Ray is started, or the cluster joined, for all engines inside; nothing for serial ones.
+
+    Raises:
+        EngineError: that does not work.
+    """
+    if settings.kind == "serial":
+        yield
+        return
+    from automl_compress.engine.cluster import ray_running  # needs ray, serial does not
+
+    with ray_running(settings):
+        yield
+
+
+@contextmanager
 def started(race: Race, settings: EngineSettings, folder: Path) -> Iterator[Engine]:
     """An engine that is closed in the end.
 
@@ -22,14 +38,17 @@ def started(race: Race, settings: EngineSettings, folder: Path) -> Iterator[Engi
     Raises:
         EngineError: it cannot start.
     """
-    engine: Engine
-    if settings.kind == "serial":
-        engine = SerialEngine(race, settings.threads)
-    else:
-        from automl_compress.engine.cluster import ClusterEngine  # needs ray, serial does not
+    with connected(settings):
+        engine = _made(race, settings, folder)
+        try:
+            yield engine
+        finally:
+            engine.close()
 
-        engine = ClusterEngine(race, settings, folder)
-    try:
-        yield engine
-    finally:
-        engine.close()
+
+def _made(race: Race, settings: EngineSettings, folder: Path) -> Engine:
+    if settings.kind == "serial":
+        return SerialEngine(race, settings.threads)
+    from automl_compress.engine.cluster import ClusterEngine  # needs ray, serial does not
+
+    return ClusterEngine(race, settings, folder)

@@ -42,7 +42,7 @@ from automl_compress.engine.latency import (
 from automl_compress.engine.promotion import climb, cross_validated, with_ladder
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
 from automl_compress.engine.rungs import build_rung, rung_cost
-from automl_compress.engine.start import started
+from automl_compress.engine.start import connected, started
 from automl_compress.engine.statement import fingerprint_of, state_manifest
 from automl_compress.engine.tuning import tuned
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
@@ -152,9 +152,10 @@ class Study:
             _check_unused(folder, self.config.name)
         study = self._of(tuned(self.config))
         prepared = study._prepare()
-        with _writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        return study._run(prepared, folder, listener)
+        with connected(study.config.engine):
+            with _writable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            return study._run(prepared, folder, listener)
 
     @classmethod
     def resume(cls, folder: str | Path, listener: Listener = ignore, **engine: Any) -> StudyResult:

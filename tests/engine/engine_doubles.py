@@ -58,6 +58,13 @@ class CountingEstimator(Estimator):
         return self._log.read_text().split() if self._log.exists() else []
 
 
+class Unstartable(CountingEstimator):
+    """An estimator that no other process can be given, as where its modules are missing."""
+
+    def __setstate__(self, _: object) -> None:
+        raise ModuleNotFoundError("No module named 'theirs'")
+
+
 class TestEstimator(ToyEstimator):
     """The toy's final word: the same answers under another identity."""
 

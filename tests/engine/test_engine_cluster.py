@@ -7,10 +7,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
-from engine_doubles import FailingOnce
+from engine_doubles import FailingOnce, Unstartable
 from engine_races import (
     CONTESTANTS,
     LADDER,
@@ -21,11 +22,12 @@ from engine_races import (
     race,
     table,
 )
+from ray.exceptions import RayError
 
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.engine import EngineSettings, Race, RungStanding
 from automl_compress.engine.serial import SerialEngine
-from automl_compress.errors import EngineError
+from automl_compress.errors import EngineError, InputError
 from automl_compress.ledger import Ledger, StudyResult
 
 pytestmark = [
@@ -76,12 +78,43 @@ def _check_race(folder: Path, heard: list[Standing], expected: pd.DataFrame) -> 
 
 @pytest.mark.usefixtures("ray_here")
 def test_a_dying_evaluator_is_replaced_and_its_policy_tried_again(tmp_path: Path) -> None:
+    """Also where some find no room, as when a machine is gone: they hold nothing up."""
+    import ray
+
     expected = _serial(tmp_path / "serial")
     folder = tmp_path / "cluster"
     folder.mkdir()
-    heard = _run(folder, 2, deadly="4")
+    heard = _run(folder, int(ray.cluster_resources()["CPU"]) + 1, deadly="4")
     assert list(folder.glob("*.died"))
     _check_race(folder, heard, expected)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_evaluators_that_cannot_start_are_told(tmp_path: Path) -> None:
+    """No policy is to blame, and none is in the ledger."""
+    from automl_compress.engine.cluster import ClusterEngine
+
+    bare = race(tmp_path)
+    broken = replace(bare, search=Unstartable(tmp_path / "made.log"))
+    engine = ClusterEngine(broken, EngineSettings(workers=2), tmp_path)
+    said = "evaluators must start .* No module named 'theirs'.* the same packages"
+    try:
+        with pytest.raises(EngineError, match=said):
+            engine.run(CONTESTANTS[:1], lambda _: None)
+        with pytest.raises(EngineError, match=said):
+            engine.measure([NETWORK.space.largest])
+    finally:
+        engine.close()
+    assert not ledger_size(tmp_path)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_contestants_are_kept_beside_their_files() -> None:
+    import ray
+
+    from automl_compress.engine.cluster import this_machine
+
+    assert ray.cluster_resources()[this_machine()] == 1.0
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -158,7 +191,61 @@ def test_a_cluster_that_answers_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) 
     asked: list[str] = []
     monkeypatch.setattr(ray, "init", lambda **given: asked.append(given["address"]))
     with socket.create_server(("127.0.0.1", 0)) as server:
-        addresses = [f"127.0.0.1:{server.getsockname()[1]}", "auto", "ray://there:10001"]
+        addresses = [f"127.0.0.1:{server.getsockname()[1]}", "auto"]
         for address in addresses:
             start_ray(EngineSettings(address=address))
     assert asked == addresses
+
+
+def test_a_client_of_a_cluster_is_refused() -> None:
+    """Ledger and checkpoints would be where it runs, and nobody else sees them."""
+    from automl_compress.engine.cluster import start_ray
+
+    with pytest.raises(InputError, match=r"on a machine of the cluster.*'ray://there:10001'"):
+        start_ray(EngineSettings(address="ray://there:10001"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (ConnectionError("cannot reach it"), "cannot reach it .*set RAY_AUTH_MODE=token"),
+        (RayError("no authentication token was found"), "no authentication token was found"),
+    ],
+)
+def test_what_a_cluster_says_is_told(
+    raised: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from automl_compress.engine.cluster import ray, start_ray
+
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(EngineError, match=said):
+        start_ray(EngineSettings(address="auto"))
+
+
+@pytest.mark.parametrize(("address", "ships"), [("auto", True), (None, False)])
+def test_a_cluster_is_given_the_users_modules(
+    address: str | None, ships: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from automl_compress.engine.cluster import ray, start_ray
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (tmp_path / "theirs.py").write_text("WIDTH = 3\n")
+    module = ModuleType("theirs")
+    module.__file__ = str(tmp_path / "theirs.py")
+    monkeypatch.setitem(sys.modules, "theirs", module)
+    found: list[dict[str, str]] = []
+
+    def init(runtime_env: dict[str, str], **_: object) -> None:
+        folder = runtime_env.get("working_dir")
+        files = Path(folder).iterdir() if folder else ()
+        found.append({file.name: file.read_text() for file in files})
+
+    monkeypatch.setattr(ray, "init", init)
+    start_ray(EngineSettings(address=address))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # a job has shipped what it needs
+    start_ray(EngineSettings(address=address))
+    assert found == [{"theirs.py": "WIDTH = 3\n"} if ships else {}, {}]
