@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 import sys
 import time
 import warnings
@@ -38,6 +39,12 @@ def reason_of(error: BaseException) -> str:
     """The last line of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def machine_of(error: BaseException) -> str:
+    """The address of the machine that an error of Ray's came from, if it says so."""
+    found = re.search(r"\bip=([^\s,)]+)", str(error))
+    return "a machine" if found is None else found.group(1)
 
 
 def share_large_tensors() -> None:
@@ -237,20 +244,20 @@ class _Dispatcher:
         Nothing is asked before it has started: that may take until a machine has room for it.
         """
         failed = 0
-        reason = ""
+        where, reason = "", ""
         while failed < ATTEMPTS:
             try:
                 await self._workers[place].ready.remote()
             except ray.exceptions.RayError as error:
-                failed, reason = failed + 1, reason_of(error)
+                failed, where, reason = failed + 1, machine_of(error), reason_of(error)
             else:
                 failed = 0
                 await self._feed(self._workers[place])
             ray.kill(self._workers[place])
             self._workers[place] = self._new_evaluator()
         self._fail(
-            f"evaluators must start on every machine of the cluster, but one did not, {ATTEMPTS} "
-            f"times in a row ({reason}); the machines need the same packages"
+            f"evaluators must start on every machine, but one did not on {where}, {ATTEMPTS} times "
+            f"in a row ({reason}); machines of a cluster need the same packages"
         )
 
     async def _feed(self, evaluator: Any) -> None:
