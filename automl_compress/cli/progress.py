@@ -88,9 +88,9 @@ class Progress:
     def _line(self, name: str) -> str:
         s = self._standings[name]
         failed = f", {s.failed} failed" if s.failed else ""
+        useful = "" if s.useful is None else f"useful hypervolume {s.useful:.3f}  "
         return (
-            f"  {name:<18} {s.done:>5}/{self._budget}  {s.hits:>4} hits  "
-            f"useful hypervolume {s.useful:.3f}  {_best(s)}{failed}"
+            f"  {name:<18} {s.done:>5}/{self._budget}  {s.hits:>4} hits  {useful}{_best(s)}{failed}"
         )
 
 

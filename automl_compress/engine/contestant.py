@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from automl_compress.errors import EngineError
-from automl_compress.evaluate import Evaluation, objective_values, references
+from automl_compress.evaluate import Evaluation, leave_out, objective_values, references
 from automl_compress.ledger import ContestantRecord, Place
+from automl_compress.pareto import Reference
 from automl_compress.search import Problem, State, build_strategy
 from automl_compress.space import Policy
 
@@ -42,7 +43,8 @@ class Standing:
         done: evaluations charged.
         hits: how many of them were made for someone else.
         failed: how many failed.
-        useful: useful hypervolume, in [0, 1].
+        useful: useful hypervolume, in [0, 1]; None where constraints leave the uncompressed network
+            out, for what is useful then depends on the best that all contestants find.
         smallest_share: smallest size, as a share of the baseline's, of a network that loses at
             most `MILD_LOSS`; None when there is none, or size is no objective.
         least_loss: least value of the measured objective among what worked and meets the
@@ -55,7 +57,7 @@ class Standing:
     done: int
     hits: int
     failed: int
-    useful: float
+    useful: float | None
     smallest_share: float | None
     least_loss: float | None = None
     loss: str = "error"
@@ -161,7 +163,9 @@ class _Score:
     def __init__(self, record: ContestantRecord, problem: Problem) -> None:
         self._record = record
         self._problem = problem
-        self._reference = references(problem.objectives, problem.baseline)[1]
+        self._reference: Reference | None = None
+        if not leave_out(problem.constraints, problem.baseline):
+            self._reference = references(problem.objectives, problem.baseline)[1]
         self._values = np.empty((0, len(problem.objectives)))
         self._smallest: float | None = None
         self._counts = [0, 0, 0]  # done, hits, failed
@@ -175,7 +179,7 @@ class _Score:
         self._counts[1] += hits
         self._counts[2] += sum(not e.ok for e in evaluations)
         done, all_hits, failed = self._counts
-        useful = self._reference.share(self._values)
+        useful = None if self._reference is None else self._reference.share(self._values)
         return Standing(
             self._record.name,
             done,

@@ -244,8 +244,9 @@ def test_progress_says_how_near_networks_come_while_none_is_within_a_point() -> 
     progress(Standing("a-0", 5, 2, 1, 0.0, 0.125, 0.07))
     progress(Standing("b-0", 5, 2, 1, 0.0, None, 0.225))
     progress(Standing("c-0", 5, 2, 1, 0.0, None, 0.225, "divergence"))
-    progress(Standing("d-0", 5, 2, 1, 0.0, None))
+    progress(Standing("d-0", 5, 2, 1, None, None))
     progress.close()
+    assert [line.count("useful") for line in stream.getvalue().splitlines()] == [0, 1, 1, 1, 0]
     ends = [line.split("  ")[-1] for line in stream.getvalue().splitlines()[1:]]
     assert ends == [
         "smallest within 1 point 12.5%, 1 failed",

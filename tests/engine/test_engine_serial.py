@@ -106,6 +106,19 @@ def test_finalists_are_measured_by_the_test_estimator(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.parametrize(("limit", "leaves_out"), [("1.0x", False), ("0.5x", True)])
+def test_what_is_useful_waits_where_the_original_is_left_out(
+    tmp_path: Path, limit: str, leaves_out: bool
+) -> None:
+    """The useful hypervolume begins at the best of all contestants there, as in reports."""
+    problem = NETWORK.problem(constraints=(f"size_bytes <= {limit}",))
+    contestant = Contestant(CONTESTANTS[0], problem, BUDGET)
+    answers = [race(tmp_path).search.estimate(asked.policy) for asked in contestant.next_round()]
+    standing = contestant.finish_round(answers, 0)
+    assert (standing.useful is None) == leaves_out
+    assert standing.least_loss is not None
+
+
 def test_a_contestant_goes_on_from_its_state(tmp_path: Path) -> None:
     what = race(tmp_path)
 
