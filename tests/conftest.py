@@ -51,6 +51,7 @@ def ray_here() -> Iterator[None]:
     doubles = str(Path(__file__).parent / "engine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", doubles, prepend=os.pathsep)
+        patch.delenv("RAY_ADDRESS", raising=False)
         start_ray(EngineSettings(workers=2))
         yield
         ray.shutdown()

@@ -10,7 +10,7 @@ from typing import Any, Final
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from automl_compress.engine.cluster import Listening, fitted, ray_running
+from automl_compress.engine.cluster import LOCAL, Listening, fitted, ray_running
 from automl_compress.engine.dispatcher import reason_of, share_large_tensors
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.errors import EngineError, InterruptedStudy
@@ -57,7 +57,7 @@ def promote_trainings(
         stopped = result.get("done", False) and result["epoch"] < epochs
         listener(result["config"]["training"], result["epoch"], result["quality"], stopped)
 
-    here = EngineSettings(threads=max(1, cores // len(names)))
+    here = EngineSettings(threads=max(1, cores // len(names)), address=LOCAL)
     with ray_running(here), tempfile.TemporaryDirectory() as folder:
         share_large_tensors()
         tuner = tune.Tuner(

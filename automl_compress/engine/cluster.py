@@ -53,6 +53,8 @@ RESTARTS: Final = 3
 CHECKPOINT_SECONDS: Final = 5.0
 REPORT_SECONDS: Final = 0.5
 """Tune takes tens of milliseconds for a report, in which a contestant could have asked again."""
+LOCAL: Final = "local"
+"""The address of a Ray of one's own on this machine."""
 _UNREACHABLE: Final = "Ray could not be started or reached"
 _AUTHENTICATE: Final = (
     "if it asks for a token, as clusters since Ray 2.59 do where '~/.ray/auth_token' exists, set "
@@ -173,7 +175,7 @@ def ray_running(settings: EngineSettings) -> Iterator[None]:
 def ray_works() -> str:
     """Start and stop Ray on this machine; empty when that works, else the reason."""
     try:
-        with ray_running(EngineSettings(workers=1)):
+        with ray_running(EngineSettings(workers=1, address=LOCAL)):
             return ""
     except EngineError as reason:
         return str(reason)
@@ -186,7 +188,8 @@ def start_ray(settings: EngineSettings) -> None:
         EngineError: that does not work.
         InputError: the address is a Ray client's.
     """
-    _check_address(settings.address)
+    address = _address(settings)
+    _check_address(address)
     variables = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": str(settings.threads),
@@ -197,13 +200,13 @@ def start_ray(settings: EngineSettings) -> None:
     }
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner is not ours
-    where: dict[str, Any] = {"address": settings.address}
-    if settings.address is None:
+    where: dict[str, Any] = {"address": address}
+    if address == LOCAL:
         cores = (settings.workers or 0) * settings.threads or len(os.sched_getaffinity(0))
-        where = {"num_cpus": cores + 1, "include_dashboard": False}  # one more for contestants
+        where |= {"num_cpus": cores + 1, "include_dashboard": False}  # one more for contestants
     with tempfile.TemporaryDirectory() as folder:
         environment: dict[str, Any] = {"env_vars": variables}
-        ships = settings.address is not None and _JOB not in os.environ  # whose job ships its own
+        ships = address != LOCAL and _JOB not in os.environ  # whose job ships its own
         if ships and copy_own_modules(Path(folder)):
             environment["working_dir"] = folder
         try:
@@ -216,11 +219,21 @@ def start_ray(settings: EngineSettings) -> None:
         except ray.exceptions.RayError as reason:  # no token, or another one
             raise EngineError(f"{_UNREACHABLE}: {str(reason).splitlines()[0]}") from reason
         except (ConnectionError, RuntimeError, ValueError) as reason:
-            hint = "" if settings.address is None else f" ({_AUTHENTICATE})"
+            hint = "" if address == LOCAL else f" ({_AUTHENTICATE})"
             raise EngineError(f"{_UNREACHABLE}: {reason_of(reason)}{hint}") from reason
 
 
-def _check_address(address: str | None) -> None:
+def _address(settings: EngineSettings) -> str:
+    """Where Ray is: as the settings or else `RAY_ADDRESS` say, or only here.
+
+    Ray itself would join any cluster it finds on this machine, whoever started it. An HTTP address
+    is that of a server of jobs.
+    """
+    named = os.getenv("RAY_ADDRESS", "")
+    return settings.address or ("" if named.startswith("http") else named) or LOCAL
+
+
+def _check_address(address: str) -> None:
     """Check that something listens at a cluster's `host:port`; Ray itself tries for minutes.
 
     Addresses of any other form are left to Ray.
@@ -229,12 +242,12 @@ def _check_address(address: str | None) -> None:
         EngineError: nothing does.
         InputError: this process would not be on a machine of the cluster.
     """
-    if (address or "").startswith("ray://"):
+    if address.startswith("ray://"):
         raise InputError(
             f"a search must run on a machine of the cluster, where its files are, but the address "
             f"is '{address}'; run it there with --address auto"
         )
-    host, _, port = (address or "").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         return
     try:

@@ -48,7 +48,7 @@ class EngineSettings:
             this process.
         workers: evaluators of a cluster; None takes as many as there are processors for.
         threads: torch threads of each evaluator.
-        address: a running Ray cluster; None starts one on this machine.
+        address: a running Ray cluster; None is what `RAY_ADDRESS` names, else a Ray of its own.
     """
 
     kind: EngineKind = "cluster"

@@ -199,6 +199,33 @@ def test_a_cluster_that_answers_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) 
     assert asked == addresses
 
 
+@pytest.mark.parametrize(
+    ("stated", "named", "expected"),
+    [
+        (None, None, "local"),
+        (None, "", "local"),
+        (None, "auto", "auto"),
+        ("local", "auto", "local"),
+        (None, "http://127.0.0.1:8265", "local"),
+    ],
+)
+def test_no_cluster_is_joined_unasked(
+    stated: str | None, named: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself would join whatever runs on this machine."""
+    from automl_compress.engine.cluster import ray, start_ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    asked: list[tuple[object, bool]] = []
+    monkeypatch.setattr(
+        ray, "init", lambda **given: asked.append((given["address"], "num_cpus" in given))
+    )
+    start_ray(EngineSettings(address=stated))
+    assert asked == [(expected, expected == "local")]
+
+
 def test_a_client_of_a_cluster_is_refused() -> None:
     """Ledger and checkpoints would be where it runs, and nobody else sees them."""
     from automl_compress.engine.cluster import start_ray
