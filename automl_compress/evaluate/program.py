@@ -200,7 +200,7 @@ def _shapes(model: nn.Module, graph: fx.Graph, x: Tensor) -> dict[fx.Node, tuple
                 found[n] = tuple(value.shape)
             return value
 
-    Watch(fx.GraphModule(model, graph)).run(x)
+    Watch(model, graph=graph).run(x)
     return found
 
 
