@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -152,10 +152,11 @@ class Study:
             _check_unused(folder, self.config.name)
         study = self._of(tuned(self.config))
         prepared = study._prepare()
-        with connected(study.config.engine):
+        with ExitStack() as ray:
+            ray.enter_context(connected(study.config.engine))
             with _writable(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            return study._run(prepared, folder, listener)
+            return study._run(prepared, folder, listener, ray)
 
     @classmethod
     def resume(cls, folder: str | Path, listener: Listener = ignore, **engine: Any) -> StudyResult:
@@ -226,7 +227,21 @@ class Study:
             reopen(place, manifest)
         return study._run(replace(prepared, manifest=kept), place, listener)
 
-    def _run(self, prepared: _Prepared, folder: Path, listener: Listener) -> StudyResult:
+    def _run(
+        self,
+        prepared: _Prepared,
+        folder: Path,
+        listener: Listener,
+        ray: ExitStack | None = None,
+    ) -> StudyResult:
+        """Race, climb and measure.
+
+        Args:
+            prepared: what is searched.
+            folder: the study's.
+            listener: hears how far it has come.
+            ray: closed once nothing is left for engines to do.
+        """
         with _locked(folder):
             manifest = replace(prepared.manifest, status="running")
             manifest.write(folder)
@@ -253,6 +268,8 @@ class Study:
                     )
                     finalists = standing.finalists(self.config.finalists)
                     engine.measure(finalists, listener=listener)
+                if ray is not None:
+                    ray.close()
                 self._measure_latencies(prepared, finalists, folder)
             except (InterruptedStudy, KeyboardInterrupt) as reason:
                 replace(manifest, status="interrupted").write(folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from automl_compress.deploy.latency import Latency
 from automl_compress.deploy.latency_model import LayerTiming
 from automl_compress.deploy.measuring import MeasureSettings
 from automl_compress.engine import Study, restore_study
+from automl_compress.engine import study as study_module
 from automl_compress.engine.config import config_of_mapping
 from automl_compress.errors import InputError, StudyError
 from automl_compress.ledger import Manifest, StudyResult
@@ -103,6 +105,29 @@ def test_the_race_predicts_and_finalists_are_measured(tmp_path: Path, timers: Fa
         assert measured.metrics["latency_ms"] == pytest.approx(0.3 + 1e-5 * parameters)
         assert measured.metrics["latency_ms_lower"] < measured.metrics["latency_ms"]
     assert result.latency(Policy({})) is not None
+
+
+def test_engines_have_stopped_when_networks_are_timed(
+    tmp_path: Path, timers: FakeTimers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's processes would take part of the time."""
+    running: list[str] = []
+    alone: list[bool] = []
+
+    @contextmanager
+    def connected(_: object) -> Iterator[None]:
+        running.append("ray")
+        yield
+        running.clear()
+
+    def measure(*given: Any) -> dict[str, Latency]:
+        alone.append(not running)
+        return timers.alone(*given)
+
+    monkeypatch.setattr(study_module, "connected", connected)
+    monkeypatch.setattr(latency_calibration, "measure_alone", measure)
+    _study(tmp_path).run(tmp_path / "out")
+    assert alone == [True, True]
 
 
 def test_an_equal_study_takes_the_table_as_it_is_and_finds_the_same(
