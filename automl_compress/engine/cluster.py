@@ -165,11 +165,37 @@ def ray_running(settings: EngineSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    start_ray(settings)
     try:
+        with _interrupted_afterwards():
+            start_ray(settings)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """The first Ctrl-C inside takes effect at the end; a second one at once.
+
+    Ray's start swallows it now and then, or leaves something behind that crashes at the exit.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # signals are somebody else's, or ignored
+        return
+    asked = threading.Event()
+
+    def wait(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 def ray_works() -> str:

@@ -226,6 +226,26 @@ def test_no_cluster_is_joined_unasked(
     assert asked == [(expected, expected == "local")]
 
 
+def test_ctrl_c_waits_until_ray_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And Ray is shut down then, which crashes when it is half started."""
+    from automl_compress.engine import cluster
+
+    done: list[str] = []
+
+    def start(_: EngineSettings) -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("started")
+
+    monkeypatch.setattr(cluster, "start_ray", start)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: done.append("shut down"))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), cluster.ray_running(EngineSettings()):
+        done.append("ran")
+    assert done == ["started", "shut down"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_client_of_a_cluster_is_refused() -> None:
     """Ledger and checkpoints would be where it runs, and nobody else sees them."""
     from automl_compress.engine.cluster import start_ray
