@@ -254,7 +254,8 @@ class _Dispatcher:
                 failed = 0
                 await self._feed(self._workers[place])
             ray.kill(self._workers[place])
-            self._workers[place] = self._new_evaluator()
+            if failed < ATTEMPTS:
+                self._workers[place] = self._new_evaluator()
         self._fail(
             f"evaluators must start on every machine, but one did not on {where}, {ATTEMPTS} times "
             f"in a row ({reason}); machines of a cluster need the same packages"

@@ -56,7 +56,8 @@ def _sources(module: ModuleType, roots: tuple[Path, ...]) -> Iterator[tuple[Path
         getattr(module, "__file__", "") or ""
     ]
     for place in map(Path, filter(None, places)):
-        found = place.resolve()
-        if found.parent in roots and not set(found.parts) & set(_INSTALLED):
+        root = place.parent.resolve()  # of a link, the folder that holds the link
+        found = root / place.name
+        if root in roots and not set(found.parts) & set(_INSTALLED):
             sources = sorted(found.rglob("*.py")) if found.is_dir() else [found]
-            yield from ((source, source.relative_to(found.parent)) for source in sources)
+            yield from ((source, source.relative_to(root)) for source in sources)

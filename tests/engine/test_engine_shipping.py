@@ -19,8 +19,15 @@ FILES = {
     "here/site-packages/installed_module.py": "",
     "there/from_the_path.py": "",
     "elsewhere/of_nobody.py": "",
+    "elsewhere/linked_package/__init__.py": "",
+    "elsewhere/linked_package/deeper/inner.py": "",
+    "elsewhere/linked_module.py": "",
 }
-IMPORTED = ("single_module", "own_package.late", "bare_package.inner", "installed_module")
+LINKS = ("linked_package", "linked_module.py")
+IMPORTED = (
+    *("single_module", "own_package.late", "bare_package.inner", "installed_module"),
+    *("linked_package.deeper.inner", "linked_module"),
+)
 
 
 @pytest.fixture
@@ -29,6 +36,8 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, objec
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    for name in LINKS:
+        (tmp_path / "here" / name).symlink_to(tmp_path / "elsewhere" / name)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "there"))
     folders = ("here", "there", "elsewhere", "here/site-packages")
@@ -55,6 +64,9 @@ def test_modules_of_the_folder_and_the_path_are_copied(
         "own_package/never.py",
         "bare_package/inner.py",
         "from_the_path.py",
+        "linked_package/__init__.py",
+        "linked_package/deeper/inner.py",
+        "linked_module.py",
     }
 
 
