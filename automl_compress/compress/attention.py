@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from automl_compress.compress.modules import runs_its_class
+
 
 class HeadProduct(nn.Module):
     """A product of two tensors that are divided into heads.
@@ -118,6 +120,11 @@ class MultiheadAttention(HeadLayers):
         self._qkv_same_embed_dim = True
         (self.out_proj,) = divided(original.out_proj.weight, original.out_proj.bias, 1)
 
+    @property
+    def in_proj_weight(self) -> Tensor:
+        """Weights of the three layers in one, as the original has them, for others' code."""
+        return torch.cat([self.query.weight, self.key.weight, self.value.weight])
+
     def forward(
         self,
         query: Tensor,
@@ -159,6 +166,7 @@ def can_be_layers(module: nn.Module) -> bool:
         and module.bias_k is None
         and module.bias_v is None
         and not module.add_zero_attn
+        and runs_its_class(module)
     )
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from automl_compress.compress.modules import become
 
+_LARGE = 1e3
+"""Factor of the inputs that also show what limits a module has."""
 ZERO = -1
 """Source of an output channel that is always zero."""
 
@@ -120,7 +122,7 @@ def _recognise(module: nn.Module, inputs: Tensor) -> ChannelMap | None:
         if sampled.shape[2:] != output.shape[2:]:
             return None
         channel_map = ChannelMap(_sources(sampled, output), probe.shape[1], stride)
-        second = torch.randn(inputs.shape, generator=generator)
+        second = _LARGE * torch.randn(inputs.shape, generator=generator)
         same = torch.equal(channel_map(probe), output) and torch.equal(
             channel_map(second), module(second)
         )

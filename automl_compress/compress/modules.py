@@ -101,6 +101,11 @@ def shared_parameters(model: nn.Module) -> dict[int, nn.Parameter]:
     return {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
 
 
+def runs_its_class(module: nn.Module) -> bool:
+    """Whether a module does what the code of its class says, and hooks nothing else."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def become(module: nn.Module, other: nn.Module) -> None:
     """Give a module the class and contents of another.
 

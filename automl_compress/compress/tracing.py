@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -18,8 +18,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_map_only
 
 from automl_compress.compress.attention import (
+    HeadLayers,
     HeadProduct,
     HeadScores,
     MultiheadAttention,
@@ -48,6 +50,8 @@ from automl_compress.workload.synchronized import make_local
 
 FLOAT_BYTES = 4
 MAP_BYTES = 2
+_UNLIKE: Final = 1e-3
+"""Larger differences, over the largest output of an attention, are not put down to rounding."""
 TIME_LIMIT: Final = 120.0
 """Seconds a trace may take by default."""
 
@@ -72,7 +76,7 @@ def trace(
     """
     _check_input(example_input)
     with torch.inference_mode(False):  # inside it, views do not know what they view
-        return _trace(working_copy(model), example_input.detach().clone(), time_limit)
+        return _trace(model, example_input.detach().clone(), time_limit)
 
 
 def _check_input(example_input: object) -> None:
@@ -116,11 +120,13 @@ def _check_types(model: nn.Module) -> None:
             )
 
 
-def _trace(working: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Module, Structure]:
+def _trace(model: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Module, Structure]:
+    working = working_copy(model)
     _check_types(working)
     _check_call(working)
     with _Deadline(time_limit), _quiet(), _layer_by_layer():
         try:
+            _check_attention(model, working, example)
             replace_channel_maps(working, example)
             layers, other_macs = _measure_layers(working, example)
             products = _measure_products(working, example)
@@ -137,6 +143,43 @@ def _trace(working: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.M
     stored = tuple(_stored_parts(working, layers))
     inside = sum(part.channels * part.macs_per_channel for part in products)
     return working, Structure(tried, layers, stored, other_macs - inside, products)
+
+
+def _check_attention(model: nn.Module, working: nn.Module, example: Tensor) -> None:
+    """Check that attention made of layers gives what it gave before, on what it really reads."""
+    made = [name for name, part in working.named_modules() if isinstance(part, HeadLayers)]
+    if not made:
+        return
+    plain = _plain_copy(model, share=True).eval()
+    inputs = [example]
+    if example.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        inputs.append(torch.randn(example.shape, generator=generator))
+
+    def check(name: str) -> Any:
+        def hook(_: nn.Module, read: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            read, named = tree_map_only(Tensor, Tensor.clone, (read, named))
+            expected = plain.get_submodule(name)(*read, **named)
+            for one, other in zip(tensors_in(output), tensors_in(expected), strict=True):
+                if not other.is_floating_point():
+                    continue
+                share = float((one - other).abs().max() / other.abs().max())
+                if share > _UNLIKE:
+                    raise TraceError(
+                        f"attention in a network's own code must compute on its example input what "
+                        f"it computes on random tokens, but '{name}' differs by {share:.1%} of its "
+                        "largest output; register a forward hook on it, and it stays as it is"
+                    )
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for name in made:
+            part = working.get_submodule(name)
+            handle = part.register_forward_hook(check(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        for one in inputs:
+            working(one)
 
 
 class _Deadline(Mode):
@@ -180,16 +223,7 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
     Raises:
         TraceError: the network is none, cannot be copied, is a single layer, or shares parameters.
     """
-    _check_network(model)
-    model = unwrapped(model)
-    memo: dict[int, Any] = {id(tensor): tensor.detach() for tensor in _computed_tensors(model)}
-    try:
-        working = copy.deepcopy(model, memo | shared_parameters(model) if share else memo)
-    except Exception as reason:
-        raise TraceError(
-            f"a network must be copyable, but copying failed with {type(reason).__name__}: "
-            f"{one_line(reason)}; remove handles, locks and hooks that compute weights from it"
-        ) from reason
+    working = _plain_copy(model, share)
     _check_modules(working)
     working.eval().requires_grad_(False)
     make_local(working)
@@ -197,6 +231,20 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
         _simplify(module)
     replace_written_attention(working)
     return working
+
+
+def _plain_copy(model: nn.Module, share: bool) -> nn.Module:
+    """A copy of what is inside a network's wrappers, in which nothing is replaced."""
+    _check_network(model)
+    model = unwrapped(model)
+    memo: dict[int, Any] = {id(tensor): tensor.detach() for tensor in _computed_tensors(model)}
+    try:
+        return copy.deepcopy(model, memo | shared_parameters(model) if share else memo)
+    except Exception as reason:
+        raise TraceError(
+            f"a network must be copyable, but copying failed with {type(reason).__name__}: "
+            f"{one_line(reason)}; remove handles, locks and hooks that compute weights from it"
+        ) from reason
 
 
 def _check_network(model: object) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automl_compress.compress.attention import HeadLayers, divided, in_heads, joined, rows
+from automl_compress.compress.modules import runs_its_class
 
 _MODULE: Final = "torchvision.models.swin_transformer"
 _APART: Final = -100.0
@@ -122,4 +123,4 @@ def is_window_attention(module: nn.Module) -> bool:
     """Whether a module is one of torchvision's two."""
     kind = type(module)
     names = ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
-    return kind.__module__ == _MODULE and kind.__name__ in names
+    return kind.__module__ == _MODULE and kind.__name__ in names and runs_its_class(module)

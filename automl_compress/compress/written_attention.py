@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.attention import HeadLayers
-from automl_compress.compress.modules import become
+from automl_compress.compress.modules import become, runs_its_class
 from automl_compress.compress.self_attention import Form, SelfAttention, linear
 from automl_compress.compress.slicing import CONVOLUTIONS
 
 _TOKENS: Final = 16
+_MANY_TOKENS: Final = 1025
+"""As many as large images have: masks and choices may begin only after some."""
 _TOLERANCE: Final = 1e-4
 _ORDERS: Final = ("phd", "hpd", "hdp")
 """How outputs of one layer are divided into parts (queries, keys, values), heads and channels."""
@@ -75,7 +77,7 @@ def replace_written_attention(model: nn.Module) -> None:
 
 def _may_be_attention(module: nn.Module) -> bool:
     """Whether the layers in a module have shapes of attention."""
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+    if not runs_its_class(module):
         return False
     if any(isinstance(part, HeadLayers | nn.MultiheadAttention) for part in module.modules()):
         return False
@@ -187,6 +189,7 @@ def _examples(probe: nn.Module, call: _Call, generator: torch.Generator) -> list
     bias, _ = next(_biases(probe), ("", 0))
     tokens = getattr(probe, bias)().shape[-1] if bias else _TOKENS
     shapes: list[tuple[int, ...]] = [(4, tokens), (2, 2, tokens)]
+    shapes += [] if bias else [(1, _MANY_TOKENS)]
     size: tuple[Any, ...] = ()
     if call.sizes:
         sides = _sides(probe)

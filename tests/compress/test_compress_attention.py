@@ -78,6 +78,25 @@ def test_other_attention_is_left_alone(kwargs: dict[str, Any]) -> None:
     assert can_be_layers(attention())
 
 
+@pytest.mark.parametrize("way", ["hook", "hook before", "forward"])
+def test_attention_that_does_more_than_its_class_is_left_alone(way: str) -> None:
+    model = reader(apart=False)
+    attend = model.attend
+    if way == "hook":
+        attend.register_forward_hook(lambda _, __, output: (output[0] * 8, output[1]))
+    elif way == "hook before":
+        attend.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 8, *inputs[1:]))
+    else:
+        attend.forward = lambda q, k, v: (8 * q + v.mean(1, keepdim=True), None)  # type: ignore[assignment]
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Compressor(model, x[:1]).build(Policy({}))(x), model(x))
+
+
+def test_weights_in_one_can_still_be_read() -> None:
+    original = attention()
+    torch.testing.assert_close(MultiheadAttention(original).in_proj_weight, original.in_proj_weight)
+
+
 class Reader(nn.Module):
     """Patches read by learnt queries, through a width that the code reshapes by."""
 

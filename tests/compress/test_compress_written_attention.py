@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from compress_networks import counted_macs, lively, random_policy
 from torch import Tensor, nn
 
-from automl_compress.compress import Compressor
+from automl_compress.compress import Compressor, trace
 from automl_compress.compress.self_attention import SelfAttention
 from automl_compress.compress.tracing import working_copy
 from automl_compress.deploy import load_packed, save_packed
 from automl_compress.deploy.onnx import onnx_content
 from automl_compress.deploy.runtime import Runner
+from automl_compress.errors import TraceError
 from automl_compress.space import Policy
 
 pytestmark = pytest.mark.usefixtures("operators_read_once")
@@ -536,9 +537,39 @@ class KeysStay(Turned):
         return found
 
 
+class Near(Written):
+    """Tokens that are far from each other do not see each other."""
+
+    def __init__(self) -> None:
+        super().__init__({"query": 1, "key": 1, "value": 1})
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        far = (places[:, None] - places).abs() > 20
+        q, k, v = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
+        return self.close(self.attend(q, k, v, torch.zeros(far.shape).masked_fill(far, -1e9)))
+
+
+class Thinned(Near):
+    """Of many keys, one in two is read."""
+
+    many = 20
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = x[:, ::2] if x.shape[1] > self.many else x
+        k, v = (self.split(layer(read)) for layer in (self.key, self.value))
+        return self.close(self.attend(self.split(self.query(x)), k, v))
+
+
+class ThinnedLate(Thinned):
+    """Only of very many."""
+
+    many = 2_000
+
+
 OTHERS = [
     *(Mixing, Inside, Scaled, Grown, Gated, Shifted, Twice, MeanAsks, Shouting, Long),
-    KeysStay,
+    *(KeysStay, Near, Thinned),
 ]
 
 
@@ -550,3 +581,14 @@ def test_other_attention_is_left_alone(kind: type[Written]) -> None:
     reasons = {group.name: group.protected for group in compressor.structure.groups}
     assert all(reasons.get(f"attend.{name}", "not a layer") for name in ("query", "qkv"))
     torch.testing.assert_close(compressor.build(Policy({}))(x), model(x))
+
+
+def test_what_inputs_show_to_be_something_else_is_refused() -> None:
+    model = network(ThinnedLate)
+    trace(model, signals(1))
+    many = torch.randn(1, 3, 2 * 2_001, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TraceError, match=r"but 'attend' differs by .* register a forward hook"):
+        trace(model, many)
+    model.get_submodule("attend").register_forward_hook(lambda *_: None)
+    found, _ = trace(model, many)
+    torch.testing.assert_close(found(many), model(many))
