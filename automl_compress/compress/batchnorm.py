@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.slicing import BATCH_NORMS, Places
 
 _CHANGE_LIMIT: Final = 16.0
@@ -249,16 +250,20 @@ def _watching(
     """Show what each norm reads, before it does, at its first call."""
     seen: set[str] = set()
 
-    def before(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if name not in seen and inputs[0].numel():
+    def before(name: str) -> Callable[..., None]:
+        def hook(norm: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+            x = layer_input(inputs, named)
+            if name not in seen and x.numel():
                 seen.add(name)
                 assert isinstance(norm, BATCH_NORMS)
-                notice(name, norm, inputs[0])
+                notice(name, norm, x)
 
         return hook
 
-    handles = [norm.register_forward_pre_hook(before(name)) for name, norm in norms.items()]
+    handles = [
+        norm.register_forward_pre_hook(before(name), with_kwargs=True)
+        for name, norm in norms.items()
+    ]
     try:
         yield
     finally:
@@ -272,7 +277,7 @@ def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     step = max(1, len(rows) // _ROWS)
     step += step > 1 and step % 2 == 0  # odd: no row of images is left out
     rows = rows[::step].to(torch.float32, copy=True)
-    each = torch.full((1, len(rows)), 1 / len(rows))
+    each = torch.full((1, len(rows)), 1 / len(rows), dtype=rows.dtype)
     with torch.autocast("cpu", enabled=False):  # inside, products would be rounded to bfloat16
         mean = each @ rows  # a product: many times as fast as torch.var_mean
         variance = each @ rows.sub_(mean).square_() * (len(rows) / max(1, len(rows) - 1))

@@ -86,6 +86,8 @@ def sample_layers(
 ) -> dict[str, Sample]:
     """Watch layers at random positions; of a layer that is used twice, its first use.
 
+    Convolutions of single images, without an axis for these, are left out.
+
     Args:
         model: the network; not changed.
         layers: names of convolutions and linear layers.
@@ -119,7 +121,8 @@ def _watcher(
     def hook(
         module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
     ) -> None:
-        if name in found or not output.numel():
+        alone = isinstance(module, CONVOLUTIONS) and output.dim() < module.weight.dim()
+        if name in found or alone or not output.numel():
             return
         spots = _draw(module, output, generator)
         x = layer_input(inputs, named)

@@ -38,6 +38,7 @@ from automl_compress.compress.slicing import (
     LAST_NORMS,
     LAYERS,
     TRANSPOSED,
+    channel_axis,
     parameter_axis,
 )
 from automl_compress.compress.structure import (
@@ -221,7 +222,7 @@ class _Tracer:
         return self.axes.setdefault(key, line)
 
     def _convolution(self, module: Any, x: Tensor) -> Tensor:
-        axis = x.dim() - module.weight.dim() + 1
+        axis = channel_axis(module, x)
         labels = self._axis(self._names[module], "out", module.out_channels)
         if module.groups == 1:
             self._read(module, x, axis, module.in_channels)
@@ -231,7 +232,7 @@ class _Tracer:
         return along(labels, axis, x.dim())
 
     def _transposed(self, module: Any, x: Tensor) -> Tensor | None:
-        axis = x.dim() - module.weight.dim() + 1
+        axis = channel_axis(module, x)
         labels = self._axis(self._names[module], "out", module.out_channels)
         if module.groups > 1:
             self.classes.freeze(labels, _IN_GROUPS)

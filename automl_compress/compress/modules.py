@@ -101,6 +101,13 @@ def shared_parameters(model: nn.Module) -> dict[int, nn.Parameter]:
     return {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
 
 
+def trainable(model: M) -> M:
+    """The same network, whose parameters want gradients; integers can have none."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return model
+
+
 def runs_its_class(module: nn.Module) -> bool:
     """Whether a module does what the code of its class says, and hooks nothing else."""
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

@@ -26,6 +26,8 @@ CLIPS: Final = tuple(1.0 - 0.06 * step for step in range(12))
 FEW_BITS: Final = 3
 """Without calibration inputs, up to this many bits the clip of least weight error is used."""
 
+SCALE: Final = "weight_scale"
+"""A quantized layer's buffer of steps, one of every output."""
 _LEAST_SCALE: Final = 1e-30
 """A gain of zero would leave a grid without steps."""
 _DAMPING: Final = 0.01
@@ -96,9 +98,9 @@ def scale_outputs(layer: nn.Module, gain: Tensor) -> None:
     """
     weight = layer.get_parameter("weight")
     scaled = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
-    if "weight_scale" in layer._buffers:
-        scales = (layer.get_buffer("weight_scale") * gain.abs()).clamp(min=_LEAST_SCALE)
-        layer._buffers["weight_scale"] = scales
+    if SCALE in layer._buffers:
+        scales = (layer.get_buffer(SCALE) * gain.abs()).clamp(min=_LEAST_SCALE)
+        layer._buffers[SCALE] = scales
         scaled = quantize_weight(scaled, scales, int(vars(layer)["weight_bits"]))
     layer._parameters["weight"] = nn.Parameter(scaled, requires_grad=False)
 
@@ -128,7 +130,7 @@ def round_compensated(
     damping = _DAMPING * strength.mean(dim=1).clamp(min=1e-12)
     sorted_moment = moment.gather(1, order[:, :, None].expand_as(moment)).gather(
         2, order[:, None, :].expand_as(moment)
-    ) + damping[:, None, None] * torch.eye(moment.shape[1])
+    ) + damping[:, None, None] * torch.eye(moment.shape[1], dtype=moment.dtype)
     factor, wrong = torch.linalg.cholesky_ex(sorted_moment)
     inverse, also_wrong = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
     if bool(wrong.any()) or bool(also_wrong.any()):
@@ -326,7 +328,7 @@ def layer_of_grids(
     assert kind is not None
     buffers = dict(layer._buffers)
     if weight_bits is not None and scales is not None:
-        buffers["weight_scale"] = scales.clone()
+        buffers[SCALE] = scales.clone()
     if input_quantizer is not None:
         input_quantizer.train(layer.training)
     result: Any = object.__new__(kind)

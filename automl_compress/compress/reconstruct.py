@@ -231,7 +231,7 @@ def solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
         ridge: (groups, 1, 1).
         right: (groups, n, m).
     """
-    regular = matrix + ridge * torch.eye(matrix.shape[-1])
+    regular = matrix + ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
     factor, wrong = torch.linalg.cholesky_ex(regular)
     solution = torch.cholesky_solve(right, factor)
     return solution if not bool(wrong.any()) else torch.full_like(solution, torch.nan)

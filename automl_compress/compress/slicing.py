@@ -300,6 +300,12 @@ def weight_axis(layer: nn.Module, axis: Axis) -> int:
     return int((axis == "in") != isinstance(layer, TRANSPOSED))
 
 
+def channel_axis(layer: Any, x: Tensor) -> int:
+    """Axis of a layer's input or output that runs over channels, also where images come alone."""
+    places = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
+    return x.dim() - 1 - places
+
+
 def _cut_part(model: nn.Module, name: str, places: Places) -> None:
     part = find_part(model, name)
     if isinstance(part, nn.Module):

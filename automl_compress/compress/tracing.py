@@ -33,12 +33,13 @@ from automl_compress.compress.coupling import coupled_groups
 from automl_compress.compress.dispatch import Mode, Operation, ProductCounter
 from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import become, shared_parameters, unwrapped
-from automl_compress.compress.quantize import can_quantize
+from automl_compress.compress.quantize import SCALE, can_quantize
 from automl_compress.compress.slicing import (
     CONVOLUTIONS,
     LAYERS,
     NORMALIZATIONS,
     TRANSPOSED,
+    channel_axis,
     parameter_axis,
 )
 from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
@@ -128,8 +129,9 @@ def _trace(model: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Mod
         try:
             _check_attention(model, working, example)
             replace_channel_maps(working, example)
-            layers, other_macs = _measure_layers(working, example)
-            products = _measure_products(working, example)
+            one = _one_input(working, example)
+            layers, other_macs = _measure_layers(working, one)
+            products = _measure_products(working, one)
         except TraceError:
             raise
         except Exception as reason:
@@ -344,6 +346,23 @@ def _layer_by_layer() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def _one_input(model: nn.Module, example: Tensor) -> Tensor:
+    """The first input alone, or all where a network does not run on one.
+
+    What runs once for any number of inputs, such as a layer that makes a table, counts in full.
+    """
+    if len(example) == 1:
+        return example
+    try:
+        with torch.no_grad():
+            model(example[:1])
+    except TraceError:
+        raise
+    except Exception:
+        return example
+    return example[:1]
+
+
 def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[LayerShape, ...], int]:
     """Shapes of all layers that run, and the multiply-accumulates of everything else."""
     positions: dict[str, int] = defaultdict(int)
@@ -354,8 +373,8 @@ def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[Laye
             module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
         ) -> None:
             counted = layer_input(inputs, named) if isinstance(module, TRANSPOSED) else output
-            channels = counted.shape[-1 if isinstance(module, nn.Linear) else 1]
-            positions[name] += counted.numel() // (channels * len(example_input))
+            channels = counted.shape[channel_axis(module, counted)]
+            positions[name] += counted.numel() // channels
 
         return hook
 
@@ -369,11 +388,14 @@ def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[Laye
     finally:
         for handle in handles:
             handle.remove()
-    layers = tuple(_layer_shape(n, m, positions[n]) for n, m in named.items() if n in positions)
+    count = len(example_input)
+    layers = tuple(
+        _layer_shape(n, m, positions[n] // count) for n, m in named.items() if n in positions
+    )
     inside = sum(
         s.positions * s.kernel * s.out_channels * (s.in_channels // s.groups) for s in layers
     )
-    total = counter.macs // len(example_input)
+    total = counter.macs // count
     return layers, max(0, total - inside)
 
 
@@ -422,18 +444,17 @@ def _layer_shape(name: str, module: Any, positions: int) -> LayerShape:
 
 
 def _stored_parts(model: nn.Module, layers: tuple[LayerShape, ...]) -> Iterator[StoredPart]:
-    """Everything outside the layers that a file must hold; step counters of BatchNorm are not."""
+    """Everything but layers' weights that a file must hold; step counters of BatchNorm are not."""
     layer_names = {layer.name for layer in layers}
     for name, module in model.named_modules():
-        if name in layer_names:
-            continue
+        counted = ("weight", "bias", SCALE) if name in layer_names else ()
         if isinstance(module, ChannelMap):
             yield StoredPart(name, module.out_channels, 0, MAP_BYTES)
             continue
         normalizes = isinstance(module, (*NORMALIZATIONS, nn.PReLU))
         for last, tensor in (*module._parameters.items(), *module._buffers.items()):
             counter = tensor is None or (tensor.dim() == 0 and not tensor.is_floating_point())
-            if counter or last in module._non_persistent_buffers_set:
+            if counter or last in counted or last in module._non_persistent_buffers_set:
                 continue
             assert tensor is not None
             own = name if normalizes else f"{name}.{last}".lstrip(".")

@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 from automl_compress.compress.attention import HeadScores
 from automl_compress.compress.channel_maps import ZERO, ChannelMap
 from automl_compress.compress.label_rules import tensors_in
-from automl_compress.compress.modules import find_part, share_copy
+from automl_compress.compress.modules import find_part, module_at, share_copy
 from automl_compress.compress.reductions import PartialReductions, kept_operands
 from automl_compress.compress.slicing import (
     LAST_NORMS,
@@ -33,6 +34,7 @@ from automl_compress.compress.slicing import (
     Places,
     axis_size,
     can_cut,
+    channel_axis,
     cut_channels,
     followed_numbers,
     holder,
@@ -52,6 +54,8 @@ _SHIFT: Final = 1e-14
 """Relative change of an input, some fifty roundings of float64."""
 _MARGIN: Final = 100.0
 """How many times as much as by such a change layers may differ by all their roundings."""
+_NOT_SMALL: Final = 6
+"""Groups of so many channels can be cut to three."""
 _MISREAD: Final = "its channels are read in a way that is not understood"
 
 Run = list[tuple[str, Tensor]]
@@ -63,14 +67,15 @@ def tried_groups(
 ) -> list[ChannelGroup]:
     """The groups again, those that cannot be cut protected with the reason."""
     generator = torch.Generator().manual_seed(0)
-    probe = example_input
-    if probe.is_floating_point():
-        probe = torch.randn(probe.shape, generator=generator, dtype=probe.dtype)
     lively = _lively(model, generator)
+    probe = _probe(lively, example_input, generator)
     known = [replace(g, protected=g.protected or _obstacle(model, g)) for g in groups]
     trial = _Trial(lively, probe)
     left = [group for group in known if not group.protected]
     reasons = dict(_failures(trial, left))
+    left = [group for group in left if group.name not in reasons]
+    trial.cut = _narrow_cut
+    reasons.update(_failures(trial, left))
     left = [group for group in left if group.name not in reasons]
     if followed_numbers(lively, trial.places(left)):
         trial.cut = _unlike_cut
@@ -81,6 +86,19 @@ def tried_groups(
     return [replace(g, protected=g.protected or reasons.get(g.name, "")) for g in known]
 
 
+def _probe(model: nn.Module, example: Tensor, generator: torch.Generator) -> Tensor:
+    """A random input that a network gives numbers for, as far as there is one."""
+    if not example.is_floating_point():
+        return example
+    of_both_signs = torch.randn(example.shape, generator=generator, dtype=example.dtype)
+    for probe in (of_both_signs, of_both_signs.abs()):
+        with torch.no_grad():
+            found = tensors_in(model(probe))
+        if all(bool(t.isfinite().all()) for t in found):
+            return probe
+    return example
+
+
 Cut = Callable[[list[ChannelGroup]], dict[str, NDArray[np.int64]]]
 """By group name, which channels stay in a trial."""
 
@@ -88,6 +106,17 @@ Cut = Callable[[list[ChannelGroup]], dict[str, NDArray[np.int64]]]
 def _like_cut(groups: list[ChannelGroup]) -> dict[str, NDArray[np.int64]]:
     """Two thirds of the channels."""
     return {group.name: np.flatnonzero(np.arange(group.channels) % 3 != 1) for group in groups}
+
+
+def _narrow_cut(groups: list[ChannelGroup]) -> dict[str, NDArray[np.int64]]:
+    """An odd number of channels, the same for all groups that are not small.
+
+    Code that asks whether a width is even, or whether two are the same, does something else.
+    """
+    sizes = [group.channels for group in groups if group.channels >= _NOT_SMALL]
+    narrow = (min(sizes, default=0) // 2 - 1) | 1
+    found = _like_cut(groups)
+    return {name: kept[:narrow] if len(kept) > narrow > 0 else kept for name, kept in found.items()}
 
 
 def _unlike_cut(groups: list[ChannelGroup]) -> dict[str, NDArray[np.int64]]:
@@ -221,8 +250,9 @@ class _Trial:
         rounding = _Rounding(self._probe, expected, blinded)
         for place, ((name, got), (_, whole)) in enumerate(zip(actual, expected, strict=True)):
             out = places[name].out if name in places else None
-            axis = -1 if name and isinstance(find_part(smaller, name), nn.Linear) else 1
-            wanted = whole if out is None else whole.index_select(axis, out)
+            wanted = whole
+            if out is not None:
+                wanted = whole.index_select(channel_axis(module_at(smaller, name), whole), out)
             if got.shape != wanted.shape or not rounding.explains(place, got, wanted):
                 return _MISREAD
         return ""
@@ -260,11 +290,15 @@ class _Rounding:
 
 
 def _run(model: nn.Module, probe: Tensor, *modes: Any) -> Run:
-    """Run a network and keep what every layer computes."""
+    """Run a network and keep what every layer computes, but inside of `torch.vmap`."""
     found: Run = []
 
     def watch(name: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: found.append((name, output))
+        def keep(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
+            if not is_functorch_wrapped_tensor(output):  # which nobody may read outside
+                found.append((name, output))
+
+        return keep
 
     with ExitStack() as stack:
         for name, module in model.named_modules():

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from automl_compress.deploy.layout import SCALE, Layout, StoredTensor, in_strides
+from automl_compress.compress.quantize import SCALE
+from automl_compress.deploy.layout import Layout, StoredTensor, in_strides
 from automl_compress.deploy.packing import Bytes, pack_bits, packed_size, unpack_bits
 
 

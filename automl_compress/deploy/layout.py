@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.modules import become
+from automl_compress.compress.modules import become, trainable
 from automl_compress.compress.quantize import (
+    SCALE,
     InputQuantizer,
     can_quantize,
     is_quantized,
@@ -37,7 +38,6 @@ from automl_compress.space import Policy
 
 FLOAT: Final = "float32"
 """The usual type of a tensor, left out of files."""
-SCALE: Final = "weight_scale"
 QUANTIZER: Final = "input_quantizer"
 
 
@@ -323,7 +323,7 @@ def rebuild(layout: Layout, tensors: Mapping[str, Tensor], architecture: nn.Modu
             f"a file must be read into the network it was made from, but this one differs: "
             f"{one_line(reason)}; give that network as 'model'"
         ) from reason
-    return network.requires_grad_(True)
+    return trainable(network)
 
 
 def _plain_shapes(layout: Layout) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -17,7 +17,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from automl_compress.deploy.layout import QUANTIZER, SCALE, Layout, StoredTensor
+from automl_compress.compress.quantize import SCALE
+from automl_compress.deploy.layout import QUANTIZER, Layout, StoredTensor
 from automl_compress.space import Policy, Value
 
 _WHOLE: Final = 0

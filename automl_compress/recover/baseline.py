@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from automl_compress.compress import trace
+from automl_compress.compress.modules import trainable
 from automl_compress.errors import InputError
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.measurement import measure
@@ -108,7 +109,7 @@ def train_network(
             f"gradient, but is '{settings.optimizer}'; remove it"
         )
     device = find_device(settings.device)
-    network = copy.deepcopy(workload.model).requires_grad_(True).to(device)
+    network = trainable(copy.deepcopy(workload.model)).to(device)
     penalty = None if sparsity is None else _penalty(network, workload, sparsity)
     before = None if penalty is None else penalty.value()
     described = {"training": settings.to_dict(), "sparsity": _plain(sparsity)}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
+from automl_compress.compress.modules import trainable
 from automl_compress.compress.quantize import is_quantized
 from automl_compress.errors import InputError
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
@@ -287,10 +288,10 @@ def _starting_network(
     repaired network that the search measured; all of it from a trained one, where there is one.
     """
     if trained is not None:
-        network = copy.deepcopy(trained).requires_grad_(True)
+        network = trainable(copy.deepcopy(trained))
         make_learnable(network, {}, learned_steps)
         return network
-    network = copy.deepcopy(compressor.build(policy)).requires_grad_(True)
+    network = trainable(copy.deepcopy(compressor.build(policy)))
     unrounded = compressor.build(without_bits(policy))
     weights: dict[str, Tensor] = {
         name: unrounded.get_submodule(name).get_parameter("weight")
