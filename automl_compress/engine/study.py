@@ -156,7 +156,10 @@ class Study:
             ray.enter_context(connected(study.config.engine))
             with _writable(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            return study._run(prepared, folder, listener, ray)
+            with _locked(folder):
+                with _writable(folder):
+                    _check_unused(folder, self.config.name)  # another may have come first
+                return study._run(prepared, folder, listener, ray)
 
     @classmethod
     def resume(cls, folder: str | Path, listener: Listener = ignore, **engine: Any) -> StudyResult:
@@ -171,9 +174,11 @@ class Study:
             **engine: engine settings to change.
 
         Raises:
-            StudyError: the folder holds no study, or its network, data or settings have changed.
+            StudyError: the folder holds no study, its network, data or settings have changed, or
+                another process goes on with it; nothing is changed.
         """
-        manifest = Manifest.read(Path(folder))
+        place = Path(folder)
+        manifest = Manifest.read(place)
         study = cls._of(stated_config(manifest))
         study = study.with_engine(**engine) if engine else study
         prepared = study._prepare(manifest.latency)
@@ -181,7 +186,9 @@ class Study:
         kept = replace(
             prepared.manifest, environment=manifest.environment, extended=manifest.extended
         )
-        return study._run(replace(prepared, manifest=kept), Path(folder), listener)
+        with _locked(place):
+            _check_still(place, manifest)
+            return study._run(replace(prepared, manifest=kept), place, listener)
 
     @classmethod
     def extend(
@@ -206,7 +213,8 @@ class Study:
 
         Raises:
             StudyError: the folder holds no finished study, its network, data or settings have
-                changed, or it cannot be extended so; nothing is changed.
+                changed, another process goes on with it, or it cannot be extended so; nothing is
+                changed.
             InterruptedStudy: the user stopped it; `resume` goes on to the new end.
         """
         place = Path(folder)
@@ -224,8 +232,9 @@ class Study:
             extended=(*manifest.extended, manifest.fingerprint),
         )
         with _locked(place):
+            _check_still(place, manifest)
             reopen(place, manifest)
-        return study._run(replace(prepared, manifest=kept), place, listener)
+            return study._run(replace(prepared, manifest=kept), place, listener)
 
     def _run(
         self,
@@ -238,47 +247,46 @@ class Study:
 
         Args:
             prepared: what is searched.
-            folder: the study's.
+            folder: the study's, locked.
             listener: hears how far it has come.
             ray: closed once nothing is left for engines to do.
         """
-        with _locked(folder):
-            manifest = replace(prepared.manifest, status="running")
-            manifest.write(folder)
-            race = Race(
-                prepared.problem,
-                prepared.search,
-                prepared.test,
-                self.config.evaluations,
-                folder / LEDGER,
-                prepared.rungs,
-            )
-            unfinished = _unfinished(folder, race.budget)
-            try:
-                with started(race, self.config.engine, folder) as engine:
-                    engine.run(unfinished, listener)
-                    standing, manifest = climb(
-                        self.config.ladder,
-                        race,
-                        engine,
-                        manifest,
-                        folder,
-                        self.config.finalists,
-                        listener,
-                    )
-                    finalists = standing.finalists(self.config.finalists)
-                    engine.measure(finalists, listener=listener)
-                if ray is not None:
-                    ray.close()
-                self._measure_latencies(prepared, finalists, folder)
-            except (InterruptedStudy, KeyboardInterrupt) as reason:
-                replace(manifest, status="interrupted").write(folder)
-                raise InterruptedStudy(
-                    f"stopped; all finished evaluations are saved, go on with 'resume {folder}'"
-                ) from reason
-            keys = tuple(policy.key for policy in finalists)
-            manifest = replace(manifest, predictor=cross_validated(StudyResult(folder)))
-            replace(manifest, status="finished", finalists=keys).write(folder)
+        manifest = replace(prepared.manifest, status="running")
+        manifest.write(folder)
+        race = Race(
+            prepared.problem,
+            prepared.search,
+            prepared.test,
+            self.config.evaluations,
+            folder / LEDGER,
+            prepared.rungs,
+        )
+        unfinished = _unfinished(folder, race.budget)
+        try:
+            with started(race, self.config.engine, folder) as engine:
+                engine.run(unfinished, listener)
+                standing, manifest = climb(
+                    self.config.ladder,
+                    race,
+                    engine,
+                    manifest,
+                    folder,
+                    self.config.finalists,
+                    listener,
+                )
+                finalists = standing.finalists(self.config.finalists)
+                engine.measure(finalists, listener=listener)
+            if ray is not None:
+                ray.close()
+            self._measure_latencies(prepared, finalists, folder)
+        except (InterruptedStudy, KeyboardInterrupt) as reason:
+            replace(manifest, status="interrupted").write(folder)
+            raise InterruptedStudy(
+                f"stopped; all finished evaluations are saved, go on with 'resume {folder}'"
+            ) from reason
+        keys = tuple(policy.key for policy in finalists)
+        manifest = replace(manifest, predictor=cross_validated(StudyResult(folder)))
+        replace(manifest, status="finished", finalists=keys).write(folder)
         result = StudyResult(folder)
         result.save(folder)
         return result
@@ -444,6 +452,15 @@ def _check_unchanged(folder: str | Path, before: Manifest, now: Manifest) -> Non
         )
 
 
+def _check_still(folder: Path, read: Manifest) -> None:
+    """Refuse to go on with a study that another process has changed since it was read."""
+    if Manifest.read(folder).to_json() != read.to_json():
+        raise StudyError(
+            f"a study must be changed by one process at a time, but another has changed '{folder}' "
+            "since this one read it; run the command again"
+        )
+
+
 @contextmanager
 def _writable(folder: Path) -> Iterator[None]:
     """What cannot be made or read inside is the folder's fault.
@@ -487,7 +504,7 @@ def _check_unused(folder: Path, name: str) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of a study's folder; the system frees the lock of a dead one."""
-    with (folder / ".lock").open("w") as stream:
+    with (folder / ".lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as reason:

@@ -147,9 +147,13 @@ class Manifest:
         """What names this study: what was made of it before it was extended is still its own."""
         return (self.fingerprint, *self.extended)
 
+    def to_json(self) -> str:
+        """The content of `run.json`."""
+        return json.dumps(asdict(self), indent=1, default=str) + "\n"
+
     def write(self, folder: Path) -> None:
         """Write `run.json`, whole or not at all."""
-        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1, default=str) + "\n")
+        write_text(folder / MANIFEST, self.to_json())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -272,9 +276,10 @@ class StudyResult:
             )
 
     def _units(self, charges: Sequence[Charge]) -> int:
-        """Evaluations of the budget that charges come to."""
-        costs = {rung.estimator: rung.cost for rung in self.manifest.rungs if rung.cost}
-        return sum(costs.get(charge.evaluation.estimator, 1) for charge in charges)
+        """Evaluations of the budget that charges come to; only this study's estimators count."""
+        costs = {rung.estimator: rung.cost for rung in self.manifest.rungs}
+        costs[self.manifest.estimator] = 1
+        return sum(costs.get(charge.evaluation.estimator, 0) for charge in charges)
 
     def spent(self, contestant: str) -> int:
         """Evaluations of its budget that a contestant was charged, those on other rungs too.

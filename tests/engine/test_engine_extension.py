@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +145,72 @@ def test_only_finished_and_unchanged_studies_are_extended(study: Path) -> None:
     with pytest.raises(StudyError, match="have changed"):
         Study.extend(study, 1)
     assert StudyResult(study).spent("nsga2-1") == FIRST
+
+
+@pytest.fixture
+def while_preparing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Have another process do something once a study has looked at its folder."""
+    prepare = Study._prepare
+
+    def have_done(work: Callable[[], object]) -> None:
+        def prepared(self: Study, recorded: Any = None) -> Any:
+            work()
+            return prepare(self, recorded)
+
+        monkeypatch.setattr(Study, "_prepare", prepared)
+
+    return have_done
+
+
+def _content(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_folder_that_is_taken_meanwhile_is_left_alone(
+    first: Path, tmp_path: Path, while_preparing: Callable[[Callable[[], object]], None]
+) -> None:
+    out = tmp_path / "out"
+    while_preparing(lambda: shutil.copytree(first, out))
+    with pytest.raises(StudyError, match=r"must hold no study, but .* holds 'tiny' \(finished\)"):
+        Study(**_settings(3, "random")).run(out)
+    assert _content(out).keys() == {out / path.relative_to(first) for path in _content(first)}
+    assert (out / "run.json").read_bytes() == (first / "run.json").read_bytes()
+    assert _table(StudyResult(out)).equals(_table(StudyResult(first)))
+
+
+@pytest.mark.parametrize("go_on", [Study.resume, partial(Study.extend, evaluations=2)])
+def test_a_study_that_has_changed_meanwhile_is_left_alone(
+    go_on: Callable[[Path], object],
+    study: Path,
+    while_preparing: Callable[[Callable[[], object]], None],
+) -> None:
+    after: dict[Path, tuple[bytes, int]] = {}
+
+    def extend() -> None:
+        manifest = StudyResult(study).manifest
+        replace(manifest, budget=FIRST + MORE, extended=(manifest.fingerprint,)).write(study)
+        after.update(_content(study))
+
+    while_preparing(extend)
+    with pytest.raises(StudyError, match="one process at a time, but another has changed"):
+        go_on(study)
+    assert _content(study) == after
+
+
+def test_a_study_that_another_process_runs_is_left_alone(study: Path) -> None:
+    before = _content(study)
+    with (study / ".lock").open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(StudyError, match="once at a time, but another process runs"):
+            Study.extend(study, MORE)
+    assert _content(study) == before
+
+
+def test_only_charges_of_the_studys_own_estimators_count(study: Path) -> None:
+    manifest = StudyResult(study).manifest
+    replace(manifest, estimator="another").write(study)
+    assert StudyResult(study).spent("nsga2-1") == 0
