@@ -253,7 +253,7 @@ class StudyResult:
                 f"a study's folder must hold {LEDGER}, but '{folder}' does not; "
                 "give the folder a search wrote"
             )
-        with Ledger(self.folder / LEDGER) as ledger:
+        with Ledger(self.folder / LEDGER, reading=True) as ledger:
             everything = {c.name: ledger.charges(c.name) for c in self.manifest.contestants}
             self._spent = {name: self._units(charges) for name, charges in everything.items()}
             self._charges = {
@@ -430,7 +430,7 @@ class StudyResult:
                     f"the folder of a copy must hold no study, but '{target}' does; "
                     "choose another folder"
                 )
-            with Ledger(self.folder / LEDGER) as ledger:
+            with Ledger(self.folder / LEDGER, reading=True) as ledger:
                 ledger.copy_to(target / LEDGER)
             shutil.copyfile(self.folder / MANIFEST, target / MANIFEST)
         partial = target / "evaluations.parquet.part"

@@ -1,12 +1,14 @@
 """The ledger: every evaluation ever made, and what each contestant was charged for it.
 
 SQLite in write-ahead mode with full synchronisation: a commit survives `kill -9` and a power
-cut. One process writes (the engine's dispatcher); any number may read.
+cut. One process writes (the engine's dispatcher); any number may read, also where nothing can be
+written.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,15 +88,18 @@ class Ledger:
 
     Args:
         path: the SQLite file; made when missing. ":memory:" keeps it in memory.
+        reading: whether it is only read; then it must exist, and nothing is written.
 
     Raises:
         StudyError: the file is no ledger, or of a newer version.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, reading: bool = False) -> None:
         self._path = str(path)
+        self._reading = reading
+        place = _reading_place(Path(path)) if reading else self._path
         try:
-            self._db = sqlite3.connect(self._path, isolation_level=None, timeout=30)
+            self._db = sqlite3.connect(place, isolation_level=None, timeout=30, uri=reading)
         except sqlite3.Error as reason:
             raise self._unusable(reason) from reason
         try:
@@ -120,6 +125,14 @@ class Ledger:
                 f"a ledger must hold evaluations and charges, but '{self._path}' is another "
                 "program's database; choose another file"
             )
+        if self._reading:
+            if not tables:
+                raise StudyError(
+                    f"a ledger must hold evaluations and charges to be read, but '{self._path}' "
+                    "holds none; restore it from a copy or resume its study"
+                )
+            self._db.execute("PRAGMA query_only=1")
+            return
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         if version < SCHEMA_VERSION:
@@ -128,6 +141,11 @@ class Ledger:
             )
 
     def _unusable(self, reason: sqlite3.Error) -> StudyError:
+        if self._reading:
+            return StudyError(
+                f"a ledger must be an SQLite file that can be read, but '{self._path}' is not: "
+                f"{reason}; correct its permissions or restore it from a copy"
+            )
         return StudyError(
             f"a ledger must be an SQLite file that can be written, but '{self._path}' is not: "
             f"{reason}; move it away or choose another folder"
@@ -289,6 +307,22 @@ class Ledger:
             return
         with self.together():
             self._db.executemany(statement, rows)
+
+
+def _reading_place(path: Path) -> str:
+    """The URI by which SQLite reads a ledger and leaves its folder as it was.
+
+    Where it can, SQLite makes files beside the ledger while it reads, for the sake of whoever
+    writes, and removes them; without the right to write it would leave them. Where it cannot make
+    them, it must be told that nobody writes: nobody does, unless what was written ahead is there.
+    """
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        mode = "mode=rw"
+    elif path.with_name(path.name + "-wal").exists():
+        mode = "mode=ro"
+    else:
+        mode = "mode=ro&immutable=1"
+    return f"{path.absolute().as_uri()}?{mode}"
 
 
 def _evaluation(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from automl_compress.errors import StudyError
 from automl_compress.ledger import StudyResult, write_text
 from automl_compress.report.audit_views import draw_audit
 from automl_compress.report.content import build_document
@@ -28,9 +30,14 @@ def write_report(folder: str | Path) -> Path:
         The path of `report.html`.
 
     Raises:
-        StudyError: a file is missing or broken.
+        StudyError: a file is missing or broken, or the folder cannot be written.
     """
     result = StudyResult(folder)
+    if not os.access(result.folder, os.W_OK):
+        raise StudyError(
+            f"a report is written into its study's folder, but '{folder}' cannot be written; "
+            "correct its permissions or copy it elsewhere"
+        )
     summary = Summary(result)
     recovered, audit = summary.recovered, summary.audit  # broken ones, before anything is drawn
     result.save(result.folder)

@@ -270,6 +270,78 @@ def test_opening_again_writes_nothing(path: Path) -> None:
         ledger._db.execute("ROLLBACK")
 
 
+@pytest.fixture
+def unwritable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be written, as the system says; it says so to nobody who may do everything."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+
+
+def _written(path: Path) -> Ledger:
+    ledger = Ledger(path)
+    for position, evaluation in enumerate(_evaluations()):
+        ledger.add(evaluation, Place("a-0", position, 0))
+    return ledger
+
+
+def _read(path: Path) -> int:
+    with Ledger(path, reading=True) as ledger:
+        assert list(ledger.evaluations(ToyEstimator(NETWORK).identity)) == sorted(
+            _evaluations(), key=lambda e: e.policy.key
+        )
+        with pytest.raises(EngineError, match="readonly"):
+            ledger.add(Evaluation(POLICIES[0], "e", {}), Place("b-0", 0, 0))
+        return len(ledger)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+NAMES = ["plain", "a b", "what?mode=rw", "50%23", "#1", "größer"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reading_leaves_a_ledger_and_its_folder_as_they_were(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "ledger.sqlite"
+    _written(path).close()
+    before = _files(path.parent)
+    assert before.keys() == {"ledger.sqlite"}
+    assert _read(path) == len(POLICIES)
+    assert _files(path.parent) == before
+
+
+@pytest.mark.usefixtures("unwritable")
+@pytest.mark.parametrize("name", NAMES)
+def test_where_nothing_can_be_written_no_file_is_made_to_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "ledger.sqlite"
+    _written(path).close()
+    before = _files(path.parent)
+    with Ledger(path, reading=True) as ledger:
+        assert len(ledger) == len(POLICIES)
+        assert _files(path.parent) == before
+    assert _read(path) == len(POLICIES)
+    assert _files(path.parent) == before
+
+
+@pytest.mark.usefixtures("unwritable")
+def test_what_another_has_written_ahead_is_read(path: Path) -> None:
+    with _written(path):
+        assert path.with_name(path.name + "-wal").exists()
+        assert _read(path) == len(POLICIES)
+
+
+def test_only_what_is_there_is_read(path: Path) -> None:
+    with pytest.raises(StudyError, match=r"that can be read, but .* is not: unable to open"):
+        Ledger(path, reading=True)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(StudyError, match="holds none; restore it from a copy or resume"):
+        Ledger(path, reading=True)
+    assert _files(path.parent) == {path.name: b""}
+
+
 def test_copies_are_whole(path: Path, tmp_path: Path) -> None:
     with Ledger(path) as ledger:
         ledger.add(_evaluations()[0], Place("a-0", 0, 0))

@@ -330,6 +330,15 @@ def test_a_missing_manifest_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(copy, monkeypatch):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as for users who may not do everything
+    with pytest.raises(StudyError, match="cannot be written; correct its perm") as caught:
+        write_report(copy)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
 def test_an_empty_manifest_leaves_gaps_only(tmp_path):
     bare = {"config": {}, "space": {}, "coverage": {}, "workload": {}, "environment": {}}
     page, _ = words(write_study(tmp_path, outcomes(2), finalists=0, **bare))
