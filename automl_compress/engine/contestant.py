@@ -86,6 +86,7 @@ class Contestant:
         self._strategy = build_strategy(record.strategy, problem, record.seed)
         self._position = 0
         self._round = 0
+        self._asked: list[Request] = []
         self._score = _Score(record, problem)
 
     def next_round(self) -> list[Request]:
@@ -94,10 +95,11 @@ class Contestant:
         position = self._position + sum(map(self._cost, requests))
         wanted = min(self._strategy.batch, self._budget - position)
         policies = self._strategy.ask(wanted) if wanted > 0 else []
-        return requests + [
+        self._asked = requests + [
             Request(Place(self.record.name, position + offset, self._round), policy)
             for offset, policy in enumerate(policies)
         ]
+        return self._asked
 
     def _on_rungs(self) -> list[Request]:
         """What the strategy wants to know from other rungs, as far as the budget allows.
@@ -126,18 +128,19 @@ class Contestant:
         return self._problem.rungs[request.rung].cost if request.rung else 1
 
     def finish_round(self, evaluations: Sequence[Evaluation], hits: int) -> Standing:
-        """Tell the strategy what it asked for.
+        """Tell the strategy what it asked for in `next_round`.
 
         Args:
             evaluations: answers in the order asked.
             hits: how many of them were made for someone else.
         """
         self._strategy.tell(evaluations)
-        costs = {offer.estimator: offer.cost for offer in self._problem.rungs.values()}
-        charged = sum(costs.get(evaluation.estimator, 1) for evaluation in evaluations)
+        charged = sum(map(self._cost, self._asked))
         self._position += charged
         self._round += 1
-        raced = [evaluation for evaluation in evaluations if evaluation.estimator not in costs]
+        # A rung may measure just as the search does, so that estimators do not tell them apart.
+        answers = zip(self._asked, evaluations, strict=True)
+        raced = [evaluation for request, evaluation in answers if not request.rung]
         return self._score.add(raced, charged, hits)
 
     def state_dict(self) -> State:

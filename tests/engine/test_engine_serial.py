@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import InterruptedStudy
 from automl_compress.ledger import Ledger
+from automl_compress.search import RungOffer
 
 
 def _run(folder: Path, **estimator: object) -> list[Standing]:
@@ -117,6 +119,18 @@ def test_what_is_useful_waits_where_the_original_is_left_out(
     standing = contestant.finish_round(answers, 0)
     assert (standing.useful is None) == leaves_out
     assert standing.least_loss is not None
+
+
+def test_a_rung_that_measures_as_the_search_does_leaves_its_standing(tmp_path: Path) -> None:
+    search, bare = race(tmp_path).search, NETWORK.problem()
+    same = replace(bare, rungs={"again": RungOffer(search.identity, 1)})
+    standings = []
+    for problem in (bare, same):
+        contestant = Contestant(CONTESTANTS[0], problem, BUDGET)
+        answers = [search.estimate(asked.policy) for asked in contestant.next_round()]
+        standings.append(contestant.finish_round(answers, 0))
+    assert standings[0] == standings[1]
+    assert standings[1].least_loss is not None
 
 
 def test_a_contestant_goes_on_from_its_state(tmp_path: Path) -> None:
