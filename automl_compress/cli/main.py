@@ -272,7 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if parsed.debug:
             traceback.print_exc()
-        where = f": '{error.filename}'" if error.filename else ""
+        place = error.filename or getattr(parsed, "folder", None)
+        where = f": '{place}'" if place else ""
         print(
             f"automl-compress: files must be readable and writable, but {error.strerror or error}"
             f"{where}; free space or correct its permissions, then run again",

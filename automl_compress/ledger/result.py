@@ -6,7 +6,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -433,9 +434,11 @@ class StudyResult:
             with Ledger(self.folder / LEDGER, reading=True) as ledger:
                 ledger.copy_to(target / LEDGER)
             shutil.copyfile(self.folder / MANIFEST, target / MANIFEST)
-        partial = target / "evaluations.parquet.part"
-        self.to_dataframe().to_parquet(partial, index=False)
-        partial.replace(target / "evaluations.parquet")
+        table = target / "evaluations.parquet"
+        with _named(table):
+            partial = target / f"{table.name}.part"
+            self.to_dataframe().to_parquet(partial, index=False)
+            partial.replace(table)
         write_text(target / "front.json", json.dumps(self.front_document(), indent=1) + "\n")
 
 
@@ -478,8 +481,20 @@ def _row(record: ContestantRecord, charge: Charge, shared: bool) -> dict[str, An
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    with _named(path):
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors name a file: the system says which where it cannot be opened, not where it is full."""
+    try:
+        yield
+    except OSError as reason:
+        if reason.filename is None:
+            reason.filename = str(path)
+        raise

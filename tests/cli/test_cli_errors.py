@@ -207,6 +207,19 @@ def test_out_that_holds_another_study(folder: Path, capsys: pytest.CaptureFixtur
     assert "is a file" in _refused(capsys, "search", other, "--out", "sweep.yaml/below/it")
 
 
+def test_a_full_disk_names_the_studys_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(commands, "resume", fill)
+    assert main(["resume", "some/study"]) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device: 'some/study'; free space" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("out", ["/proc/none", "x" * 300])
 def test_out_that_cannot_be_made(
     out: str, folder: Path, capsys: pytest.CaptureFixture[str]

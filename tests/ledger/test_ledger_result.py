@@ -200,3 +200,13 @@ def test_newer_manifests_and_missing_files_are_refused(tmp_path: Path) -> None:
     replace(MANIFEST_OF_TEST, version=2).write(tmp_path)
     with pytest.raises(StudyError, match="at most 1, but is 2"):
         StudyResult(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full disk to try")
+@pytest.mark.parametrize("name", [MANIFEST, "evaluations.parquet"])
+def test_on_a_full_disk_the_file_is_named(tmp_path: Path, name: str) -> None:
+    result = StudyResult(_study(tmp_path))
+    (tmp_path / f"{name}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        result.manifest.write(tmp_path) if name == MANIFEST else result.save(tmp_path)
+    assert caught.value.filename == str(tmp_path / name)
