@@ -81,11 +81,15 @@ class Sensitive(Strategy):
         return Restricted(self.problem, self._agent_seed, DDPG, free, fixed)
 
     def ask(self, count: int) -> list[Policy]:
-        """Probes, where sensitivity must be measured; then what the agent asks for."""
+        """Probes, where sensitivity must be measured; then what the agent asks for.
+
+        The agent waits until all probes are told, and the last of them come alone. Asked again
+        before, it begins with what is known by then.
+        """
         asked: list[Policy] = []
         while self._waiting and len(asked) < count:
             asked += self._fresh([self._probes[self._waiting.pop(0)][1]])
-        if self._agent is None and not self._waiting and len(asked) < count:
+        if self._agent is None and not self._waiting and not asked:
             self._agent = self._build()
         while self._agent is not None and len(asked) < count:
             found = self._agent.ask(count - len(asked))

@@ -210,3 +210,24 @@ def test_without_ranks_sensitivity_is_measured() -> None:
     assert strategy.protected() == [2 * worst]
     told = _search(strategy, 20)
     assert {e.policy[f"channels:layer{worst}"] for e in told} == {16}
+
+
+@pytest.mark.parametrize("layers", [4, 8])
+def test_all_probes_are_told_before_the_agent_begins(layers: int) -> None:
+    """In batches that the probes fill and in those that they do not."""
+    network = ToyNetwork(layers=layers)
+    strategy = Sensitive(network.problem(), 0)
+    estimator = ToyEstimator(network)
+    accuracies: list[float] = []
+    while strategy.state_dict()["agent"] is None:
+        evaluations = [estimator.estimate(policy) for policy in strategy.ask(5)]
+        accuracies += [evaluation.quality for evaluation in evaluations]
+        strategy.tell(evaluations)
+    worst = np.argsort(accuracies[:layers], kind="stable")[: layers // 4]
+    assert strategy.protected() == [2 * layer for layer in worst]
+
+
+def test_probes_that_nobody_answers_do_not_stop_a_search() -> None:
+    strategy = Sensitive(NETWORK.problem(), 0)
+    assert len(strategy.ask(20)) == 4
+    assert len(strategy.ask(20)) == 20
