@@ -24,7 +24,7 @@ Deviations from the papers:
 5. Noise decays to a floor and does not die.
 6. b is the mean of the replayed rewards in place of a moving average; losses of accuracy count in
    useful losses (HAQ's factor of 0.1 for percent is just that), ruinous ones damped.
-7. Where a space lacks the agent's kind of genes, it decides all genes.
+7. Where no gene of the agent's kinds has a choice, it decides all genes.
 """
 
 from __future__ import annotations

@@ -19,9 +19,10 @@ _HALF_CUT: Final = 0.5
 
 
 def genes_of(problem: Problem, kinds: Sequence[Kind]) -> list[int]:
-    """Positions of the genes of some kinds; of all genes when the space has none of them."""
+    """Positions of the genes of some kinds; of all genes where none of them has a choice."""
     found = [place for place, gene in enumerate(problem.space) if gene.kind in kinds]
-    return found or list(range(len(problem.space)))
+    chosen = any(len(problem.space.genes[place]) > 1 for place in found)
+    return found if chosen else list(range(len(problem.space)))
 
 
 def least_compressed(problem: Problem, free: Sequence[int]) -> Indices:

@@ -9,7 +9,7 @@ The paper publishes no code. What it leaves open, and where this deviates:
 1. The best network is the one that alone dominates the largest useful hypervolume, or the largest
    plain one as long as none is useful. So the search covers the bits' front of one pruned network.
 2. The stages take turns by a fixed count of evaluations.
-3. Where a space has genes of one stage only, there is one stage, on all genes.
+3. Where the genes of one stage have no choice, there is one stage, on all genes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class TwoStage(Strategy):
         super().__init__(problem, seed)
         self._pruning = genes_of(problem, ("channels", "kernel_sparsity"))
         self._quantizing = genes_of(problem, ("weight_bits", "activation_bits"))
-        self._left = pruned if len(self._pruning) < len(problem.space) else 0
-        self._single = not self._left
+        self._single = not set(self._pruning).isdisjoint(self._quantizing)  # one of them is all
+        if self._single:
+            self._pruning = list(range(len(problem.space)))
+        self._left = 0 if self._single else pruned
         self._winner: Indices = least_compressed(problem, self._pruning)
         self._score = (-1.0, -1.0)
         self._seeds = [int(seed) for seed in self.rng.integers(2**31, size=2)]

@@ -177,6 +177,22 @@ def test_one_kind_of_genes_is_one_stage() -> None:
     assert strategy.state_dict()["stage"] == 1
 
 
+@pytest.mark.parametrize("name", ["amc", "haq", "two-stage"])
+@pytest.mark.parametrize(
+    "network",
+    [ToyNetwork(layers=2, weight_bits=(8,)), ToyNetwork(layers=2, channels=(16,))],
+    ids=["no bits", "no channels"],
+)
+def test_where_a_kind_is_held_at_one_value_the_other_is_searched(
+    network: ToyNetwork, name: str
+) -> None:
+    """To its end and in one stage, as where genes of the kind are missing."""
+    strategy = build_strategy(name, network.problem(), 0)
+    found = _search(strategy, 100, ToyEstimator(network))
+    assert len(found) == network.space.cardinality
+    assert strategy.state_dict().get("stage", 1) == 1
+
+
 # Sensitive layers.
 
 
