@@ -41,7 +41,7 @@ from automl_compress.search.actor_critic import ActorCritic, Learning, Transitio
 from automl_compress.search.exploration import Noise, truncated_normal
 from automl_compress.search.layer_mdp import LayerMDP
 from automl_compress.search.networks import one_thread
-from automl_compress.search.priors import draw_new
+from automl_compress.search.priors import draw_new, lowered, steps_to_fit
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.restricted import Restricted, genes_of, least_compressed
 from automl_compress.search.reward import outcome, rewards
@@ -101,20 +101,9 @@ class Budget:
     def lower(self, indices: Indices, share: float) -> Indices:
         """Indices lowered one by one, from the last gene on and round again, until they fit."""
         order = _round_robin(indices)
-
-        def lowered(steps: int) -> Indices:
-            levels = indices.copy()
-            np.subtract.at(levels, order[:steps], 1)
-            return levels
-
-        low, high = 0, len(order)  # costs never rise when a gene shrinks
-        while low < high:
-            middle = (low + high) // 2
-            if self.cost(lowered(middle)) > share * self.full:
-                low = middle + 1
-            else:
-                high = middle
-        return lowered(low)
+        limit = share * self.full
+        steps = steps_to_fit(indices, order, lambda levels: self.cost(levels) <= limit)
+        return lowered(indices, order[:steps])
 
 
 def _round_robin(indices: Indices) -> NDArray[np.int64]:

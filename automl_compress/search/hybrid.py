@@ -178,7 +178,7 @@ class Hybrid(Strategy):
         """The most promising candidates: those that wait, and what members propose now."""
         for member, proposals in zip(self._order(), _parts(len(self._members)), strict=True):
             for policy in self._members[member].ask(proposals):
-                self._waiting.setdefault(policy, member)
+                self._offer(policy, member)
         much_is_known = len(self._record) >= self._enough
         if self._shifting and not much_is_known:
             self._shift()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -27,6 +28,7 @@ APART: Final = 0.05
 _TRIES: Final = 100
 _TOO_COSTLY: Final = 10
 _LISTED: Final = 100_000
+_LOWERINGS: Final = 10
 _HALVINGS: Final = 10
 
 Draw = Callable[[], Indices]
@@ -117,28 +119,36 @@ def mildest(problem: Problem) -> float:
 def draw_new(problem: Problem, seen: Seen, draw: Draw, rng: np.random.Generator) -> Policy | None:
     """A policy nobody asked for that meets the constraints on costs; None when there is none.
 
-    When draws keep breaking the constraints, they are cut harder everywhere until they do not.
-    When drawing finds nothing new, small spaces are listed, and large ones drawn from uniformly.
-    When nothing meets the constraints, the policy found that breaks them least is given.
+    When draws keep breaking the constraints, they are cut harder everywhere until they do not, and
+    where that finds nothing new, single genes of theirs are lowered. When drawing finds nothing
+    new, large spaces are drawn from uniformly. Where all of that fails, what meets the constraints
+    is listed. When nothing does, the policy found that breaks them least is given.
 
     Args:
         problem: space and constraints.
         seen: what was tried; the result is added.
         draw: draws indices.
-        rng: source of chance for the uniform draws.
+        rng: source of chance for the uniform draws, and for which genes are lowered.
     """
-    found = _drawn(problem, seen, draw)
-    if found is None and problem.space.cardinality > _LISTED:
-        found = _drawn(problem, seen, lambda: problem.space.sample(rng))
-    elif found is None:
-        found = _listed(problem, seen)
+    excess, found = _drawn(problem, seen, draw)
+    if found is None and _is_large(problem):
+        excess, found = _drawn(problem, seen, lambda: problem.space.sample(rng))
+    if excess > 0:
+        found = _lowered_to_fit(problem, seen, found, rng) or _listed(problem, seen) or found
     if found is not None:
         seen.add(found)
     return found
 
 
-def _drawn(problem: Problem, seen: Seen, draw: Draw) -> Policy | None:
-    best: tuple[float, Policy] | None = None
+def _is_large(problem: Problem) -> bool:
+    """Whether a space has too many policies to list them all."""
+    return problem.space.cardinality > _LISTED
+
+
+def _drawn(problem: Problem, seen: Seen, draw: Draw) -> tuple[float, Policy | None]:
+    """The first new draw that meets the constraints, or the one that breaks them least, and how."""
+    least: float = np.inf
+    best: Policy | None = None
     too_costly = 0
     for _ in range(_TRIES):
         indices = draw()
@@ -148,12 +158,12 @@ def _drawn(problem: Problem, seen: Seen, draw: Draw) -> Policy | None:
         if policy in seen:
             continue
         excess = problem.cost_violation(policy)
-        if best is None or excess < best[0]:
-            best = (excess, policy)
+        if excess < least:
+            least, best = excess, policy
         if excess == 0:
             break
         too_costly += 1
-    return None if best is None else best[1]
+    return least, best
 
 
 def _cut_to_fit(problem: Problem, indices: Indices) -> Indices:
@@ -168,16 +178,89 @@ def _cut_to_fit(problem: Problem, indices: Indices) -> Indices:
     return fitting
 
 
+def lowered(indices: Indices, genes: NDArray[np.int64]) -> Indices:
+    """Indices with some genes lowered by one step, those that come twice by two."""
+    levels = indices.copy()
+    np.subtract.at(levels, genes, 1)
+    return levels
+
+
+def steps_to_fit(
+    indices: Indices, order: NDArray[np.int64], fits: Callable[[Indices], bool]
+) -> int:
+    """How many genes, the first of an order, must be lowered by one step until indices fit.
+
+    All of them where nothing fits. Costs never rise when a gene shrinks.
+    """
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(lowered(indices, order[:middle])) else (middle + 1, high)
+    return low
+
+
+def _lowered_to_fit(
+    problem: Problem, seen: Seen, policy: Policy | None, rng: np.random.Generator
+) -> Policy | None:
+    """A new policy that meets the constraints: one with single genes lowered until it does.
+
+    Which genes is drawn, some times over; None when it leads to nothing new.
+    """
+    if policy is None:
+        return None
+    space = problem.space
+    indices = space.encode(policy)
+    genes = np.repeat(np.arange(len(space)), indices)
+
+    def fits(levels: Indices) -> bool:
+        return problem.cost_violation(space.decode(levels)) == 0
+
+    for _ in range(_LOWERINGS):
+        order = rng.permutation(genes)
+        levels = lowered(indices, order[: steps_to_fit(indices, order, fits)])
+        if space.decode(levels) not in seen and fits(levels):
+            return space.decode(levels)
+    return None
+
+
 def _listed(problem: Problem, seen: Seen) -> Policy | None:
-    """The first unseen policy of a small space that breaks the constraints on costs least."""
-    best: tuple[float, Policy] | None = None
-    for indices in itertools.product(*(range(size) for size in problem.space.sizes)):
+    """The first new policy of a list, which is walked once."""
+    if seen.listed is None:
+        seen.listed = _raised(problem) if _is_large(problem) else _by_excess(problem)
+    return next((policy for policy in seen.listed if policy not in seen), None)
+
+
+def _by_excess(problem: Problem) -> Iterator[Policy]:
+    """A small space: what meets the constraints on costs, then what breaks them least."""
+    breaking: list[tuple[float, tuple[int, ...]]] = []
+    for indices in itertools.product(*map(range, problem.space.sizes)):
         policy = problem.space.decode(np.array(indices))
-        if policy in seen:
-            continue
         excess = problem.cost_violation(policy)
-        if best is None or excess < best[0]:
-            best = (excess, policy)
         if excess == 0:
-            break
-    return None if best is None else best[1]
+            yield policy
+        else:
+            breaking.append((excess, indices))
+    for _, indices in sorted(breaking):
+        yield problem.space.decode(np.array(indices))
+
+
+def _raised(problem: Problem) -> Iterator[Policy]:
+    """What meets the constraints on costs in a large space, the most compressed first.
+
+    Costs never rise when a gene shrinks, so that raising single genes of what meets them finds it
+    all. No gene before the last that was raised is raised, so that nothing is found twice.
+    """
+    sizes = problem.space.sizes
+    waiting = deque([np.zeros(len(sizes), dtype=np.int64)])
+    while waiting:
+        indices = waiting.popleft()
+        policy = problem.space.decode(indices)
+        if problem.cost_violation(policy) > 0:
+            continue
+        yield policy
+        last = int(np.flatnonzero(indices)[-1]) if indices.any() else 0
+        for gene in range(last, len(sizes)):
+            if indices[gene] + 1 < sizes[gene]:
+                higher = indices.copy()
+                higher[gene] += 1
+                waiting.append(higher)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -200,6 +200,8 @@ class Seen:
 
     def __init__(self) -> None:
         self._keys: dict[str, None] = {}
+        self.listed: Iterator[Policy] | None = None
+        """What `priors.draw_new` has not listed yet; begun again where a state is loaded."""
 
     def __contains__(self, policy: Policy) -> bool:
         return policy.key in self._keys
@@ -218,3 +220,4 @@ class Seen:
     def load_state_dict(self, keys: list[str]) -> None:
         """Remember just these keys."""
         self._keys = dict.fromkeys(keys)
+        self.listed = None

@@ -367,3 +367,13 @@ def test_the_least_promising_are_forgotten(
     best = sorted(before, key=lambda policy: -surrogate.gains([policy])[0])
     asked = strategy.ask(1)
     assert {*asked, *strategy._waiting} == set(best[:10])
+
+
+@pytest.mark.usefixtures("scripted")
+def test_no_member_makes_it_break_a_constraint_on_costs() -> None:
+    """A member that asked for all that meets them, of which much waits, asks for what does not."""
+    problem = NETWORK.problem(constraints=["macs <= 0.3x"])
+    strategy = Hybrid(problem, 0, ("good", "bad"), None)
+    known = [policy for policy in _policies(100, seed=1) if not problem.cost_violation(policy)]
+    strategy.tell([ESTIMATOR.estimate(policy) for policy in known])
+    assert not any(map(problem.cost_violation, strategy.ask(20)))
