@@ -29,6 +29,7 @@ from automl_compress.evaluate import (
     DIVERGENCE,
     USEFUL_LOSS,
     Evaluation,
+    beyond,
     error_name,
     loss_of,
     minimised_metrics,
@@ -203,7 +204,7 @@ def spread(
     chosen = [Audited(e.policy, "front") for e in _evenly(on, round(_ON_FRONT * beside))]
     chosen += [Audited(e.policy, "off the front") for e in _evenly(off, beside - len(chosen))]
     limit = 1.0 - quality_of(result.manifest.baseline) + USEFUL_LOSS
-    useful = [e for e in on if _error(e) <= limit] or on
+    useful = [e for e in on if beyond("error", _error(e), limit) <= 0] or on
     rng = np.random.default_rng(settings.seed)
     counts = [in_bands // BANDS + (band < in_bands % BANDS) for band in range(BANDS)]
     taken = {audited.policy.key for audited in chosen}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from automl_compress.errors import EngineError
-from automl_compress.evaluate import Evaluation, leave_out, objective_values, references
+from automl_compress.evaluate import Evaluation, beyond, leave_out, objective_values, references
 from automl_compress.ledger import ContestantRecord, Place
 from automl_compress.pareto import Reference
 from automl_compress.search import Problem, State, build_strategy
@@ -204,7 +204,7 @@ class _Score:
         if "size_bytes" not in self._problem.objectives:
             return
         limit = baseline["error"] + MILD_LOSS
-        good = [e for e in evaluations if e.minimised("error") <= limit]
+        good = [e for e in evaluations if beyond("error", e.minimised("error"), limit) <= 0]
         known = [] if self._smallest is None else [self._smallest]
         shares = [e.metrics["size_bytes"] / baseline["size_bytes"] for e in good]
         self._smallest = min([*known, *shares], default=None)

@@ -25,6 +25,7 @@ from automl_compress.evaluate import (
     LOSSES,
     Constraint,
     Evaluation,
+    beyond,
     loss_of,
     minimised_metrics,
     objective_values,
@@ -91,10 +92,10 @@ class Candidates:
         values = self.values[front]
         lost = self.errors[front] - self.baseline["error"]
         return [
-            int(front[np.argmin(np.where(lost <= loss, values[:, place], np.inf))])
-            for loss in PICKED_LOSSES
+            int(front[np.argmin(np.where(mild, values[:, place], np.inf))])
+            for mild in (beyond("error", lost, loss) <= 0 for loss in PICKED_LOSSES)
             for place, name in enumerate(self.names)
-            if name not in LOSSES and (lost <= loss).any()
+            if name not in LOSSES and mild.any()
         ]
 
 

@@ -20,6 +20,7 @@ from automl_compress.evaluate.evaluation import (
 from automl_compress.evaluate.objectives import (
     USEFUL_LOSS,
     Constraint,
+    beyond,
     check_measured,
     check_objectives,
     check_quality,
@@ -44,6 +45,7 @@ __all__ = [
     "Constraint",
     "Evaluation",
     "Status",
+    "beyond",
     "check_measured",
     "check_objectives",
     "check_quality",

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ USEFUL_LOSS: Final = 0.10
 """A network that loses more quality than this against the baseline is of no use to anyone."""
 _USEFUL_DIVERGENCE: Final = 0.5
 """ResNet-20's networks that lose `USEFUL_LOSS` diverge by 0.49 (results/audit_resnet20)."""
+_ROUNDING: Final = 1e-9
+"""Losses that differ by less are the same; of any number of images, one counts for more."""
+_Values = TypeVar("_Values", float, NDArray[np.float64])
 
 _CONSTRAINT = re.compile(
     r"^\s*(?P<metric>[a-z][a-z_0-9]*)\s*(?P<sign><=|>=)\s*(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)"
@@ -197,6 +200,15 @@ def objective_values(
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
 
 
+def beyond(metric: str, values: _Values, limit: float) -> _Values:
+    """How far values of a minimised metric are above a limit, in its unit; negative below it.
+
+    Losses count as on it when nearer than `_ROUNDING`: 1 - 0.98 is a little more than 0.02.
+    """
+    above = values - limit
+    return above * (abs(above) > _ROUNDING) if metric in LOSSES else above
+
+
 def violations(
     evaluations: Iterable[Evaluation], constraints: Iterable[Constraint]
 ) -> NDArray[np.float64]:
@@ -208,7 +220,10 @@ def violations(
     """
     limits = tuple(constraints)
     rows = [
-        [max(0.0, (e.minimised(c.metric) - c.limit) / max(c.limit, 1e-12)) for c in limits]
+        [
+            max(0.0, beyond(c.metric, e.minimised(c.metric), c.limit)) / max(c.limit, 1e-12)
+            for c in limits
+        ]
         for e in evaluations
     ]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(limits))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from automl_compress.errors import EstimateError, StudyError
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import COSTS, Evaluation
-from automl_compress.evaluate.objectives import Constraint
+from automl_compress.evaluate.objectives import Constraint, beyond
 from automl_compress.pareto import Reference
 from automl_compress.space import Policy, SearchSpace
 
@@ -172,7 +172,7 @@ def check_met(
     """
     met = np.ones(count, dtype=np.bool_)
     for limit, values in limits:
-        met &= values <= limit.limit
+        met &= beyond(limit.metric, values, limit.limit) <= 0
     if not met.any():
         texts = ", ".join(limit.text for limit, _ in limits)
         raise StudyError(

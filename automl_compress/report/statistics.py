@@ -19,6 +19,7 @@ from automl_compress.evaluate import (
     LOSSES,
     QUALITIES,
     Evaluation,
+    beyond,
     error_name,
     quality_name,
     quality_of,
@@ -35,7 +36,6 @@ HEADLINE_LOSSES: Final = (0.005, 0.01, 0.02)
 """Losses of test quality that the headline answers for."""
 
 _Z95: Final = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-_ROUNDING: Final = 1e-9
 
 
 def wilson_interval(share: float, images: int) -> tuple[float, float]:
@@ -400,7 +400,7 @@ class Summary:
         Of equally cheap ones, the best.
         """
         good = [f for f in self.measured if (lost := self.lost(f)) is not None
-                and lost <= loss + _ROUNDING]  # fmt: skip
+                and beyond("error", lost, loss) <= 0]  # fmt: skip
         return min(good, key=lambda f: (f.metrics[cost], self.lost(f)), default=None)
 
     @property

@@ -30,7 +30,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from automl_compress.evaluate import LOSSES, Evaluation
+from automl_compress.evaluate import LOSSES, Evaluation, beyond
 from automl_compress.search.priors import draw_new, mildest, scaled_indices
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
@@ -168,7 +168,8 @@ class OptunaSearch(Strategy):
             else {**dict.fromkeys(LOSSES, 1.0), **self.problem.cost(evaluation.policy)}
         )
         return {
-            f"{place} {limit.text}": (known[limit.metric] - limit.limit) / max(limit.limit, 1e-12)
+            f"{place} {limit.text}": beyond(limit.metric, known[limit.metric], limit.limit)
+            / max(limit.limit, 1e-12)
             for place, limit in enumerate(self.problem.constraints)
         }
 

@@ -60,6 +60,15 @@ def test_finalists_are_spread_where_constraints_leave_the_original_out(
     assert set(found.climbing(2)) == {policies[row] for row in chosen}
 
 
+def test_what_loses_just_a_loss_is_picked_at_it() -> None:
+    """0.08 - 0.06 is a little more than 0.02."""
+    values = np.array([[0.06, 100.0], [0.08, 10.0]])
+    policies = (Policy({"channels:a": 2}), Policy({"channels:a": 1}))
+    baseline = {"error": 0.06, "macs": 100.0}
+    found = Candidates(policies, ("error", "macs"), values, values[:, 0], baseline)
+    assert found._picked(np.arange(2)) == [0, 0, 1]
+
+
 def test_stopping_while_finalists_are_measured_leaves_a_state_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

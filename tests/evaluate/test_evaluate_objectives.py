@@ -88,6 +88,22 @@ def test_violations_are_shares_of_the_limit() -> None:
     assert violations([], limits).shape == (0, 2)
 
 
+@pytest.mark.parametrize("right", range(0, 1000, 7))
+def test_a_network_just_as_good_as_a_limit_meets_it(right: int) -> None:
+    """1 - 0.98 is a little more than 0.02."""
+    limits = [
+        Constraint.parse(f"error <= {(1000 - right) / 1000}"),
+        Constraint.parse(f"accuracy >= {right / 1000}"),
+    ]
+    assert violations([_measured(right / 1000)], limits).tolist() == [[0, 0]]
+    assert (violations([_measured((right - 0.01) / 1000)], limits) > 0).all()
+
+
+def test_costs_are_compared_as_they_are() -> None:
+    limit = Constraint.parse("size_bytes <= 80")
+    assert violations([_measured(0.9, 80 + 1e-10)], [limit]) > 0
+
+
 def test_values_that_are_not_finite_count_as_failed() -> None:
     for broken in (_measured(math.nan), _measured(math.inf), _measured(0.9, math.nan)):
         assert not broken.ok

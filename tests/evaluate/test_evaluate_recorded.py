@@ -10,6 +10,7 @@ import pytest
 
 from automl_compress.errors import InputError, StudyError
 from automl_compress.evaluate import Constraint
+from automl_compress.evaluate.recorded import check_met
 from automl_compress.evaluate.table import read_table
 from automl_compress.pareto import front_mask
 from automl_compress.space import Policy
@@ -203,6 +204,12 @@ def test_a_table_without_trade_off_is_told_from_constraints_nobody_meets(tmp_pat
         read_table(path).estimator().scale(("error", "macs"), ())
     with pytest.raises(StudyError, match="none of the table meets macs <= 6"):
         read_table(path).estimator().scale(("error", "macs"), [Constraint.parse("macs <= 6")])
+
+
+def test_a_policy_just_as_good_as_a_limit_meets_it() -> None:
+    limit = Constraint.parse("error <= 0.02")
+    met = check_met([(limit, 1 - np.array([0.979, 0.98, 0.981]))], 3, "table")
+    assert met.tolist() == [False, True, True]
 
 
 def test_wrong_columns_and_files_are_refused(tmp_path: Path) -> None:

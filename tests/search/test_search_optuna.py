@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -40,6 +41,14 @@ def test_the_study_holds_what_was_told_and_what_is_out() -> None:
         assert list(trial.params.values()) == list(NETWORK.space.encode(evaluation.policy))
     for trial, evaluation in zip(trials[5:], told[4:], strict=True):
         assert list(trial.params.values()) == list(NETWORK.space.encode(evaluation.policy))
+
+
+def test_a_network_just_as_good_as_a_limit_meets_it() -> None:
+    strategy = OptunaSearch(NETWORK.problem(constraints=["error <= 0.02"]), 0, "tpe")
+    measured = ESTIMATOR.estimate(NETWORK.space.largest)
+    strategy.tell([replace(measured, metrics={**measured.metrics, "accuracy": 0.98})])
+    (trial,) = strategy._study().trials
+    assert list(trial.constraints.values()) == [0.0]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
