@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.search.strategy import Problem, State, Strategy
 from automl_compress.space import Gene, Kind, Policy, SearchSpace
+
+NEAR: Final = 0.02
+"""Share of the range of a kind's values below which a difference is of no interest."""
 
 
 def uniform_policies(space: SearchSpace) -> list[Policy]:
@@ -30,8 +35,17 @@ def uniform_policies(space: SearchSpace) -> list[Policy]:
 
 
 def _levels(space: SearchSpace, kind: Kind) -> list[float]:
-    """Relative values that occur in the genes of a kind, largest last."""
-    return sorted({value / _scale(g) for g in space if g.kind == kind for value in g.values})
+    """Relative values that occur in the genes of a kind, largest last.
+
+    Rounding makes many of one ratio. Of those within `NEAR` of each other, the commonest counts.
+    """
+    found = Counter(value / _scale(g) for g in space if g.kind == kind for value in g.values)
+    near = NEAR * (max(found) - min(found))
+    levels: list[float] = []
+    for level, _ in found.most_common():
+        if all(abs(level - other) >= near for other in levels):
+            levels.append(level)
+    return sorted(levels)
 
 
 def _mildness(kind: Kind, level: float) -> float:

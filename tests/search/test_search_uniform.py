@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from automl_compress.search import build_strategy, uniform_policies
 from automl_compress.space import Gene, Policy, SearchSpace
+from automl_compress.space.rules import ChannelRule
 from automl_compress.testing import ToyNetwork
 
 
@@ -47,3 +48,22 @@ def test_constraints_on_costs_thin_the_line_and_the_seed_does_not() -> None:
     assert everything == [p for p in line if problem.cost_violation(p) == 0]
     assert 0 < len(everything) < len(line)
     assert build_strategy("uniform", problem, 1).ask(1_000) == everything
+
+
+def _widths(rule: ChannelRule, *widths: int) -> SearchSpace:
+    return SearchSpace([Gene(f"channels:{w}", "channels", rule.counts(w)) for w in widths])
+
+
+def test_a_ratio_that_rounding_spreads_is_drawn_once() -> None:
+    rule = ChannelRule(tuple(ratio / 20 for ratio in range(1, 21)))
+    space = _widths(rule, 16, 24, 32, 64, 96, 144, 160, 192, 320, 384, 576, 960, 1280)
+    line = uniform_policies(space)
+    assert {policy["channels:1280"] for policy in line} == {64 * ratio for ratio in range(1, 21)}
+    assert len(line) == 20
+    assert {space.largest, space.smallest} < set(line)
+
+
+def test_values_that_differ_are_all_drawn() -> None:
+    space = _widths(ChannelRule(round_to=2), 16, 24, 32, 64)
+    drawn = {(name, value) for policy in uniform_policies(space) for name, value in policy.items()}
+    assert drawn == {(gene.name, value) for gene in space for value in gene.values}
