@@ -85,9 +85,10 @@ class Comparison:
         for other in results[1:]:
             _check_comparable(results[0], other)
         self.references = reference_points(*results)
+        names = results[0].manifest.objectives
         self.studies = tuple(
             ComparedStudy(
-                r, tuple(r.front()), strategy_scores(contestant_scores(r, self.references))
+                r, tuple(r.front()), strategy_scores(contestant_scores(r, self.references, names))
             )
             for r in results
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,10 +55,12 @@ def minimised_baseline(manifest: Manifest) -> dict[str, float]:
     return minimised_metrics(manifest.baseline)
 
 
-def usable_values(evaluations: Iterable[Evaluation], manifest: Manifest) -> Values:
+def usable_values(
+    evaluations: Iterable[Evaluation], manifest: Manifest, objectives: Sequence[str]
+) -> Values:
     """(n, n_objectives) minimised values; inf for failures and for broken constraints."""
     chosen = tuple(evaluations)
-    values = objective_values(chosen, manifest.objectives)
+    values = objective_values(chosen, objectives)
     values[(violations(chosen, manifest.constraints) > 0).any(axis=1)] = np.inf
     return values
 
@@ -75,10 +77,13 @@ def reference_points(*results: StudyResult) -> tuple[Reference, Reference]:
     any contestant found (`evaluate.references_around`).
 
     Args:
-        results: one or more.
+        results: one or more. Their objectives are in the first one's order.
     """
     manifest = results[0].manifest
-    found = [usable_values(r.usable_evaluations().values(), r.manifest) for r in results]
+    found = [
+        usable_values(r.usable_evaluations().values(), r.manifest, manifest.objectives)
+        for r in results
+    ]
     return references_around(
         manifest.objectives,
         minimised_baseline(manifest),
@@ -88,28 +93,34 @@ def reference_points(*results: StudyResult) -> tuple[Reference, Reference]:
 
 
 def contestant_scores(
-    result: StudyResult, points: tuple[Reference, Reference] | None = None
+    result: StudyResult,
+    points: tuple[Reference, Reference] | None = None,
+    objectives: Sequence[str] = (),
 ) -> tuple[ContestantScores, ...]:
     """Scores of every contestant of a study, in the manifest's order.
 
     Args:
         result: the study.
         points: references of both hypervolumes; the study's own when not given.
+        objectives: the study's, in the order of `points`; in its own when not given.
     """
     chosen = points or reference_points(result)
-    return tuple(_scores(result, record, chosen) for record in result.manifest.contestants)
+    names = objectives or result.manifest.objectives
+    return tuple(_scores(result, record, chosen, names) for record in result.manifest.contestants)
 
 
 def _scores(
-    result: StudyResult, record: ContestantRecord, points: tuple[Reference, Reference]
+    result: StudyResult,
+    record: ContestantRecord,
+    points: tuple[Reference, Reference],
+    objectives: Sequence[str],
 ) -> ContestantScores:
-    manifest = result.manifest
     plain, useful = points
     charges = result.charges(record.name)
     told = [charge.evaluation for charge in charges]
     places = [charge.place.position for charge in charges]
-    values = np.full((result.spent(record.name), len(manifest.objectives)), np.inf)
-    values[places] = usable_values(told, manifest)
+    values = np.full((result.spent(record.name), len(objectives)), np.inf)
+    values[places] = usable_values(told, result.manifest, objectives)
     qualities, errors = np.full((2, len(values)), np.nan)
     qualities[places] = [evaluation.quality if evaluation.ok else np.nan for evaluation in told]
     qualities[~np.isfinite(values).all(axis=1)] = np.nan

@@ -288,3 +288,16 @@ def test_the_winners_curse_is_what_the_chosen_lose_beyond_the_baseline(tmp_path)
     assert found.error == pytest.approx(0.01)
     assert found.baseline == pytest.approx(0.005)
     assert found.curse == pytest.approx(0.015)
+
+
+def test_studies_compared_may_name_their_objectives_in_another_order(tmp_path):
+    names = ("error", "size_bytes", "macs")
+    folders = [
+        write_study(tmp_path / "one", 8, finalists=0, objectives=names),
+        write_study(tmp_path / "turned", 8, finalists=0, objectives=names[::-1]),
+    ]
+    for order in (folders, folders[::-1]):
+        document = Comparison(order).document()
+        rows = [{**row, "folder": ""} for row in document["strategies"]]
+        assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
+        assert any(row["useful"]["mean"] > 0 for row in rows)
