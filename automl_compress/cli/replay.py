@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from automl_compress.cli.options import write_file
 from automl_compress.errors import InputError
 from automl_compress.search import strategy_names
+from automl_compress.space import counted
 
 if TYPE_CHECKING:
     from automl_compress.engine.replay import ReplayedContestant
@@ -66,9 +67,9 @@ def run_replay(request: ReplayRequest) -> int:
     )
     names = tuple(request.strategies) or strategy_names()
     print(
-        f"{request.table.name}: {table.space.cardinality:.6g} policies of {len(table.space)} "
-        f"genes; {', '.join(problem.objectives)}; {request.seeds} seeds, {request.budget} "
-        "evaluations",
+        f"{request.table.name}: {counted(table.space.cardinality)} policies of "
+        f"{len(table.space)} genes; {', '.join(problem.objectives)}; {request.seeds} seeds, "
+        f"{request.budget} evaluations",
         flush=True,
     )
     if table.note:

@@ -10,7 +10,7 @@ from automl_compress.evaluate import COSTS, Evaluation, quality_name, quality_of
 from automl_compress.evaluate.recorded import Simulation
 from automl_compress.evaluate.table import RecordedTable
 from automl_compress.ledger import StudyResult
-from automl_compress.space import Indices, SearchSpace
+from automl_compress.space import Indices, SearchSpace, counted
 
 
 def of_table(table: RecordedTable) -> Simulation:
@@ -22,10 +22,10 @@ def of_table(table: RecordedTable) -> Simulation:
     if table.complete:
         return table.estimator()
     worked = ~np.isnan(table.metrics["accuracy"])
-    whole = table.space.cardinality
+    whole = counted(table.space.cardinality)
     if (count := int(worked.sum())) < LEAST:
         raise StudyError(
-            f"a table must hold each of its space's {whole:.6g} policies, or at least {LEAST} that "
+            f"a table must hold each of its space's {whole} policies, or at least {LEAST} that "
             f"worked to predict the others, but '{table.path}' has {count}; complete it"
         )
     names = tuple(name for name in COSTS if name in table.metrics)
@@ -46,7 +46,7 @@ def of_table(table: RecordedTable) -> Simulation:
         baseline=baseline,
         worst_counts=True,
     )
-    notes = [f"{len(worked)} of {whole:.6g} policies are recorded", table.note]
+    notes = [f"{len(worked)} of {whole} policies are recorded", table.note]
     return Surrogate(recordings, ". ".join(filter(None, notes)))
 
 

@@ -70,9 +70,9 @@ class RecordedEstimator(Simulation):
 
     Args:
         space: the search space.
-        metrics: by name, accuracy in [0, 1] among them: (size of the first gene, ..., size of
-            the last) values at the indices of each policy. Where the accuracy is NaN, a policy
-            failed; that of the least compressed one is known.
+        metrics: by name, accuracy in [0, 1] among them: (n_policies,) values of all policies, the
+            last gene running fastest, or any shape that holds them so. Where the accuracy is NaN,
+            a policy failed; that of the least compressed one is known.
         note: what is to be said of the answers.
     """
 
@@ -83,10 +83,11 @@ class RecordedEstimator(Simulation):
     ) -> None:
         self.space = space
         self.note = note
-        self._metrics = dict(metrics)
+        self._metrics = {name: np.ravel(values) for name, values in metrics.items()}
+        self._steps = np.cumprod([1, *space.sizes[:0:-1]])[::-1]
         digest = hashlib.sha256(repr(space.to_dict()).encode())
         for name in sorted(self._metrics):
-            digest.update(name.encode() + np.ascontiguousarray(self._metrics[name]).tobytes())
+            digest.update(name.encode() + self._metrics[name].tobytes())
         self._identity = "table-" + digest.hexdigest()[:16]
 
     @property
@@ -111,7 +112,7 @@ class RecordedEstimator(Simulation):
         return {name: value for name, value in self._row(policy).items() if name != "accuracy"}
 
     def _row(self, policy: Policy) -> dict[str, float]:
-        place = tuple(self.space.encode(policy))
+        place = int(self.space.encode(policy) @ self._steps)
         return {name: float(values[place]) for name, values in self._metrics.items()}
 
     @property
@@ -153,8 +154,8 @@ class RecordedEstimator(Simulation):
                 f"'{objective}'"
             )
         if objective == "error":
-            return np.nan_to_num(1.0 - self._metrics["accuracy"].ravel(), nan=math.inf)
-        return self._metrics[objective].ravel()
+            return np.nan_to_num(1.0 - self._metrics["accuracy"], nan=math.inf)
+        return self._metrics[objective]
 
 
 def check_met(

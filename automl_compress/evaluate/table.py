@@ -16,7 +16,7 @@ from automl_compress.errors import StudyError
 from automl_compress.evaluate.evaluation import COSTS, LATENCY
 from automl_compress.evaluate.recorded import RecordedEstimator
 from automl_compress.settings import one_line, shown, suggestion
-from automl_compress.space import Gene, Indices, SearchSpace
+from automl_compress.space import Gene, Indices, SearchSpace, counted
 from automl_compress.space.genes import KINDS, Kind
 
 METRICS: Final = ("accuracy", *COSTS)
@@ -63,12 +63,10 @@ class RecordedTable:
         """
         if not self.complete:
             raise StudyError(
-                f"a table must hold each of its space's {self.space.cardinality} policies, but "
-                f"'{self.path}' has {len(self.indices)}; complete it"
+                f"a table must hold each of its space's {counted(self.space.cardinality)} "
+                f"policies, but '{self.path}' has {len(self.indices)}; complete it"
             )
-        shape = tuple(self.space.sizes)
-        metrics = {name: values.reshape(shape) for name, values in self.metrics.items()}
-        return RecordedEstimator(self.space, metrics, self.note)
+        return RecordedEstimator(self.space, self.metrics, self.note)
 
 
 def read_table(

@@ -25,6 +25,7 @@ from automl_compress.report.document import (
 from automl_compress.report.figures import Drawing
 from automl_compress.report.scores import is_left_out
 from automl_compress.report.statistics import Summary, wall_clock
+from automl_compress.space import counted
 
 _FEW_SEEDS: Final = 5
 _KNOWN_COVERAGE: Final = ("groups", "parameters_share", "macs_share", "skipped", "idle")
@@ -433,8 +434,7 @@ def _space_text(genes: Mapping[str, Any]) -> str:
         kinds[kind] = kinds.get(kind, 0) + 1
         policies *= len(values)
     parts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
-    number = f"{policies:,}" if policies < 1e6 else f"about 10^{len(str(policies)) - 1}"
-    return f"{formats.count(len(genes), 'gene')} ({parts}) that make {number} policies."
+    return f"{formats.count(len(genes), 'gene')} ({parts}) that make {counted(policies)} policies."
 
 
 def _coverage(summary: Summary) -> list[Block]:

@@ -3,7 +3,7 @@
 from automl_compress.space.genes import KINDS, LAYER_KINDS, Gene, Kind, Value
 from automl_compress.space.policy import Policy
 from automl_compress.space.rules import ChannelRule, Override, SpaceRules, load_rules
-from automl_compress.space.search_space import Indices, SearchSpace
+from automl_compress.space.search_space import Indices, SearchSpace, counted
 
 __all__ = [
     "KINDS",
@@ -17,5 +17,6 @@ __all__ = [
     "SearchSpace",
     "SpaceRules",
     "Value",
+    "counted",
     "load_rules",
 ]

@@ -23,6 +23,13 @@ Indices = NDArray[np.int64]
 """(n_genes,) index of the chosen value of every gene, in the space's order."""
 
 
+def counted(policies: int) -> str:
+    """A number of policies, however many: `1,024` or `about 10^9`."""
+    if policies < 1e6:
+        return f"{policies:,}"
+    return f"about 10^{int(math.log10(policies) + 1e-9)}"
+
+
 class SearchSpace:
     """An ordered tuple of genes; every policy picks one value of each.
 
@@ -100,7 +107,7 @@ class SearchSpace:
         return hash(self._genes)
 
     def __repr__(self) -> str:
-        return f"SearchSpace({len(self)} genes, {self.cardinality:.3g} policies)"
+        return f"SearchSpace({len(self)} genes, {counted(self.cardinality)} policies)"
 
     def encode(self, policy: Mapping[str, Any]) -> Indices:
         """Indices of a policy of this space.

@@ -78,7 +78,7 @@ def test_what_a_table_lacks_is_predicted(
     assert found.baseline["error"] == pytest.approx(NETWORK.baseline["error"], abs=0.03)
     for text in (
         "R2",
-        f"{count} of {len(whole)} policies",
+        f"{count} of {len(whole):,} policies",
         "not recorded, but predicted",
     ):
         assert text in found.note
@@ -260,3 +260,16 @@ def test_the_commands_replay_a_part_and_say_how_well_it_is_known(
     error = capsys.readouterr().err
     assert "none of the table meets" in error
     assert error.count("\n") == 1
+
+
+def test_a_space_of_whatever_size_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More policies than a float holds are told apart from few by their number's digits only."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(1, 3, size=(LEAST - 1, 1100))
+    frame = pd.DataFrame(chosen, columns=[f"channels:{i}" for i in range(1100)])
+    frame.assign(accuracy=0.5, macs=chosen.sum(axis=1)).to_csv("table.csv", index=False)
+    assert main(["replay", "table.csv"]) == 2
+    assert "space's about 10^331 policies" in capsys.readouterr().err

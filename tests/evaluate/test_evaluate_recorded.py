@@ -56,6 +56,20 @@ def test_accuracies_in_per_cent_and_named_columns(tmp_path: Path) -> None:
     assert table.baseline["error"] == pytest.approx(1 - 0.82)
 
 
+def test_a_space_may_have_many_genes_without_a_choice(tmp_path: Path) -> None:
+    """An array of numpy has 64 dimensions at most."""
+    frame = _frame()
+    frame.to_csv(tmp_path / "plain.csv", index=False)
+    constant = pd.DataFrame({f"channels:k{i}": 7 for i in range(70)}, index=frame.index)
+    pd.concat([frame, constant], axis=1).to_csv(tmp_path / "more.csv", index=False)
+    plain, more = (read_table(tmp_path / f"{n}.csv").estimator() for n in ("plain", "more"))
+    for row in itertools.product((4, 8, 16), (2, 8), (0.0, 0.5)):
+        genes = dict(zip(("channels:a", "weight_bits:b", "kernel_sparsity:a"), row, strict=True))
+        fixed = {f"channels:k{i}": 7 for i in range(70)}
+        found = more.estimate(Policy({**genes, **fixed})).metrics
+        assert found == plain.estimate(Policy(genes)).metrics
+
+
 def test_genes_of_any_name_and_choice(tmp_path: Path) -> None:
     rows = [
         {"op 1": op, "share": share, "kept": kept, "accuracy": 0.5 + 0.001 * cost, "macs": cost}
