@@ -104,8 +104,8 @@ class Section:
         self._known.add(key)
         if key not in self._values:
             if default is REQUIRED:
-                near = difflib.get_close_matches(key, self._values, n=1)
-                hint = f", perhaps in place of '{near[0]}'" if near else ""
+                near = nearest(key, self._values)
+                hint = f", perhaps in place of '{near}'" if near else ""
                 raise self.fail(f"'{self.name(key)}' must be given, but is missing; add it{hint}")
             return default
         value = self._values[key]
@@ -200,8 +200,15 @@ class Section:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Text `, did you mean 'x'?` when a known word is near, otherwise empty."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean '{near[0]}'?" if near else ""
+    near = nearest(word, known)
+    return f", did you mean '{near}'?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like another, in either case; None when none is near."""
+    lowered = {other.lower(): other for other in known if other != word}
+    near = difflib.get_close_matches(word.lower(), lowered, n=1)
+    return lowered[near[0]] if near else None
 
 
 _KIND_NAMES = {

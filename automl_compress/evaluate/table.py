@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from automl_compress.errors import StudyError
 from automl_compress.evaluate.evaluation import COSTS, LATENCY
 from automl_compress.evaluate.recorded import RecordedEstimator
-from automl_compress.settings import one_line, shown, suggestion
+from automl_compress.evaluate.table_file import read_frame
+from automl_compress.settings import nearest, shown, suggestion
 from automl_compress.space import Gene, Indices, SearchSpace, counted
 from automl_compress.space.genes import KINDS, Kind
 
@@ -35,6 +36,7 @@ class RecordedTable:
         indices: (n, n_genes) different policies, in order, the last gene running fastest.
         metrics: (n,) by name, `accuracy` among them: a share, NaN where a policy failed.
         rows: of the file, n or more.
+        per_cent: whether the file states accuracies in per cent.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class RecordedTable:
     indices: Indices
     metrics: Mapping[str, NDArray[np.float64]]
     rows: int
+    per_cent: bool = False
 
     @property
     def complete(self) -> bool:
@@ -50,10 +53,13 @@ class RecordedTable:
 
     @property
     def note(self) -> str:
-        """What is to be said of rows that repeat policies; empty where none does."""
-        if self.rows == len(self.indices):
-            return ""
-        return f"{self.rows} rows of {len(self.indices)} policies: those of one policy are averaged"
+        """What is to be said of how it was read; empty where nothing is."""
+        notes = []
+        if self.per_cent:
+            notes.append("Accuracies are read as per cent")
+        if (count := len(self.indices)) != self.rows:
+            notes.append(f"{self.rows} rows of {count} policies: those of one policy are averaged")
+        return ". ".join(notes)
 
     def estimator(self) -> RecordedEstimator:
         """Answers by looking policies up.
@@ -76,7 +82,8 @@ def read_table(
 
     Columns named `kind:target` or `kind_target` are genes, of the kinds of a search space; or
     those that are listed, whatever they are named and hold. Columns named as metrics (`METRICS`)
-    are metrics; accuracies above 1 are read as per cent. A policy without an accuracy failed; its
+    are metrics, and those that are chosen for one, which are no genes then. Accuracies are read
+    as per cent where most are above 1. A policy without an accuracy failed; its
     costs must be there. Other columns are ignored.
 
     Rows of one policy, such as trainings with several seeds, are averaged: those that have an
@@ -85,7 +92,7 @@ def read_table(
     rows apart.
 
     Args:
-        path: `.csv`, also compressed, or `.parquet`.
+        path: `.csv`, also compressed, or `.parquet` or `.pq`.
         columns: column by metric, where a metric's column has another name.
         genes: columns of the genes. Choices that are not whole numbers from 1 become such: in
             their order where they are numbers, else in that of their policies' mean first cost.
@@ -94,13 +101,14 @@ def read_table(
         StudyError: the file cannot be read, holds no genes and metrics, or what it says of the
             least compressed policy cannot be measured against.
     """
-    frame = _read(path)
+    frame = read_frame(path, genes)
     chosen = _metric_columns(frame, dict(columns or {}), path)
     if genes:
         frame = _ranked(frame, genes, chosen, path)
         named = _any_named(genes)
     else:
-        named = {name: gene for name in map(str, frame) if (gene := _gene_name(name)) is not None}
+        names = [column for column in map(str, frame) if column not in chosen.values()]
+        named = {name: gene for name in names if (gene := _gene_name(name)) is not None}
     if not named:
         raise StudyError(
             f"a table must have a column for every gene, named KIND:TARGET with a kind of "
@@ -116,7 +124,8 @@ def read_table(
         metric: _averaged(_numbers(frame[column], metric, path), places, metric, path)
         for metric, column in chosen.items()
     }
-    table = RecordedTable(path, space, indices, metrics, len(frame))
+    per_cent = _in_per_cent(frame[chosen["accuracy"]])
+    table = RecordedTable(path, space, indices, metrics, len(frame), per_cent)
     _check_largest(table)
     return table
 
@@ -131,16 +140,6 @@ def _check_largest(table: RecordedTable) -> None:
                     f"the least compressed policy, which others are measured against, must have "
                     f"{what}, but in '{table.path}' it has none; add it"
                 )
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except Exception as reason:
-        raise StudyError(
-            f"a table must be CSV or Parquet, but '{path}' cannot be read: {one_line(reason)}; "
-            "give another file"
-        ) from reason
 
 
 def _metric_columns(frame: pd.DataFrame, given: dict[str, str], path: Path) -> dict[str, str]:
@@ -161,9 +160,24 @@ def _metric_columns(frame: pd.DataFrame, given: dict[str, str], path: Path) -> d
         raise StudyError(
             f"a table must record accuracy and a cost ({', '.join(COSTS)}), but of the columns "
             f"{shown(', '.join(map(str, frame)))} of '{path}' only {', '.join(found) or 'none'} is "
-            "known; name columns, such as accuracy=test_accuracy"
+            f"known; name columns, such as {_example(frame, found)}"
         )
+    for metric, column in found.items():
+        if len(both := [name for name, other in found.items() if other == column]) > 1:
+            raise StudyError(
+                f"metrics must be in different columns, but column '{column}' is chosen for "
+                f"'{metric}', and for '{both[1]}' too; choose another"
+            )
     return found
+
+
+def _example(frame: pd.DataFrame, found: Mapping[str, str]) -> str:
+    """How a column is named for a metric that is missing."""
+    missing = COSTS if "accuracy" in found else ("accuracy",)
+    usual = "macs=flops" if "accuracy" in found else "accuracy=test_accuracy"
+    others = [column for column in map(str, frame) if column not in found.values()]
+    near = [f"{metric}={column}" for metric in missing if (column := nearest(metric, others))]
+    return (near or [usual])[0]
 
 
 def _gene_name(column: str) -> tuple[str, Kind] | None:
@@ -187,10 +201,11 @@ def _ranked(
     """The table with the choices of listed genes that no kind allows as ranks, from 1.
 
     Raises:
-        StudyError: a column is not there, holds a metric, is listed twice or has gaps.
+        StudyError: a column is not there, holds a metric, is listed twice, has gaps or holds
+            other things than numbers and words.
     """
     cost = next(column for metric, column in metrics.items() if metric != "accuracy")
-    ranks = {}
+    ranked = frame.copy(deep=False)
     for column in genes:
         if column not in frame or column in metrics.values() or list(genes).count(column) > 1:
             raise StudyError(
@@ -202,9 +217,14 @@ def _ranked(
                 f"a gene must have a choice in every row, but column '{column}' of '{path}' has "
                 "gaps; fill them"
             )
+        if odd := [choice for choice in frame[column] if not isinstance(choice, Hashable)]:
+            raise StudyError(
+                f"the choices of a gene must be numbers or words, but column '{column}' of "
+                f"'{path}' holds {shown(odd[0])}; correct it"
+            )
         if _gene_name(column) is None and not _counts(frame[column]):
-            ranks[column] = frame[column].map(_ranks(frame[column], frame[cost]))
-    return frame.assign(**ranks)
+            ranked[column] = frame[column].map(_ranks(frame[column], frame[cost]))
+    return ranked
 
 
 def _counts(column: pd.Series[float]) -> bool:
@@ -290,17 +310,29 @@ def _averaged(
 def _numbers(column: pd.Series[float], metric: str, path: Path) -> NDArray[np.float64]:
     try:
         numbers: NDArray[np.float64] = np.asarray(column, dtype=np.float64)
-    except ValueError:
+    except (ValueError, TypeError):
         numbers = np.array([math.nan])
     judged = metric == "accuracy"
     known = numbers[~np.isnan(numbers)] if judged else numbers
-    percent = judged and bool((known > 1.0).any())
-    highest = 100.0 if percent else (1.0 if judged else math.inf)
+    per_cent = judged and bool((known > 1.0).any())
+    highest = 100.0 if per_cent else (1.0 if judged else math.inf)
     if not (len(known) and np.isfinite(known).all() and ((known >= 0) & (known <= highest)).all()):
+        rule = f"from 0 to {highest:g}" if judged else "of at least 0, and finite,"
         raise StudyError(
-            f"'{metric}' must be a number from 0 to {highest:g} in every row, but column "
+            f"'{metric}' must be a number {rule} in every row, but column "
             f"'{column.name}' of '{path}' holds others; correct them"
             + (", and leave those of policies that failed empty" if judged else "")
         )
-    shares: NDArray[np.float64] = numbers / 100.0 if percent else numbers
+    if per_cent and 2 * (above := int((known > 1.0).sum())) < len(known):
+        raise StudyError(
+            f"accuracies must all be shares or all be in per cent, but column '{column.name}' of "
+            f"'{path}' has {above} above 1 and {len(known) - above} from 0 to 1; correct them, or "
+            "state all as shares"
+        )
+    shares: NDArray[np.float64] = numbers / 100.0 if per_cent else numbers
     return shares
+
+
+def _in_per_cent(accuracies: pd.Series[float]) -> bool:
+    """Whether they are read so."""
+    return bool((np.asarray(accuracies, dtype=np.float64) > 1.0).any())

@@ -56,6 +56,37 @@ def test_accuracies_in_per_cent_and_named_columns(tmp_path: Path) -> None:
     assert table.baseline["error"] == pytest.approx(1 - 0.82)
 
 
+def test_cells_stand_below_their_columns(tmp_path: Path) -> None:
+    """Commas after the last cell do not shift them; pandas took the first for rows' names."""
+    header, *rows = _frame().to_csv(index=False).splitlines()
+    (tmp_path / "plain.csv").write_text("\n".join([header, *rows]))
+    (tmp_path / "ended.csv").write_text("\n".join([header, *(f"{row}," for row in rows)]))
+    (tmp_path / "spaced.csv").write_text("\n".join([header, *rows]).replace(",", ", "))
+    plain, *others = (
+        read_table(tmp_path / f"{name}.csv").estimator().identity
+        for name in ("plain", "ended", "spaced")
+    )
+    assert others == [plain, plain]
+
+
+def test_a_metric_is_no_gene_and_no_second_metric(tmp_path: Path) -> None:
+    path = tmp_path / "table.pq"
+    _frame().rename(columns={"macs": "channels:macs"}).to_parquet(path)
+    table = read_table(path, {"macs": "channels:macs"}).estimator()
+    assert len(table.space) == 3
+    assert table.recorded == ("error", "macs")
+    with pytest.raises(StudyError, match="'channels:macs' is chosen for 'macs', and for 'params'"):
+        read_table(path, {"macs": "channels:macs", "params": "channels:macs"})
+
+
+def test_accuracies_read_as_per_cent_are_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    _frame().to_csv(path, index=False)
+    assert read_table(path).note == ""
+    _frame().assign(accuracy=100 * _frame()["accuracy"]).to_csv(path, index=False)
+    assert read_table(path).estimator().note == "Accuracies are read as per cent"
+
+
 def test_a_space_may_have_many_genes_without_a_choice(tmp_path: Path) -> None:
     """An array of numpy has 64 dimensions at most."""
     frame = _frame()
@@ -68,6 +99,26 @@ def test_a_space_may_have_many_genes_without_a_choice(tmp_path: Path) -> None:
         fixed = {f"channels:k{i}": 7 for i in range(70)}
         found = more.estimate(Policy({**genes, **fixed})).metrics
         assert found == plain.estimate(Policy(genes)).metrics
+
+
+def test_genes_may_have_the_names_and_words_of_python(tmp_path: Path) -> None:
+    """NA and None are words where others are, and gaps among numbers."""
+    rows = [
+        {"self": word, "cls": width, "accuracy": 0.5 + 0.01 * place, "macs": place + 1}
+        for place, (word, width) in enumerate(itertools.product(("None", "NA", "conv"), (4, 8)))
+    ]
+    path = tmp_path / "table.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    table = read_table(path, genes=["self", "cls"]).estimator()
+    assert [gene.values for gene in table.space] == [(1, 2, 3), (4, 8)]
+    assert table.costs(Policy({"channels:self": 2, "channels:cls": 4})) == {"macs": 3.0}
+    path.write_text(path.read_text().replace("conv", "1").replace("None", "2"))
+    with pytest.raises(StudyError, match=r"'self' .* has gaps"):
+        read_table(path, genes=["self", "cls"])
+    listed = pd.DataFrame([{**row, "self": [place]} for place, row in enumerate(rows)])
+    listed.to_parquet(tmp_path / "lists.parquet")
+    with pytest.raises(StudyError, match="numbers or words, but column 'self'"):
+        read_table(tmp_path / "lists.parquet", genes=["self", "cls"])
 
 
 def test_genes_of_any_name_and_choice(tmp_path: Path) -> None:
@@ -90,7 +141,7 @@ def test_genes_of_any_name_and_choice(tmp_path: Path) -> None:
     for wrong, said in (
         (["op 1", "shar"], "did you mean 'share'"),
         (["macs"], "holds no metric"),
-        (["op 1", "op 1"], "listed once"),
+        (["op 1", "op 1"], "listed once, but is 'op 1'; correct it"),
         (["op 1"], "keep one row of each"),
     ):
         with pytest.raises(StudyError, match=said):
@@ -190,6 +241,19 @@ def test_the_least_compressed_policy_has_an_accuracy(tmp_path: Path) -> None:
             "'weight_bits:b' has inf",
         ),
         (lambda f: f.to_csv(sep=";").encode(), "columns ';weight_bits_b;channels:a"),
+        (lambda f: f.to_csv(sep=";", decimal=",").encode(), "parted by commas"),
+        (lambda f: f.to_csv(sep="\t").encode(), "parted by commas"),
+        (lambda f: f.to_csv(index=False).encode("utf-16"), "in UTF-8"),
+        (lambda f: f.rename(columns={"macs": "MACs"}), "such as macs=MACs"),
+        (lambda f: f.rename(columns={"accuracy": "Accuracy"}), "such as accuracy=Accuracy"),
+        (lambda f: f.rename(columns={"macs": "cost"}), "such as macs=flops"),
+        (lambda f: f.rename(columns={"note": "macs "}), "repeats 'macs'"),
+        (lambda f: f.assign(macs=f.macs.where(f.macs < 128, np.inf)), "of at least 0, and finite"),
+        (
+            lambda f: f.assign(accuracy=f.accuracy.where(f.accuracy < 0.8, 81.0)),
+            "has 1 above 1 and 11 from 0 to 1",
+        ),
+        (lambda f: f.to_csv(index_label=False).encode(), "as many cells as the header"),
     ],
 )
 def test_wrong_tables_are_refused(tmp_path: Path, change: object, said: str) -> None:
