@@ -23,7 +23,14 @@ from automl_compress.report.audit import (
     ranked_by,
     rung_of,
 )
-from automl_compress.report.figures import Drawing, band_colours, cost_axis, styled, svg_text
+from automl_compress.report.figures import (
+    Drawing,
+    band_colours,
+    cost_axis,
+    draw_legend,
+    styled,
+    svg_text,
+)
 from automl_compress.report.tables import Column, Table
 
 _DRAWN: Final = ("search", "search divergence", "full", "size_bytes")
@@ -80,7 +87,7 @@ def draw_audit(audit: Audit) -> Drawing:
             for axes, estimate in zip(row, drawn, strict=True):
                 _scatter(axes, audit, estimate, np.where(bands >= least, bands, -1))
             row[0].set_ylabel(f"{title} after training, %")
-        figure.legend(handles=_handles(bands), loc="outside upper center", ncols=6)
+        draw_legend(figure, _handles(bands))
         svg = svg_text(figure, name)
     return Drawing(
         name,

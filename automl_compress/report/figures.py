@@ -30,7 +30,7 @@ _COLOURS: Final = (
     *("#882255", "#6B4E16"),
 )
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-_REFERENCE: Final = {"color": "#6b6b6b", "marker": "x", "linestyle": "--"}
+_REFERENCE: Final = {"color": "#6b6b6b", "marker": "d", "linestyle": "--"}
 _INK: Final = "#222222"
 _MOST_POINTS: Final = 160
 _MOST_SPOTS: Final = 110
@@ -412,13 +412,22 @@ def _legend(
     baseline: bool,
     extra: Sequence[Line2D] = (),
 ) -> None:
-    """A legend above the panels, so that it covers no data."""
+    """The legend of strategies, of the baseline where it is drawn, and of what else is."""
     handles = [Line2D([], [], label=label, **look) for label, look in looks(strategies).items()]
     if baseline:
         handles.append(
             Line2D([], [], color=_INK, marker="*", markersize=10, linestyle=":", label="baseline")
         )
-    figure.legend(handles=[*handles, *extra], loc="outside upper center", ncols=5)
+    draw_legend(figure, [*handles, *extra])
+
+
+def draw_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """A legend above the panels, so that it covers no data, as wide as the figure allows."""
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _thinned(rows: NDArray[np.float64]) -> NDArray[np.float64]:

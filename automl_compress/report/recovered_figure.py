@@ -12,7 +12,14 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from automl_compress.pareto import front_mask
-from automl_compress.report.figures import Drawing, band_colours, cost_axis, styled, svg_text
+from automl_compress.report.figures import (
+    Drawing,
+    band_colours,
+    cost_axis,
+    draw_legend,
+    styled,
+    svg_text,
+)
 from automl_compress.report.formats import TITLES
 from automl_compress.report.statistics import Summary, quality_interval
 
@@ -34,7 +41,7 @@ def draw_recovered(summary: Summary) -> Drawing:
         for axes, cost in zip(panels, costs, strict=True):
             _draw_panel(axes, summary, cost)
         panels[0].set_ylabel(f"{summary.quality} on the test images, %")
-        figure.legend(handles=_handles(), loc="outside upper center", ncols=4)
+        draw_legend(figure, _handles())
         svg = svg_text(figure, name)
     titles = " and ".join(TITLES[cost] for cost in costs)
     return Drawing(

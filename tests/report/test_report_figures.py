@@ -1,9 +1,19 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from report_studies import evaluation, only, policy, write_study
 
 from automl_compress.ledger import ContestantRecord, StudyResult
-from automl_compress.report.figures import draw_all, draw_hypervolume, looks
+from automl_compress.report import figures
+from automl_compress.report.figures import (
+    draw_all,
+    draw_finalists,
+    draw_hypervolume,
+    draw_legend,
+    looks,
+)
 from automl_compress.report.scores import ContestantScores
 from automl_compress.report.statistics import StrategyScores, Summary
 
@@ -39,6 +49,34 @@ def test_eight_strategies_differ_in_colour_and_all_in_marker():
     chosen = looks(long_race(10, 1, 1)).values()
     assert len({look["color"] for look in list(chosen)[:8]}) == 8
     assert len({look["marker"] for look in chosen}) == 10
+
+
+def test_the_legend_of_finalists_fits_their_figure(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "svg_text", lambda figure, name: drawn.append(figure) or "<svg >")
+    contestants = (
+        *only("scaled-random-0", "nsga2-0"),
+        ContestantRecord("uniform-0", "uniform", 0, in_race=False),
+    )
+    study = Summary(StudyResult(write_study(tmp_path, 8, contestants=contestants)))
+    draw_finalists(study, "macs")
+    (legend,) = drawn[0].legends
+    assert len(legend.get_texts()) == len(study.strategies) + 3
+    assert 0.5 < legend.get_window_extent().width / drawn[0].bbox.width <= 1
+
+
+def test_a_legend_of_few_is_one_line():
+    figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+    draw_legend(figure, [Line2D([], [], label=label) for label in "abcdef"])
+    assert figure.legends[0]._ncols == 6
+
+
+def test_marks_can_be_filled_and_hollow():
+    race = long_race(10, 1, 1)
+    reference = StrategyScores("uniform", False, race[0].members)
+    assert all(
+        MarkerStyle(look["marker"]).is_filled() for look in looks([*race, reference]).values()
+    )
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone(summary):
