@@ -68,7 +68,8 @@ class Trained:
 
     def write(self, path: Path) -> None:
         """Write the weights, and the card beside them as `.json`; each whole or not at all."""
-        state = {n: v.detach().contiguous() for n, v in self.network.state_dict().items()}
+        # Each in memory of its own, as the format wants it: parameters may be tied.
+        state = {n: v.contiguous().clone() for n, v in self.network.state_dict().items()}
         content = safetensors.torch.save(state)
         card = {**self.card, "weights": path.name, "sha256": hashlib.sha256(content).hexdigest()}
         with replacing(path) as file:

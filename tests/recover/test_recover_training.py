@@ -14,13 +14,19 @@ import torch
 from torch import nn
 
 from automl_compress.errors import EngineError, InputError, InterruptedStudy
-from automl_compress.recover import Augmentation, TrainingSettings, find_device, section_of
+from automl_compress.recover import (
+    Augmentation,
+    Trained,
+    TrainingSettings,
+    find_device,
+    section_of,
+)
 from automl_compress.recover.averaging import WeightAverage
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.schedule import learning_rate
 from automl_compress.recover.settings import Optimizer, RecoverySettings, uses_bfloat16
 from automl_compress.recover.training import Standing, Trainer
-from automl_compress.workload import ImageSet, Normalization
+from automl_compress.workload import ImageSet, Normalization, load_weights
 
 SETTINGS = TrainingSettings(
     epochs=4, batch=8, rate=0.1, device="cpu", augment=Augmentation(crop=1, cutout=2)
@@ -224,6 +230,19 @@ def test_a_training_that_diverges_stops_and_keeps_the_last_good_state(tmp_path: 
     content = torch.load(checkpoint, weights_only=True)
     assert content["step"] == 6  # the end of the second epoch
     assert all(bool(value.isfinite().all()) for value in content["network"].values())
+
+
+def test_weights_that_are_tied_are_written_and_read_again(tmp_path: Path) -> None:
+    def tied() -> nn.Sequential:
+        network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+        network[2].weight = network[0].weight
+        return network
+
+    network, again = tied(), tied()
+    Trained(network, {}).write(tmp_path / "w.safetensors")
+    load_weights(again, tmp_path / "w.safetensors")
+    assert again[2].weight is again[0].weight
+    assert _same(dict(network.state_dict()), dict(again.state_dict()))
 
 
 def test_vectors_are_not_decayed() -> None:
