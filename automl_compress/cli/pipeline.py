@@ -306,6 +306,7 @@ class _Networks:
             settings,
             checkpoint_of(path),
             TrainingProgress(),
+            fixed=workload.fixed,
         )
         name, arguments = workload.name, workload.arguments
         save_state(recovered.network, path, policy, architecture=name, arguments=arguments)

@@ -255,6 +255,7 @@ class RecoveryTask:
             listener,
             study.compressor.model,
             trained,
+            workload.fixed,
         )
         try:
             return train()

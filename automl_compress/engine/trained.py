@@ -122,16 +122,18 @@ class TrainedEstimator(Estimator):
         self._normalization = workload.normalization
         self._task = workload.task
         self._judges = workload.splits.validation
+        self._fixed = workload.fixed
         self._images, self._recovery = _planned(settings, workload.splits.train)
         self._device = find_device(settings.recovery.training.device)
-        parts = (
+        parts = [
             VERSION,
             networks,
             self._judges.content_hash,
             self._images.content_hash,
             settings.to_dict(),
             self._device.type,
-        )
+            *sorted(self._fixed),
+        ]
         self._identity = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property
@@ -144,7 +146,8 @@ class TrainedEstimator(Estimator):
         start = time.perf_counter()
         if len(policy):
             network = recover_policy(
-                self._compressor, policy, self._images, self._normalization, self._recovery
+                *(self._compressor, policy, self._images, self._normalization, self._recovery),
+                fixed=self._fixed,
             ).network
         else:
             network = self._compressor.build(policy)

@@ -17,14 +17,13 @@ import torch
 from torch import nn
 
 from automl_compress.compress import trace
-from automl_compress.compress.modules import trainable
 from automl_compress.errors import InputError
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.recovery import state_hash
 from automl_compress.recover.settings import TrainingSettings, find_device
 from automl_compress.recover.sparsity import GroupLasso, Penalty, ScalePenalty
-from automl_compress.recover.training import Listener, Trainer, hear_nothing
+from automl_compress.recover.training import Listener, Trainer, hear_nothing, trainable_but
 from automl_compress.settings import Section
 from automl_compress.workload import CARD_VERSION, ImageSet, Workload, card_path, replacing
 
@@ -87,6 +86,8 @@ def train_network(
 ) -> Trained:
     """Train a workload's network on its training images, from the weights it has.
 
+    Parameters that its factory froze stay as they are.
+
     The search-validation images are not trained on; they are measured after every epoch. They
     should come from the training half, so that the test half stays whole.
 
@@ -110,11 +111,13 @@ def train_network(
             f"gradient, but is '{settings.optimizer}'; remove it"
         )
     device = find_device(settings.device)
-    network = trainable(copy.deepcopy(workload.model)).to(device)
+    network = trainable_but(copy.deepcopy(workload.model), workload.fixed).to(device)
     penalty = None if sparsity is None else _penalty(network, workload, sparsity)
     before = None if penalty is None else penalty.value()
     described = {"training": settings.to_dict(), "sparsity": _plain(sparsity)}
-    parts = (workload.identity, state_hash(workload.model), described)
+    parts: list[Any] = [workload.identity, state_hash(workload.model), described]
+    if workload.fixed:
+        parts.append(sorted(workload.fixed))
     trainer = Trainer(
         network,
         workload.splits.train,

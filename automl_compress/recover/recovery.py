@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
-from automl_compress.compress.modules import trainable
+from automl_compress.compress.modules import unwrapped
 from automl_compress.compress.quantize import is_quantized
 from automl_compress.errors import InputError
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
@@ -32,9 +32,15 @@ from automl_compress.recover.settings import (
     find_device,
     section_of,
 )
-from automl_compress.recover.training import Listener, Standing, Trainer, hear_nothing
+from automl_compress.recover.training import (
+    Listener,
+    Standing,
+    Trainer,
+    hear_nothing,
+    trainable_but,
+)
 from automl_compress.space import Policy
-from automl_compress.workload import ImageSet, Normalization, Task, task_of
+from automl_compress.workload import ImageSet, Normalization, Task, fixed_parameters, task_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +72,8 @@ def recover(
     """Build the smaller network a policy describes and train it to be like the original.
 
     Args:
-        model: the trained network; not changed.
+        model: the trained network; not changed. Parameters of it that are frozen are not
+            trained, unless all are.
         policy: kept channels and bits.
         images: training images; `ImageSet.of(pixels, labels)` makes them from arrays, of class
             indices or of boxes, see `workload.boxes`.
@@ -86,7 +93,8 @@ def recover(
     count = min(chosen.calibration_images, len(images))
     calibration = images.draw(count, chosen.training.seed).tensor(scaling)
     compressor = Compressor(model, calibration[:1], calibration)
-    return recover_policy(compressor, policy, images, scaling, chosen).network
+    fixed = fixed_parameters(unwrapped(model))
+    return recover_policy(compressor, policy, images, scaling, chosen, fixed=fixed).network
 
 
 def recover_policy(
@@ -99,6 +107,7 @@ def recover_policy(
     listener: Listener = hear_nothing,
     teacher: nn.Module | None = None,
     trained: nn.Module | None = None,
+    fixed: Collection[str] = (),
 ) -> Recovered:
     """The same with a compressor that is at hand, which decides where training starts.
 
@@ -112,6 +121,7 @@ def recover_policy(
         listener: hears how far it has come.
         teacher: distilled from; the compressor's network when not given.
         trained: what an earlier recovery of the policy made, trained further.
+        fixed: names of parameters that are not trained.
 
     Raises:
         SpaceError: the policy does not fit the network.
@@ -136,9 +146,10 @@ def recover_policy(
         normalization,
         settings,
         _loss(original, example, settings, task),
-        _identity(networks, policy, images, normalization, settings),
+        _identity(networks, policy, images, normalization, settings, fixed),
         task,
         trained,
+        fixed,
     )
     compressor.cost.check(policy)
     channels = {group.name: group.channels for group in compressor.structure.groups}
@@ -166,6 +177,7 @@ class _Training:
         identity: names everything that decides the result.
         task: what the networks do.
         trained: where training starts, when not from what a compressor builds.
+        fixed: names of parameters that are not trained.
     """
 
     fitted: ImageSet
@@ -176,6 +188,7 @@ class _Training:
     identity: str
     task: Task
     trained: nn.Module | None = None
+    fixed: Collection[str] = ()
 
     @property
     def device(self) -> torch.device:
@@ -199,7 +212,8 @@ class _Training:
         """Build and train the network of one stage."""
         training = self.settings.training
         epochs = epochs_of_stages(training.epochs, self.settings.stages)
-        network = _starting_network(compressor, policy, self.settings.learned_steps, self.trained)
+        learned_steps = self.settings.learned_steps
+        network = _starting_network(compressor, policy, learned_steps, self.trained, self.fixed)
         network = network.to(self.device)
         trainer = Trainer(
             network,
@@ -280,23 +294,28 @@ def _held_out(images: ImageSet, settings: RecoverySettings) -> tuple[ImageSet, I
 
 
 def _starting_network(
-    compressor: Compressor, policy: Policy, learned_steps: bool, trained: nn.Module | None
+    compressor: Compressor,
+    policy: Policy,
+    learned_steps: bool,
+    trained: nn.Module | None,
+    fixed: Collection[str],
 ) -> nn.Module:
     """The compressed network in its trainable form.
 
     Rounded weights start from what they were before rounding, and everything else from the
     repaired network that the search measured; all of it from a trained one, where there is one.
+    Fixed weights stay as the search measured them; only the steps of their grids are trained.
     """
     if trained is not None:
-        network = trainable(copy.deepcopy(trained))
+        network = trainable_but(copy.deepcopy(trained), fixed)
         make_learnable(network, {}, learned_steps)
         return network
-    network = trainable(copy.deepcopy(compressor.build(policy)))
+    network = trainable_but(copy.deepcopy(compressor.build(policy)), fixed)
     unrounded = compressor.build(without_bits(policy))
     weights: dict[str, Tensor] = {
         name: unrounded.get_submodule(name).get_parameter("weight")
         for name, module in network.named_modules()
-        if is_quantized(module)
+        if is_quantized(module) and f"{name}.weight" not in fixed
     }
     make_learnable(network, weights, learned_steps)
     return network
@@ -346,15 +365,18 @@ def _identity(
     images: ImageSet,
     normalization: Normalization,
     settings: RecoverySettings,
+    fixed: Collection[str],
 ) -> str:
     """Hash of everything that decides the result but the device's arithmetic."""
-    parts = (
+    parts: list[Any] = [
         [state_hash(network) for network in networks],
         policy.key,
         images.content_hash,
         [normalization.mean, normalization.std],
         settings.to_dict(),
-    )
+    ]
+    if fixed:
+        parts.append(sorted(fixed))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -34,14 +34,14 @@ class Penalty(Protocol):
 
 
 class ScalePenalty:
-    """`strength` times the sum of all BatchNorm scales' absolute values.
+    """`strength` times the sum of the absolute values of all BatchNorm scales that are trained.
 
     Args:
         network: the network in training.
         strength: above 0; Liu et al. use 1e-4 for VGG and 1e-5 for ResNet and DenseNet.
 
     Raises:
-        WorkloadError: no BatchNorm of the network has scales.
+        WorkloadError: no BatchNorm of the network has scales that are trained.
     """
 
     def __init__(self, network: nn.Module, strength: float) -> None:
@@ -49,12 +49,14 @@ class ScalePenalty:
         self._scales = [
             module.weight
             for module in network.modules()
-            if isinstance(module, BATCH_NORMS) and module.weight is not None
+            if isinstance(module, BATCH_NORMS)
+            and module.weight is not None
+            and module.weight.requires_grad
         ]
         if not self._scales:
             raise WorkloadError(
-                "L1 on BatchNorm scales needs BatchNorm layers, but the network has none; "
-                "use --method group-lasso"
+                "L1 on BatchNorm scales needs BatchNorm layers that are trained, but the network "
+                "has none; use --method group-lasso"
             )
 
     @torch.no_grad()

@@ -10,15 +10,16 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.modules import trainable
 from automl_compress.compress.strided import reading_first
 from automl_compress.errors import EngineError, InputError, InterruptedStudy, OtherTrainingError
 from automl_compress.recover.averaging import WeightAverage
@@ -73,6 +74,7 @@ class Standing:
     judged_by: str = CLASSIFICATION.quality
 
 
+M = TypeVar("M", bound=nn.Module)
 Listener = Callable[[Standing], None]
 
 
@@ -285,6 +287,15 @@ class Trainer:
         if self._average is not None:
             self._average.load(content["average"], content["updates"])
         self._step = content["step"]
+
+
+def trainable_but(network: M, fixed: Collection[str]) -> M:
+    """The same network, whose parameters want gradients but for those of some names."""
+    trainable(network)
+    for name, parameter in network.named_parameters():
+        if name in fixed:
+            parameter.requires_grad_(False)
+    return network
 
 
 def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

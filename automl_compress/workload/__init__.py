@@ -7,7 +7,13 @@ from automl_compress.workload.data import BOXED, DataConfig, layout_of
 from automl_compress.workload.detection import Detection
 from automl_compress.workload.factory import resolve
 from automl_compress.workload.images import ImageSet, Normalization
-from automl_compress.workload.models import MODELS, ModelSpec, build_model, check_model_name
+from automl_compress.workload.models import (
+    MODELS,
+    ModelSpec,
+    build_model,
+    check_model_name,
+    fixed_parameters,
+)
 from automl_compress.workload.resnet_cifar import PadShortcut
 from automl_compress.workload.splits import Splits, load_splits, trained_normalization
 from automl_compress.workload.task import CLASSIFICATION, STRATA, Sample, Score, Task
@@ -45,6 +51,7 @@ __all__ = [
     "card_data",
     "card_path",
     "check_model_name",
+    "fixed_parameters",
     "layout_of",
     "load_splits",
     "load_untrained",

@@ -93,6 +93,11 @@ def build_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
     Raises:
         WorkloadError: the name is unknown, or the constructor fails or returns something else.
     """
+    return frozen(construct_model(name, args, seed))
+
+
+def construct_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """The same, whose parameters want gradients where the constructor or factory left it so."""
     check_model_name(name)
     build = MODELS[name].build if name in MODELS else resolve(name)
     with user_code(f"model '{name}'"), torch.random.fork_rng(devices=[]):
@@ -105,7 +110,7 @@ def build_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
         )
     _check_parameters(name, model)
     make_local(model)
-    return frozen(looking_once(model))
+    return looking_once(model)
 
 
 def _check_parameters(name: str, model: nn.Module) -> None:
@@ -121,6 +126,21 @@ def _check_parameters(name: str, model: nn.Module) -> None:
                 f"model '{name}' must be float32, but '{path}' is {parameter.dtype}; "
                 "call .float() on it before it is returned"
             )
+
+
+def fixed_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that whoever made a network froze, so that no training changes them.
+
+    There are none where all are frozen: such a network was made ready for use, not for training.
+    """
+    wanting = {
+        name: parameter.requires_grad
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() or parameter.is_complex()
+    }
+    if not any(wanting.values()):
+        return frozenset()
+    return frozenset(name for name, wants in wanting.items() if not wants)
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -20,7 +20,13 @@ from automl_compress.workload.detection import EXTRA, Detection, strides_of
 from automl_compress.workload.digits_training import DEFAULT_EPOCHS, train_digits
 from automl_compress.workload.factory import user_code
 from automl_compress.workload.images import ImageSet, Normalization
-from automl_compress.workload.models import MODELS, build_model, check_model_name, frozen
+from automl_compress.workload.models import (
+    MODELS,
+    check_model_name,
+    construct_model,
+    fixed_parameters,
+    frozen,
+)
 from automl_compress.workload.splits import Splits, load_normalization, load_splits
 from automl_compress.workload.task import CLASSIFICATION, Task, shown_output
 from automl_compress.workload.torchvision_detectors import SingleStage
@@ -109,6 +115,7 @@ class Workload:
         task: what the network does with an image.
         identity: SHA-256 (hex) over weights, model, splits and normalization.
         arguments: keyword arguments the model was built with.
+        fixed: names of the parameters that its factory froze; no training changes them.
     """
 
     name: str
@@ -118,6 +125,7 @@ class Workload:
     identity: str
     task: Task
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -159,7 +167,9 @@ def load_untrained(config: WorkloadConfig) -> Workload:
     """
     splits = load_splits(config.data)
     normalization = load_normalization(config.data, splits.train)
-    model = build_model(config.model, _arguments(config, splits), config.seed)
+    model = construct_model(config.model, _arguments(config, splits), config.seed)
+    fixed = fixed_parameters(model)
+    frozen(model)
     if isinstance(model, SingleStage) and (config.data.mean or config.data.std):
         raise WorkloadError(
             f"model '{config.model}' normalizes images itself, but data.mean or data.std is given; "
@@ -174,7 +184,7 @@ def load_untrained(config: WorkloadConfig) -> Workload:
         output = model(example)
     task.check_output(config.model, output, len(splits.classes))
     _check_batches(config.model, model, example)
-    return _workload(config, model, splits, normalization)
+    return _workload(config, model, splits, normalization, fixed)
 
 
 def _check_batches(name: str, model: nn.Module, example: torch.Tensor) -> None:
@@ -199,12 +209,16 @@ def _arguments(config: WorkloadConfig, splits: Splits) -> dict[str, Any]:
 
 
 def _workload(
-    config: WorkloadConfig, model: nn.Module, splits: Splits, normalization: Normalization
+    config: WorkloadConfig,
+    model: nn.Module,
+    splits: Splits,
+    normalization: Normalization,
+    fixed: frozenset[str] = frozenset(),
 ) -> Workload:
     args = _arguments(config, splits)
     identity = _identity(config.model, args, model, splits, normalization)
     task = _task(config.model, model, splits)
-    return Workload(config.model, model, splits, normalization, identity, task, args)
+    return Workload(config.model, model, splits, normalization, identity, task, args, fixed)
 
 
 def task_of(model: nn.Module, images: ImageSet, example: torch.Tensor) -> Task:

@@ -95,6 +95,21 @@ def test_the_same_twice_and_the_original_is_not_changed(digits: Workload, few: I
     assert not any(p.requires_grad for p in digits.model.parameters())
 
 
+@pytest.mark.parametrize("bits", [None, 3])
+def test_what_is_frozen_is_not_trained(digits: Workload, few: ImageSet, bits: int | None) -> None:
+    genes: dict[str, Any] = {"channels:conv2": 8}
+    if bits is not None:
+        genes |= {"weight_bits:conv1": bits, "weight_bits:conv2": bits}
+    model = copy.deepcopy(digits.model).requires_grad_(True)
+    model.get_submodule("conv1").requires_grad_(False)
+    settings = {**QUICK, "epochs": 1, "learned_steps": False, "calibration_images": 16}
+    calibration = few.draw(16, 0).tensor(digits.normalization)
+    before = ac.compress(model, Policy(genes), calibration[:1], calibration).state_dict()
+    after = ac.recover(model, Policy(genes), few, digits.normalization, **settings).state_dict()
+    assert torch.equal(after["conv1.weight"], before["conv1.weight"])
+    assert not torch.equal(after["conv2.weight"], before["conv2.weight"])
+
+
 def test_held_out_images_are_never_trained_on(digits: Workload) -> None:
     settings = RecoverySettings.from_section(section_of(**QUICK))
     images = digits.splits.train

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from automl_compress.compress import trace
 from automl_compress.errors import InputError, WorkloadError
 from automl_compress.recover import SparsitySettings, TrainingSettings, train_network
 from automl_compress.recover.sparsity import GroupLasso, ScalePenalty
-from automl_compress.workload import Workload, build_model
+from automl_compress.workload import ImageSet, Workload, build_model
 
 
 def _zero_gradients(network: nn.Module) -> None:
@@ -84,6 +86,27 @@ def test_group_lasso_joins_what_a_sum_couples(digits: Workload) -> None:
 def test_networks_without_batchnorm_are_refused() -> None:
     with pytest.raises(WorkloadError, match="group-lasso"):
         ScalePenalty(nn.Sequential(nn.Conv2d(1, 2, 1)), 0.1)
+
+
+def test_scales_that_are_not_trained_are_no_part_of_the_penalty() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(3))
+    network[0].requires_grad_(False)
+    assert ScalePenalty(network, 0.1).value() == 3.0
+    with pytest.raises(WorkloadError, match="that are trained"):
+        ScalePenalty(network.requires_grad_(False), 0.1)
+
+
+@pytest.mark.parametrize("sparsity", [None, SparsitySettings()])
+def test_what_a_factory_froze_is_not_trained(
+    digits: Workload, few: ImageSet, sparsity: SparsitySettings | None
+) -> None:
+    splits = replace(digits.splits, train=few)
+    workload = replace(digits, splits=splits, fixed=frozenset({"conv1.weight", "bn1.weight"}))
+    settings = TrainingSettings(epochs=1, batch=64, device="cpu")
+    trained = train_network(workload, settings, sparsity).network.state_dict()
+    before = digits.model.state_dict()
+    same = {name for name, value in before.items() if torch.equal(value, trained[name])}
+    assert same == workload.fixed
 
 
 def test_optimizers_that_rescale_the_penalty_are_refused(digits: Workload) -> None:

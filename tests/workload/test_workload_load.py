@@ -27,6 +27,7 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
         self.linear = nn.Linear(4, outputs)
         self.mode = mode
+        self.conv.requires_grad_(mode != "frozen")
         self.register_buffer("bias", torch.tensor(bias), persistent=False)
 
     def forward(self, x):
@@ -55,6 +56,13 @@ def net(user_module: UserModule, make_tree: MakeTree, read_config: ReadConfig) -
 
 def _digits(read_config: ReadConfig, **values: object) -> Workload:
     return load_workload(read_config(model="digits_cnn", train={"epochs": 1}, **values))
+
+
+def test_what_a_factory_froze_is_known_though_all_is_frozen(net: ReadConfig) -> None:
+    workload = load_workload(net(mode="frozen"))
+    assert workload.fixed == {"conv.weight", "conv.bias"}
+    assert not any(p.requires_grad for p in workload.model.parameters())
+    assert not load_workload(net()).fixed
 
 
 def test_digits_need_nothing_but_their_name(read_config: ReadConfig) -> None:

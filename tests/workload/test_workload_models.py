@@ -21,6 +21,7 @@ from automl_compress.workload import (
     Splits,
     WorkloadConfig,
     build_model,
+    fixed_parameters,
     load_splits,
     load_workload,
 )
@@ -207,6 +208,15 @@ def test_user_factories(user_module: UserModule, refused: Refused) -> None:
     refused(lambda: build_model(f"{name}:net", {"depth": 5}), "TypeError", "'depth'")
     refused(lambda: build_model(f"{name}:text", {}), "torch.nn.Module", "type str")
     refused(lambda: build_model(f"{name}:fails", {}), "RuntimeError: no luck")
+
+
+def test_a_network_that_is_frozen_as_a_whole_has_no_part_that_no_training_changes() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model.register_parameter("count", nn.Parameter(torch.tensor(1), requires_grad=False))
+    assert not fixed_parameters(model)
+    model[0].bias.requires_grad_(False)
+    assert fixed_parameters(model) == {"0.bias"}
+    assert not fixed_parameters(model.requires_grad_(False))
 
 
 @pytest.mark.parametrize(
