@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Collection
 from typing import Final, TextIO
 
 from automl_compress.cli.progress import BLOCK_SECONDS, REDRAW_SECONDS, duration
@@ -38,6 +39,16 @@ class TrainingProgress:
         start = _ERASE if self._terminal else ""
         self._stream.write(start + _line(standing) + end)
         self._stream.flush()
+
+
+def tell_fixed(fixed: Collection[str]) -> None:
+    """Say which parameters of a network no training changes, if there are any."""
+    if fixed:
+        print(
+            f"parameters that are not trained, as the factory froze them: {len(fixed)}, "
+            f"such as '{min(fixed)}'",
+            flush=True,
+        )
 
 
 def _line(standing: Standing) -> str:
