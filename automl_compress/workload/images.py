@@ -67,6 +67,9 @@ class ImageSet:
     labels: Labels
     content_hash: str
 
+    def __repr__(self) -> str:
+        return f"ImageSet({'x'.join(map(str, self.images.shape))}, {self.content_hash[:8]})"
+
     def __post_init__(self) -> None:
         shape, kind = self.images.shape, self.images.dtype.name
         if len(shape) != 4 or 0 in shape or kind not in ("uint8", "float32"):

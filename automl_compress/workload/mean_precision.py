@@ -108,7 +108,12 @@ def _measured(
         warnings.simplefilter("ignore")
         from torchmetrics.detection import MeanAveragePrecision
 
-        metric: Any = MeanAveragePrecision(backend="faster_coco_eval")
+        # torchmetrics' own are rounded to float32, so that a recall may fall on their other side.
+        metric: Any = MeanAveragePrecision(
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+            backend="faster_coco_eval",
+        )
         metric.update(found, expected)
         result = metric.compute()
     return float(result["map_50"]), float(result["map"])

@@ -94,6 +94,14 @@ def test_average_precision_by_hand() -> None:
     assert mean_precision(found, boxes).map50 == pytest.approx(expected, abs=1e-6)
 
 
+def test_recalls_are_compared_with_points_as_coco_has_them() -> None:
+    """Seven of ten boxes are found, and 0.7 is below the point that COCO has there."""
+    rows = [(20 * place, 0, 20 * place + 10, 10) for place in range(10)]
+    boxes = _boxes(*((*row, 0, 0) for row in rows))
+    found = _boxes(*((*row, 0.9 - place / 100, 0) for place, row in enumerate(rows[:7])))
+    assert mean_precision(found, boxes).map50 == pytest.approx(70 / 101, abs=1e-6)
+
+
 def test_the_mean_is_over_classes_and_overlaps() -> None:
     boxes = _boxes((0, 0, 10, 10, 0, 0), (20, 20, 40, 40, 1, 0))
     found = _boxes(

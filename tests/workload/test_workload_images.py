@@ -28,6 +28,11 @@ def test_a_larger_draw_holds_the_smaller_one(count: int, more: int, seed: int) -
     assert len(np.unique(large.images, axis=0)) == len(large)
 
 
+def test_a_set_is_shown_by_its_shape() -> None:
+    images = ImageSet.of(np.zeros((2, 1, 4, 4), np.uint8), np.zeros(2, np.int64))
+    assert repr(images) == f"ImageSet(2x1x4x4, {images.content_hash[:8]})"
+
+
 def test_draw_is_seeded_and_an_own_copy() -> None:
     images = _images()
     drawn = images.draw(4, seed=3)
