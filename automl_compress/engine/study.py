@@ -50,6 +50,7 @@ from automl_compress.evaluate import (
     LOSSES,
     Evaluation,
     check_measured,
+    check_met_by_least,
     check_quality,
     loss_of,
     minimised_metrics,
@@ -340,6 +341,7 @@ class Study:
         }
         check_measured(named, minimised)
         constraints = tuple(c.absolute(minimised) for c in config.constraints)
+        check_met_by_least(constraints, cost(derived.space.smallest))
         rungs = {
             rung.name: build_rung(rung, workload, network)
             for rung in config.ladder

@@ -19,6 +19,7 @@ from automl_compress.errors import StudyError
 from automl_compress.evaluate.evaluation import (
     COSTS,
     DIVERGENCE,
+    LATENCY,
     LOSSES,
     QUALITIES,
     UNITS,
@@ -188,6 +189,25 @@ def check_measured(named: Mapping[str, Iterable[str]], baseline: Mapping[str, fl
             raise StudyError(
                 f"'{key}' must go by what is measured here, {', '.join(baseline)}, but goes by "
                 f"'{missing[0]}'; choose among them"
+            )
+
+
+def check_met_by_least(constraints: Iterable[Constraint], least: Mapping[str, float]) -> None:
+    """Check that the most compressed network meets the constraints on what it has least of.
+
+    Args:
+        constraints: absolute ones. Those on losses and on the latency are not judged.
+        least: costs of the most compressed network of the space.
+
+    Raises:
+        StudyError: it breaks one, so that no network meets it.
+    """
+    for c in constraints:
+        if c.metric in COSTS and c.metric != LATENCY and least[c.metric] > c.limit:
+            raise StudyError(
+                f"a constraint must be met by some network, but '{c.text}' allows {c.limit:,.10g} "
+                f"and the most compressed one of the space has {c.metric} of "
+                f"{least[c.metric]:,.10g}; loosen it, or let the space compress more"
             )
 
 

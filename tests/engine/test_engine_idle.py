@@ -86,6 +86,20 @@ def test_a_study_searches_bits_only_where_they_are_rewarded(
     assert prepared.manifest.coverage["idle"] == (["weight_bits"] if choices == {1} else [])
 
 
+def test_constraints_that_nothing_in_the_space_meets_are_refused() -> None:
+    """`macs <= 50` is a slip for `50 M`."""
+    settings: dict[str, Any] = {
+        "study": "tiny",
+        "workload": {"model": "digits_cnn", "train": {"epochs": 1}},
+        "estimate": {"images": 50, "calibration_images": 16},
+        "strategies": ["nsga2"],
+        "budget": {"evaluations": 3},
+        "engine": {"kind": "serial"},
+    }
+    with pytest.raises(StudyError, match="'macs <= 50' allows 50 and the most compressed one"):
+        Study(**settings, constraints=["macs <= 50"])._prepare()
+
+
 def test_strategies_search_what_is_left() -> None:
     strategies = ["hybrid", "ddpg", "qmix", "knapsack", "local", "optuna-tpe", "nsga2-surrogate"]
     result = Study(

@@ -10,6 +10,7 @@ from automl_compress.evaluate import (
     Constraint,
     Evaluation,
     check_measured,
+    check_met_by_least,
     check_objectives,
     check_quality,
     loss_of,
@@ -183,3 +184,11 @@ def test_what_is_minimised_and_limited_must_be_measured() -> None:
     with pytest.raises(StudyError, match=r"^'ladder' must .* but goes by 'divergence'") as caught:
         check_measured({"objectives": ("error", "macs"), "ladder": ["divergence"]}, measured)
     assert "\n" not in str(caught.value)
+
+
+def test_limits_below_what_the_most_compressed_network_has_are_refused() -> None:
+    texts = ("macs <= 82 k", "size_bytes <= 0.1x", "latency_ms <= 0.1 ms", "accuracy >= 0.99")
+    limits = [Constraint.parse(text).absolute({"size_bytes": 3000.0}) for text in texts]
+    check_met_by_least(limits, {"macs": 82_000.0, "size_bytes": 300.0, "latency_ms": 1.0})
+    with pytest.raises(StudyError, match=r"'size_bytes <= 0.1x' allows 300 .* size_bytes of 301"):
+        check_met_by_least(limits, {"macs": 82_000.0, "size_bytes": 301.0})
