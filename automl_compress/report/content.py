@@ -62,11 +62,7 @@ def _headline(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
         Paragraph(_baseline(summary)),
     ]
     if not summary.finalists:
-        blocks.append(Paragraph(
-            "No finalist is chosen yet, so there is no test result of a compressed network. "
-            "What follows are search estimates."
-        ))  # fmt: skip
-        return blocks
+        return [*blocks, Paragraph(f"{_untested(summary)} What follows are search estimates.")]
     blocks += [Paragraph(_headline_note(summary)), *_latency_note(summary)]
     blocks.append(tables.finalists_table(summary))
     if summary.measured and summary.test_quality is not None:
@@ -74,6 +70,15 @@ def _headline(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
         blocks += [Paragraph(_optimism_note(summary))]
     blocks += [drawings[name] for name in ("finalists",) if name in drawings]
     return [*blocks, _policies(summary)]
+
+
+def _untested(summary: Summary) -> str:
+    """Why no compressed network has a test result."""
+    if summary.result.manifest.status != "finished" or summary.front:
+        return "No finalist is chosen yet, so there is no test result of a compressed network."
+    if (summary.frame["status"] == "ok").any():
+        return "No network meets the constraints, so none was tested."
+    return "No network could be measured, so none was tested."
 
 
 def _status(summary: Summary) -> str:
@@ -263,7 +268,7 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
     blocks: list[Block] = [Heading("Comparison of the strategies")]
     if summary.frame.empty:
         return [*blocks, Paragraph("No evaluation is made yet, so there is nothing to compare.")]
-    note = _hypervolume_note(summary.result.manifest)
+    note = _hypervolume_note(summary)
     blocks += [Paragraph(text) for text in (note, _seeds_note(summary))]
     blocks += [tables.hypervolume_table(summary, kind) for kind in ("useful", "plain")]
     if not summary.level:
@@ -278,20 +283,29 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
     return [*blocks, Paragraph(_timing_note(summary)), tables.timing_table(summary)]
 
 
-def _hypervolume_note(manifest: Manifest) -> str:
-    loss = loss_of(manifest.objectives)
-    share = useful_loss(loss)
-    useful = f"{share:g}" if loss == DIVERGENCE else f"{100 * share:g} points"
-    least = f"the {loss} of the uncompressed network"
-    if is_left_out(manifest):
-        least = f"the least {loss} that was found to meet the constraints"
+def _hypervolume_note(summary: Summary) -> str:
+    loss = loss_of(summary.result.manifest.objectives)
     return (
         "Hypervolume is the share of a box that the networks found so far dominate; more is "
         f"better. The plain box reaches from 0 to {loss} 1 and to the costs of the uncompressed "
-        f"network. The useful box reaches only to {least} plus {useful}, so that ruined networks "
-        f"count nothing. {loss.capitalize()}s are search "
+        f"network.{_useful_note(summary, loss)} {loss.capitalize()}s are search "
         "estimates. Failed evaluations and those that break a constraint count nothing. A dash "
         "means that not every seed has come that far."
+    )
+
+
+def _useful_note(summary: Summary, loss: str) -> str:
+    """How far the useful box reaches, if that is known."""
+    share = useful_loss(loss)
+    useful = f"{share:g}" if loss == DIVERGENCE else f"{100 * share:g} points"
+    least = f"the {loss} of the uncompressed network"
+    if is_left_out(summary.result.manifest):
+        if not summary.has_values:
+            return ""
+        least = f"the least {loss} that was found to meet the constraints"
+    return (
+        f" The useful box reaches only to {least} plus {useful}, so that ruined networks count "
+        "nothing."
     )
 
 

@@ -267,6 +267,10 @@ class Summary:
         """Strategies by their last useful hypervolume, best first; the reference comes last."""
         return tuple(sorted(self.strategies, key=lambda g: (not g.in_race, -_score(g))))
 
+    def rank(self, group: StrategyScores) -> int:
+        """1 more than how many strategies of the race are ahead; equal ones share a rank."""
+        return 1 + sum(_score(other) > _score(group) + _ROUNDING for other in self.race)
+
     @property
     def race(self) -> tuple[StrategyScores, ...]:
         """The strategies that are compared; the reference is not among them."""

@@ -314,10 +314,10 @@ def hypervolume_table(summary: Summary, kind: str) -> Table:
     budget = summary.result.manifest.budget
     spots = [(part, max(1, budget * over // under)) for part, over, under in CHECKPOINTS]
     rows = []
-    for position, group in enumerate(summary.ranking, start=1):
+    for group in summary.ranking:
         scores = [*(group.at(kind, number) for _, number in spots), group.last(kind)]
         cells = [MISSING if spread is None else str(spread) for spread in scores]
-        rank = str(position) if group.in_race and summary.level else MISSING
+        rank = str(summary.rank(group)) if group.in_race and summary.level else MISSING
         rows.append((group.label, rank, str(len(group.members)), _counts(group), *cells))
     finished = summary.result.manifest.status == "finished"
     titles = [f"at {part} of the budget ({number:,})" for part, number in spots]

@@ -344,3 +344,29 @@ def test_an_empty_manifest_leaves_gaps_only(tmp_path):
     page, _ = words(write_study(tmp_path, outcomes(2), finalists=0, **bare))
     assert "the manifest does not say" in page.text
     assert "does not state the search space" in page.text
+
+
+def test_a_study_whose_constraints_nothing_met_says_so(tmp_path):
+    limit = Constraint("size_bytes", 1.0, text="size_bytes <= 1 B")
+    study = {"finalists": 0, "constraints": (limit,), "contestants": only("nsga2-0", "ddpg-0")}
+    told = [evaluation(policy(2), 0.93, 5e5)]
+    _, _, text = pages(write_study(tmp_path / "broken", [told, told], **study))
+    assert "No network meets the constraints, so none was tested." in text
+    assert "found to meet the constraints" not in text
+    assert "The useful box" not in text
+    assert re.search(r"\| nsga2 \| 1 \|.*\n\| ddpg \| 1 \|", text)
+    failed = [Evaluation.failed(policy(2), manifest().estimator, "out of memory")]
+    _, _, text = pages(write_study(tmp_path / "failed", [failed, failed], **study))
+    assert "No network could be measured, so none was tested." in text
+
+
+def test_equal_strategies_share_their_rank(tmp_path):
+    better = [evaluation(policy(2), 0.93, 5e5)]
+    worse = [evaluation(policy(3), 0.93, 9e5)]
+    folder = write_study(
+        tmp_path, [worse, better, better], finalists=0,
+        contestants=only("nsga2-0", "ddpg-0", "local-0"),
+    )  # fmt: skip
+    _, _, text = pages(folder)
+    ranks = re.findall(r"^\| (\w+) \| (\d) \|", text, flags=re.MULTILINE)
+    assert ranks[:3] == [("ddpg", "1"), ("local", "1"), ("nsga2", "3")]
