@@ -195,11 +195,13 @@ def _optimism_note(summary: Summary) -> str:
     found = summary.optimism
     assert found is not None
     error = f" ± {formats.points(found.error)}" if math.isfinite(found.error) else ""
+    they = "lie below" if found.finalists < 0 else "exceed"
+    it = "lies below" if found.baseline < 0 else "exceeds"
     return (
-        f"The finalists' estimates exceed their test {summary.quality} by "
-        f"{formats.points(found.finalists)}{error} points on average, and that of the "
-        f"uncompressed network, which nobody chose, by {formats.points(found.baseline)}. The "
-        f"difference, "
+        f"The finalists' estimates {they} their test {summary.quality} by "
+        f"{formats.points(abs(found.finalists))}{error} points on average, and that of the "
+        f"uncompressed network, which nobody chose, {it} its own by "
+        f"{formats.points(abs(found.baseline))}. The difference, "
         f"{formats.points(found.curse)} points, is what choosing by noisy estimates made of them "
         "(the winner's curse); only the test is free of it."
     )

@@ -370,3 +370,22 @@ def test_equal_strategies_share_their_rank(tmp_path):
     _, _, text = pages(folder)
     ranks = re.findall(r"^\| (\w+) \| (\d) \|", text, flags=re.MULTILINE)
     assert ranks[:3] == [("ddpg", "1"), ("local", "1"), ("nsga2", "3")]
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        (0.90, "exceed their test accuracy by 3.00 points on average"),
+        (0.96, "lie below their test accuracy by 3.00 points on average"),
+    ],
+)
+def test_estimates_lie_above_or_below_tests(tmp_path, test, said):
+    chosen = policy(2)
+    folder = write_study(
+        tmp_path, [[evaluation(chosen, 0.93, 5e5)]], finalists=0, contestants=only("nsga2-0"),
+        finalists_keys=[chosen.key], tests=[test],
+        test_baseline={**manifest().baseline, "accuracy": 0.944},
+    )  # fmt: skip
+    page, _, _ = pages(folder)
+    assert said in page.text
+    assert "network, which nobody chose, lies below its own by 1.00." in page.text
