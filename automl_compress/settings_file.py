@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,17 @@ from automl_compress.settings import Origin, Section, one_line, shown
 
 _PLAIN_TAGS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
+_NUMBER_TAGS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MOST_VALUES: Final = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1:30` as the text it is in YAML 1.2, and not as 90, a number to base 60."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """The tag of a node."""
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return self.DEFAULT_SCALAR_TAG if tag in _NUMBER_TAGS and ":" in value else tag
 
 
 def read_settings(
@@ -26,7 +38,8 @@ def read_settings(
         error: the `InputError` subclass that problems are raised as.
 
     Raises:
-        InputError: the file is missing, is no valid YAML, is no mapping, or repeats a key.
+        InputError: the file is missing, is no valid YAML, is no mapping, repeats a key, or holds
+            more than `_MOST_VALUES` values.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -45,19 +58,40 @@ def _parse(
     text: str, source: str, origins: dict[tuple[str, ...], Origin], error: type[InputError]
 ) -> Any:
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
-            return None if node is None else _construct(loader, node, source, (), origins, error)
+            if node is None:
+                return None
+            if _values(node, {}) > _MOST_VALUES:
+                raise error(
+                    f"at most {_MOST_VALUES:,} values can be read, but '{source}' holds more, "
+                    "those behind an alias each time it is used; write fewer"
+                )
+            return _construct(loader, node, source, (), origins, error)
         finally:
             loader.dispose()
+    except InputError:
+        raise
     except yaml.YAMLError as reason:
         mark = getattr(reason, "problem_mark", None)
         origin = Origin(source, None if mark is None else mark.line + 1)
         problem = getattr(reason, "problem", None) or one_line(reason)
-        raise error(f"invalid YAML: {problem} ({origin}); correct the file") from reason
+        raise error(f"invalid YAML: {problem} ({origin}); correct it") from reason
     except (ValueError, RecursionError) as reason:
-        raise error(f"invalid YAML: {one_line(reason)} ({source}); correct the file") from reason
+        raise error(f"invalid YAML: {one_line(reason)} ({source}); correct it") from reason
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values and keys a node has, those behind an alias each time it is used."""
+    if id(node) not in known:
+        below: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.SequenceNode):
+            below = node.value
+        elif isinstance(node, yaml.MappingNode):
+            below = chain.from_iterable(node.value)
+        known[id(node)] = 1 + sum(_values(part, known) for part in below)
+    return known[id(node)]
 
 
 def _construct(

@@ -176,6 +176,32 @@ def test_wrong_values_of_set_name_it(tmp_path: Path) -> None:
         read_settings(_write(tmp_path, "a: 1\n"), ["a=[1"])
 
 
+def test_what_aliases_stand_for_is_counted(tmp_path: Path) -> None:
+    """Nine levels of nine are 387 million values in some 400 characters."""
+    levels = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 9)]
+    bomb = "\n".join(["l0: &l0 [x, x, x, x, x, x, x, x, x]", *levels])
+    _refused(_write(tmp_path, bomb), "at most 100,000 values", "write fewer", line=None)
+    merged = [f"l{i}: &l{i} {{<<: [{', '.join([f'*l{i - 1}'] * 9)}]}}" for i in range(1, 9)]
+    text = "\n".join(["l0: &l0 {a: 1}", *merged])
+    _refused(_write(tmp_path, text), "at most 100,000 values", line=None)
+    shared = read_settings(_write(tmp_path, "a: &x [1, 2]\nb: *x\nc: *x\n"))
+    assert shared.plain() == {"a": [1, 2], "b": [1, 2], "c": [1, 2]}
+
+
+def test_numbers_to_base_60_are_texts(tmp_path: Path) -> None:
+    section = read_settings(_write(tmp_path, "a: 1:30\nb: 1:30.5\nc: 130\n"), ["d=-1:30"])
+    assert section.plain() == {"a": "1:30", "b": "1:30.5", "c": 130, "d": "-1:30"}
+
+
+def test_one_remedy_is_enough(tmp_path: Path) -> None:
+    _refused(_write(tmp_path, "a: 1\na: 2\n"), "remove one", line=2)
+    for text, override in (("a: 1\na: 2\n", ()), ("a: 1\n", ("a={b: 1, b: 2}",))):
+        with pytest.raises(InputError) as caught:
+            read_settings(_write(tmp_path, text), override)
+        assert "correct" not in str(caught.value)
+        assert str(caught.value).startswith("key ")
+
+
 # Readers.
 
 
