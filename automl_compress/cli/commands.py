@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from automl_compress.cli.options import check_output
 from automl_compress.cli.progress import Progress
 from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError, StudyError
@@ -154,10 +155,7 @@ def space(model: str, output: Path, input_shape: str | None, *, force: bool) -> 
     """Derive a search space from a network and write it for editing."""
     from automl_compress.cli.space_file import write_space_file
 
-    if output.is_dir():
-        raise StudyError(f"-o must be a file, but '{output}' is a folder; add a name")
-    if output.exists() and not force:
-        raise StudyError(f"-o must not exist yet, but '{output}' does; give --force to replace it")
+    check_output(output, force=force)
     coverage = write_space_file(model, output, read_shape(input_shape))
     print(
         f"{output}: {coverage.groups} channel groups, {coverage.layers} layers, "

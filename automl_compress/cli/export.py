@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from automl_compress.cli.options import check_output
 from automl_compress.cli.recovering import load_trained, recovered_file
 from automl_compress.deploy.detector import DetectorFile
 from automl_compress.deploy.formats import Source, export_format
@@ -43,7 +44,7 @@ def export_network(
         InputError: the folder, the rule, the format or the output is wrong; nothing is written.
     """
     chosen_format = export_format(format_name)
-    _check_output(output, force)
+    check_output(output, force=force)
     result = StudyResult(folder)
     if raw and (format_name != "onnx" or result.manifest.workload.get("task") != "detection"):
         raise StudyError(
@@ -89,10 +90,3 @@ def _said(picked: Pick) -> str:
     if picked.tested:
         return f"{quality} on the test images, says the study"
     return f"{quality} on the search's images, never tested"
-
-
-def _check_output(output: Path, force: bool) -> None:
-    if output.is_dir():
-        raise StudyError(f"-o must be a file, but '{output}' is a folder; add a name")
-    if output.exists() and not force:
-        raise StudyError(f"-o must not exist yet, but '{output}' does; give --force to replace it")

@@ -100,12 +100,37 @@ def folder_to_write(text: str) -> Path:
         argparse.ArgumentTypeError: it cannot.
     """
     path = Path(text)
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    if hindrance := _hindrance(path):
         raise argparse.ArgumentTypeError(
-            f"must be a folder that can be written, but '{nearest}' is none; give another"
+            f"must be a folder that can be written, but '{hindrance}' is none; give another"
         )
     return path
+
+
+def _hindrance(folder: Path) -> Path | None:
+    """What keeps a folder from being written or made; None where nothing does."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return None if nearest.is_dir() and os.access(nearest, os.W_OK) else nearest
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Check that `-o FILE` can be written, its folder too where it is missing.
+
+    Args:
+        output: the file.
+        force: whether an existing file is replaced.
+
+    Raises:
+        InputError: it cannot, or it exists.
+    """
+    if output.is_dir():
+        raise InputError(f"-o must be a file, but '{output}' is a folder; add a name")
+    if output.exists() and not force:
+        raise InputError(f"-o must not exist yet, but '{output}' does; give --force to replace it")
+    if hindrance := _hindrance(output.parent):
+        raise InputError(
+            f"-o must lie in a folder that can be written, but '{hindrance}' is none; give another"
+        )
 
 
 def write_file(path: Path, text: str) -> None:

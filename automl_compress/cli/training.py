@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from automl_compress.cli.options import check_output
 from automl_compress.cli.training_progress import TrainingProgress, tell_fixed
 from automl_compress.errors import InputError, WorkloadError
 from automl_compress.evaluate import QUALITIES
@@ -32,6 +33,7 @@ from automl_compress.workload import (
     Workload,
     WorkloadConfig,
     card_data,
+    card_path,
     check_model_name,
     layout_of,
     load_splits,
@@ -166,7 +168,7 @@ def _train(
     output: Path,
     force: bool,
 ) -> None:
-    _check_output(output, force)
+    _check_files(output, force=force)
     device = find_device(settings.device)
     workload, described = _load(config, stated)
     print(
@@ -192,8 +194,14 @@ def _train(
     print(f"a sweep that searches it, on images it was not trained on, says\nworkload: {said}")
 
 
-def _check_output(output: Path, force: bool) -> None:
+def _check_files(output: Path, *, force: bool) -> None:
+    """Check that weights can be written, and their card beside them."""
     if output.suffix != ".safetensors":
         raise InputError(f"-o must end in .safetensors, but is '{output}'; correct it")
-    if output.exists() and not force:
-        raise InputError(f"-o must not exist yet, but '{output}' does; give --force to replace it")
+    check_output(output, force=force)
+    card = card_path(output)
+    if card.is_dir() or (card.exists() and not force):
+        raise InputError(
+            f"the card beside -o must not exist yet, but '{card}' does; choose another name or "
+            "give --force to replace a file"
+        )

@@ -90,6 +90,7 @@ def test_a_network_outlives_the_file_of_its_search_space(
         (["--pick", "knee", "--format", "tar"], "--format must be one of onnx, packed, torch"),
         (["--pick", "knee", "-o", "kept"], "give --force to replace it"),
         (["--pick", "knee", "-o", "."], "is a folder"),
+        (["--pick", "knee", "-o", "kept/n", "--format", "onnx"], "kept' is none; give another"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line_and_nothing_is_written(

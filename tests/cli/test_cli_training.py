@@ -178,6 +178,47 @@ def test_an_output_that_exists_is_refused(folder: Path, capsys: pytest.CaptureFi
     assert (folder / "w.safetensors").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("command", [["train"], ["sparsify", "--weights", "base.safetensors"]])
+def test_a_file_where_the_card_would_lie_is_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    (folder / "w.json").write_text("mine")
+    assert main([*command, "digits_cnn", "-o", "w.safetensors", "--epochs", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "but 'w.json' does; choose another name or give --force" in error
+    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
+
+
+def test_force_replaces_weights_and_card(folder: Path) -> None:
+    for name in ("w.safetensors", "w.json"):
+        (folder / name).write_text("mine")
+    assert _train("-o", "w.safetensors", "--epochs", "1", "--force") == 0
+    assert json.loads((folder / "w.json").read_text())["model"] == "digits_cnn"
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("folder.safetensors", "is a folder; add a name"),
+        ("file/w.safetensors", "-o must lie in a folder that can be written"),
+        ("file/new/w.safetensors", "but '{folder}/file' is none"),
+        ("card.safetensors", "but 'card.json' does; choose another name"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_trained(
+    folder: Path, capsys: pytest.CaptureFixture[str], output: str, said: str
+) -> None:
+    for name in ("folder.safetensors", "card.json"):
+        (folder / name).mkdir()
+    (folder / "file").touch()
+    assert _train("-o", output, "--epochs", "1", "--force") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said.format(folder=folder) in error
+    assert {path.name for path in folder.iterdir()} == {"folder.safetensors", "card.json", "file"}
+
+
 def test_another_training_s_checkpoint_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
