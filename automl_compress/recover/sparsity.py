@@ -56,7 +56,7 @@ class ScalePenalty:
         if not self._scales:
             raise WorkloadError(
                 "L1 on BatchNorm scales needs BatchNorm layers that are trained, but the network "
-                "has none; use --method group-lasso"
+                "has none; set 'method' to group-lasso (--set method=group-lasso)"
             )
 
     @torch.no_grad()

@@ -84,7 +84,7 @@ def test_group_lasso_joins_what_a_sum_couples(digits: Workload) -> None:
 
 
 def test_networks_without_batchnorm_are_refused() -> None:
-    with pytest.raises(WorkloadError, match="group-lasso"):
+    with pytest.raises(WorkloadError, match=r"'method' to group-lasso .--set method=group-lasso.$"):
         ScalePenalty(nn.Sequential(nn.Conv2d(1, 2, 1)), 0.1)
 
 
