@@ -22,6 +22,7 @@ from automl_compress.cli.recovering import (
     DOCUMENT,
     NETWORK,
     RecoveryTask,
+    finish_writing,
     load_trained,
 )
 from automl_compress.cli.training_progress import TrainingProgress
@@ -267,6 +268,7 @@ class _Networks:
             "settings": settings.quantize.to_dict(),
             "distilled": None if distilled is None else _content(distilled),
         }
+        finish_writing(place)
         self._stage("quantize", picked, given, place / DOCUMENT, self._quantize)
         for name in settings.formats:
             path = self.stages.folder / EXPORTED / f"{picked.policy.key}{_ENDINGS[name]}"

@@ -35,6 +35,8 @@ from automl_compress.workload import CLASSIFICATION, Score
 NETWORK: Final = "network.safetensors"
 DOCUMENT: Final = "recovered.json"
 CHECKPOINT: Final = "training.checkpoint"
+_NEW: Final = ".new"
+"""Behind the names of network and document until both are written."""
 
 
 def recover_networks(
@@ -82,7 +84,8 @@ def recover_networks(
         return write_report(folder)
     waiting, earlier = [*picked.values()], dict.fromkeys(picked, 0)
     if further:
-        earlier = {key: _earlier_epochs(folder, found) for key, found in picked.items()}
+        waiting = [found for found in waiting if not _finishes(folder, found, stated)]
+        earlier = {found.policy.key: _earlier_epochs(folder, found) for found in waiting}
     else:
         waiting = [found for found in waiting if not is_recovered(folder, found, stated, force)]
     if waiting:
@@ -109,6 +112,7 @@ def recovered_file(folder: Path, policy: Policy, option: str = "--recovered") ->
         StudyError: it was not recovered.
     """
     path = folder / RECOVERED / policy.key / NETWORK
+    finish_writing(path.parent)
     if not path.is_file():
         raise StudyError(
             f"{option} needs a network that was trained, but '{folder}' has none of the key "
@@ -129,6 +133,8 @@ def is_recovered(folder: Path, picked: Pick, stated: Mapping[str, Any], force: b
         StudyError: it was trained with other settings, and is not to be replaced.
     """
     path = folder / RECOVERED / picked.policy.key / DOCUMENT
+    if _finishes(folder, picked, stated):
+        return True
     if not path.exists() or force:
         return False
     settings, epochs = _how(path)
@@ -137,6 +143,15 @@ def is_recovered(folder: Path, picked: Pick, stated: Mapping[str, Any], force: b
             f"a network is recovered once, but '{path.parent}' holds it with other settings; "
             f"give --further to go on from it (epochs so far: {epochs}), or --force to replace it"
         )
+    print(f"{picked.describe()} is recovered already")
+    return True
+
+
+def _finishes(folder: Path, picked: Pick, stated: Mapping[str, Any]) -> bool:
+    """Whether the training that is asked for had ended, and lacked only `finish_writing`."""
+    place = folder / RECOVERED / picked.policy.key
+    if not finish_writing(place) or _how(place / DOCUMENT)[0] != stated:
+        return False
     print(f"{picked.describe()} is recovered already")
     return True
 
@@ -281,7 +296,7 @@ class RecoveryTask:
         workload, place = self.study.workload, self.folder / RECOVERED / picked.policy.key
         save_state(
             recovered.network,
-            place / NETWORK,
+            place / (NETWORK + _NEW),
             picked.policy,
             architecture=workload.name,
             arguments=workload.arguments,
@@ -290,7 +305,8 @@ class RecoveryTask:
             "earlier_epochs": earlier_epochs,
             **scores_document(scores),
         }
-        write_text(place / DOCUMENT, json.dumps(document, indent=1) + "\n")
+        write_text(place / (DOCUMENT + _NEW), json.dumps(document, indent=1) + "\n")
+        finish_writing(place)
 
     def _scores(self, network: nn.Module) -> dict[str, Score]:
         """Scores by split; no decision depends on the test images."""
@@ -355,6 +371,29 @@ def scores_document(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]
         },
         "standard_error": {n: v for n, v in last.metrics.items() if n == error_name(quality)},
     }
+
+
+def finish_writing(place: Path) -> bool:
+    """Put a network that was written, and what it is worth, in their places.
+
+    The new document stands beside the old one from when both are written until the network is in
+    its place and the training's state is removed. What was stopped in between is made up for here,
+    so that network and document do not contradict each other.
+
+    Args:
+        place: a network's folder.
+
+    Returns:
+        Whether there was something to do.
+    """
+    network, document = (place / (name + _NEW) for name in (NETWORK, DOCUMENT))
+    if not document.exists():
+        return False
+    if network.exists():
+        network.replace(place / NETWORK)
+    _remove_checkpoints(place)
+    document.replace(place / DOCUMENT)
+    return True
 
 
 def _remove_checkpoints(place: Path) -> None:

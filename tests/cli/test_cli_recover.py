@@ -14,6 +14,7 @@ import torch
 
 import automl_compress as ac
 from automl_compress.cli import main
+from automl_compress.cli.recovering import finish_writing
 from automl_compress.deploy.state import load_state
 from automl_compress.engine import restore_study
 from automl_compress.errors import InterruptedStudy
@@ -200,6 +201,60 @@ def test_a_further_training_that_was_stopped_goes_on(
     files = [_recovered(folder)[0] for folder in folders]
     assert files[0].read_bytes() == files[1].read_bytes() != began
     assert not files[0].with_name("training.checkpoint").exists()
+
+
+class _Killed(BaseException):
+    """In place of what leaves no time for anything."""
+
+
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("at", ["recovered.json.new", "network.safetensors"])
+def test_network_and_document_agree_wherever_it_was_killed(
+    whole: Path,
+    tmp_path: Path,
+    at: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("automl_compress.cli.recovering._quality", lambda *_: 0.0)
+    folder = Path(shutil.copytree(whole, tmp_path / "out"))
+    began = _recovered(folder)[0].read_bytes()
+    arguments = ("--pick", "point:1", "--epochs", "1", "--further")
+    replace = Path.replace
+
+    def replacing(path: Path, target: Path) -> Path:
+        if target.name == at:
+            raise _Killed
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replacing)
+        with pytest.raises(_Killed):
+            _recover(folder, *arguments)
+    capsys.readouterr()
+    assert _recover(folder, *arguments) == 0
+    assert ("recovered already" in capsys.readouterr().out) == (at != "recovered.json.new")
+    file, said = _recovered(folder)
+    assert file.read_bytes() != began
+    assert said["earlier_epochs"] == 2
+    network = load_state(file, build_model("digits_cnn", {}))
+    assert restore_study(folder).test_quality(network) == said["accuracy"]["after"]["test"]
+    assert {path.name for path in file.parent.iterdir()} == {file.name, "recovered.json"}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_was_written_is_put_in_its_place(tmp_path: Path, moved: bool) -> None:
+    network = tmp_path / ("network.safetensors" if moved else "network.safetensors.new")
+    network.write_text("new")
+    for name in ("training.checkpoint", "training.checkpoint.0", "recovered.json"):
+        (tmp_path / name).write_text("old")
+    assert not finish_writing(tmp_path)
+    (tmp_path / "recovered.json.new").write_text("new")
+    assert finish_writing(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "network.safetensors": "new",
+        "recovered.json": "new",
+    }
 
 
 @pytest.mark.parametrize(
