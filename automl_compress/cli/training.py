@@ -25,7 +25,7 @@ from automl_compress.recover import (
     section_of,
     train_network,
 )
-from automl_compress.settings import Section
+from automl_compress.settings import LARGEST_SEED, Section
 from automl_compress.workload import (
     BOXED,
     MODELS,
@@ -137,7 +137,7 @@ def _config(
         DataConfig.from_section(section_of(**stated), Path()),
         arguments,
         weights,
-        section.number("seed", int, 0, low=0),
+        section.number("seed", int, 0, low=0, high=LARGEST_SEED),
     )
     return config, stated
 

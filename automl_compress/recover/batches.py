@@ -31,7 +31,7 @@ class Batches:
         device: where the batches lie.
 
     Raises:
-        WorkloadError: there are fewer than two images.
+        WorkloadError: there are fewer than two images, or they would be moved out of sight.
     """
 
     def __init__(
@@ -45,6 +45,12 @@ class Batches:
     ) -> None:
         if len(images) < 2:
             raise WorkloadError(f"training needs 2 images or more, but has {len(images)}; add some")
+        crop, least = augmentation.crop, min(images.shape[1:])
+        if crop is not None and crop >= least:
+            raise WorkloadError(
+                f"'augment.crop' must be less than the {least} pixels of an image's shorter side, "
+                f"but is {crop}; lower it"
+            )
         self.size = min(size, len(images))
         self.steps = len(images) // self.size
         self._images = images

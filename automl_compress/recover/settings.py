@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -12,7 +13,7 @@ import torch
 
 from automl_compress.errors import InputError
 from automl_compress.recover.gradual import epochs_of_stages
-from automl_compress.settings import Origin, Section
+from automl_compress.settings import LARGEST_SEED, Origin, Section
 from automl_compress.workload.arithmetic import has_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -111,7 +112,7 @@ class TrainingSettings:
             ),
             average=section.number("average", float, self.average, low=0.0, high=0.99999),
             augment=Augmentation.from_section(section.section("augment")),
-            seed=section.number("seed", int, self.seed, low=0),
+            seed=section.number("seed", int, self.seed, low=0, high=LARGEST_SEED),
             device=section.get("device", str, self.device),
             precision=section.choice("precision", PRECISIONS, self.precision),  # type: ignore[arg-type]
         )
@@ -252,9 +253,9 @@ def find_device(name: str) -> torch.device:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda:0" if found else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,9})?", name):
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, but is '{name}'; correct it")
+    kind, _, index = name.partition(":")
     if kind == "cuda" and int(index or 0) >= found:
         raise InputError(
             f"device must exist, but is '{name}' and there are {found} CUDA devices here; "

@@ -306,11 +306,26 @@ def test_bfloat16_is_used_where_processors_have_instructions_for_it(
 
 
 @pytest.mark.parametrize(
-    ("device", "said"), [("tpu", "cuda:N"), ("cuda:x", "cuda:N"), ("cuda:99", "must exist")]
+    ("device", "said"),
+    [
+        ("tpu", "cuda:N"),
+        ("cuda:x", "cuda:N"),
+        ("cuda:", "cuda:N"),
+        ("cuda:²", "cuda:N"),
+        ("cpu:7", "cuda:N"),
+        ("cuda:99", "must exist"),
+    ],
 )
 def test_devices_that_are_not_there_are_refused(device: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         find_device(device)
+
+
+@pytest.mark.parametrize("crop", [6, 100_000])
+def test_images_are_not_moved_out_of_sight(crop: int) -> None:
+    with pytest.raises(InputError, match=rf"less than the 6 pixels .* is {crop}; lower it"):
+        _trainer(replace(SETTINGS, augment=Augmentation(crop)))
+    _trainer(replace(SETTINGS, augment=Augmentation(5)))
 
 
 def test_settings_are_read_from_texts() -> None:
@@ -334,6 +349,7 @@ def test_settings_are_read_from_texts() -> None:
         ("optimizer=adam", "did you mean 'adamw'"),
         ("rate=-1", "at least 0"),
         ("augment=3", "a mapping"),
+        ("seed=99999999999999999999999", "at most 4294967295"),
     ],
 )
 def test_wrong_settings_are_refused(text: str, said: str) -> None:
