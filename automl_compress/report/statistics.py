@@ -35,6 +35,8 @@ from automl_compress.space import Policy
 HEADLINE_LOSSES: Final = (0.005, 0.01, 0.02)
 """Losses of test quality that the headline answers for."""
 
+_TIED: Final = 1e-9
+"""Hypervolumes that differ by less are equal."""
 _Z95: Final = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
@@ -269,7 +271,7 @@ class Summary:
 
     def rank(self, group: StrategyScores) -> int:
         """1 more than how many strategies of the race are ahead; equal ones share a rank."""
-        return 1 + sum(_score(other) > _score(group) + _ROUNDING for other in self.race)
+        return 1 + sum(_score(other) > _score(group) + _TIED for other in self.race)
 
     @property
     def race(self) -> tuple[StrategyScores, ...]:
