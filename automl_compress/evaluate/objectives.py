@@ -38,12 +38,11 @@ _ROUNDING: Final = 1e-9
 _Values = TypeVar("_Values", float, NDArray[np.float64])
 
 _CONSTRAINT = re.compile(
-    r"^\s*(?P<metric>[a-z][a-z_0-9]*)\s*(?P<sign><=|>=)\s*(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)"
+    r"^\s*(?P<metric>[a-z][a-z_0-9]*)\s*(?P<sign><=|>=)\s*(?P<number>[0-9.]+(?:[eE][+-]?[0-9]+)?)"
     r"\s*(?P<unit>[A-Za-z%]*)\s*$"
 )
-_FACTORS: Final[Mapping[str, float]] = {
-    "": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9,
-}  # fmt: skip
+_COUNTS: Final[Mapping[str, float]] = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+_BYTES: Final[Mapping[str, float]] = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,16 @@ class Constraint:
         share = metric in QUALITIES or metric in LOSSES
         if unit == "x" and not share:
             return cls(metric, number, True, text)
-        factors = {**_FACTORS, UNITS[metric]: 1.0}
-        if unit not in factors or (share and unit):
-            raise StudyError(f"the unit '{unit}' does not fit '{text}'; use x, kB, MB, k or M")
-        if share and number > 1:
-            raise StudyError(f"'{metric}' must be bounded by a share in [0, 1], but is '{text}'")
+        if share and (unit or number > 1):
+            raise StudyError(
+                f"'{metric}' must be bounded by a share in [0, 1], but is '{text}'; write a share "
+                "such as 0.98"
+            )
+        sizes = _BYTES if UNITS[metric] == "byte" else {}
+        factors = {**_COUNTS, **sizes, UNITS[metric]: 1.0}
+        if unit not in factors:
+            usual = "x, kB, MB, k or M" if sizes else "x, k or M"
+            raise StudyError(f"the unit '{unit}' does not fit '{text}'; use {usual}")
         if metric in QUALITIES:
             return cls("error", 1.0 - number, False, text)
         return cls(metric, number * factors[unit], False, text)

@@ -41,6 +41,7 @@ def _measured(accuracy: float, size: float = 100.0) -> Evaluation:
         ("  macs <= 0.5x  ", "macs", 0.5, True),
         ("macs <= 3 M", "macs", 3e6, False),
         ("bitops <= 1.2e+9", "bitops", 1.2e9, False),
+        ("bitops <= 1.2E9", "bitops", 1.2e9, False),
         ("params <= 5e3k", "params", 5e6, False),
         ("latency_ms <= 5 ms", "latency_ms", 5, False),
         ("latency_ms <= 0.5x", "latency_ms", 0.5, True),
@@ -63,6 +64,7 @@ def test_constraints_are_read(text: str, metric: str, limit: float, relative: bo
         "error <= 0.1x", "divergence <= 2", "divergence <= 0.5x",
         "size <= 5", "latency_ms <= 5 s", "size_bytes <= -5", "size_bytes <= nan",
         "size_bytes <= 1.2.3", "size_bytes <= .", "size_bytes <= 5 TB", "size_bytes <= 5 mb",
+        "params <= 20 kB", "macs <= 500000B", "bitops <= 1 GB", "latency_ms <= 5 MB",
         "size_bytes <= 5 kB MB", "size_bytes <= 1e999", "__import__('os')",
     ],
 )  # fmt: skip
@@ -71,6 +73,12 @@ def test_wrong_constraints_are_refused_with_their_text(text: str) -> None:
         Constraint.parse(text)
     assert f"'{text}'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["accuracy >= 98%", "accuracy >= 98", "error <= 0.1x"])
+def test_shares_are_asked_for_by_an_example(text: str) -> None:
+    with pytest.raises(StudyError, match=r"share in \[0, 1\], .*; write a share such as 0\.98$"):
+        Constraint.parse(text)
 
 
 def test_relative_limits_become_absolute_once() -> None:
