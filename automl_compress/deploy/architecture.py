@@ -24,11 +24,16 @@ def original_network(
         model: the original network with any weights, its factory's name, or None.
 
     Raises:
-        DeployError: nobody says which network it is.
+        DeployError: nobody says which network it is, or it is neither a network nor a name.
         WorkloadError: the factory fails.
     """
     if isinstance(model, nn.Module):
         return model
+    if not isinstance(model, str | None):
+        raise DeployError(
+            "'model' must be a network, the name of its factory or None, but is of type "
+            f"{type(model).__name__}; build the network first"
+        )
     # Only files that name their network need the package that knows names.
     from automl_compress.workload import MODELS, build_model
 

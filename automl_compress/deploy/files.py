@@ -16,6 +16,8 @@ from automl_compress.settings import one_line
 
 _KEY: Final = "automl_compress"
 """The one entry of the files' metadata; of several, safetensors keeps no order."""
+_DIGITS: Final = 9
+"""Of a version, at most."""
 
 
 def write_file(
@@ -102,13 +104,14 @@ def read_file(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict
 def _named(names: list[str]) -> dict[str, Any]:
     """Format and version where the name of the one tensor says them."""
     kind, dot, version = names[0].partition(".") if len(names) == 1 else ("", "", "")
-    return {"format": kind, "version": int(version)} if dot and version.isdecimal() else {}
+    known = dot and version.isdecimal() and len(version) <= _DIGITS
+    return {"format": kind, "version": int(version)} if known else {}
 
 
 def _words(path: Path, text: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError) as reason:
+    except (ValueError, TypeError, RecursionError) as reason:
         raise damaged(path, "its metadata are no JSON") from reason
 
 

@@ -151,9 +151,21 @@ class Layout:
             maps={n: (_natural(i), _natural(stride)) for n, (i, stride) in _pairs(data, "maps")},
             bare={n: _natural(count) for n, count in _pairs(data, "bare")},
             policy=Policy(data["policy"]) if "policy" in data else None,
-            architecture=data.get("architecture"),
+            architecture=network_name(data),
             arguments=dict(data.get("arguments", {})),
         )
+
+
+def network_name(data: Mapping[str, Any]) -> str | None:
+    """The original network's name in a layout's JSON form; None where it has none.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    name = data.get("architecture")
+    if not isinstance(name, str | None):
+        raise TypeError(f"{name!r} is no name of a network")
+    return name
 
 
 def _pairs(data: Mapping[str, Any], key: str) -> Any:

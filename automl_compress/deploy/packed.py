@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from automl_compress.compress.tracing import working_copy
@@ -81,7 +82,7 @@ def save_packed(
     layout = describe(network, policy, architecture, arguments)
     if original is None:
         original = known_network(architecture, arguments or {})
-    reference = _reference(original)
+    reference = None if original is None else _reference(original)
     if reference is not None:
         layout = in_order(layout, reference)
     layout, contents = encode(layout, tensors_of(network, layout))
@@ -94,11 +95,9 @@ def save_packed(
     return write_stream(Path(path), parts, FORMAT, VERSION)
 
 
-def _reference(original: nn.Module | None) -> Layout | None:
+def _reference(original: nn.Module) -> Layout:
     """The layout of an original network."""
-    return (
-        None if original is None else describe(working_copy(original, share=True), None, None, None)
-    )
+    return describe(working_copy(original, share=True), None, None, None)
 
 
 def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
@@ -122,12 +121,33 @@ def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Mo
     """
     head, content = _read(Path(path))
     original = original_network(head.architecture, head.arguments, model)
-    layout = _layout(Path(path), head, original)
+    reference = _reference(original)
+    layout = _layout(Path(path), head, reference)
+    if not _has_room(reference, layout):
+        raise _made_from_another(Path(path))
     try:
         tensors = decode(layout, content)
     except _BROKEN as reason:
         raise damaged(Path(path), one_line(reason)) from reason
     return rebuild(layout, tensors, original)
+
+
+def _has_room(original: Layout, layout: Layout) -> bool:
+    """Whether kernels are no larger than the original's; of those left out, no bytes tell it."""
+    whole = {name: stored.shape for name, stored in original.flat()}
+    return all(
+        len(stored.shape) == len(whole.get(name, ()))
+        and all(size <= most for size, most in zip(stored.shape, whole[name], strict=True))
+        for name, stored in layout.flat()
+        if stored.kernels is not None
+    )
+
+
+def _made_from_another(path: Path) -> DeployError:
+    return DeployError(
+        f"a file must be read into the network it was made from, but '{path}' was made from "
+        "another; give that network as 'model'"
+    )
 
 
 def read_layout(path: str | Path, model: nn.Module | str | None = None) -> Layout:
@@ -146,13 +166,15 @@ def read_layout(path: str | Path, model: nn.Module | str | None = None) -> Layou
     if not head.relative:
         return _layout(Path(path), head, None)
     original = original_network(head.architecture, head.arguments, model)
-    return _layout(Path(path), head, original)
+    return _layout(Path(path), head, _reference(original))
 
 
 def _read(path: Path) -> tuple[Written, memoryview]:
     """The layout as far as it can be read without the original network, and the tensors' bytes."""
     _, tensors = read_file(path, FORMAT, VERSION)
-    (stream,) = tensors.values()
+    stream = next(iter(tensors.values()), torch.empty(()))
+    if len(tensors) != 1 or stream.dtype != torch.uint8 or stream.dim() != 1:
+        raise damaged(path, "it is no row of bytes")
     data: memoryview = stream.numpy().data
     if int.from_bytes(data[:_CHECKSUM], "little") != zlib.crc32(data[_CHECKSUM:]):
         raise damaged(path, "its checksum is wrong")
@@ -163,15 +185,11 @@ def _read(path: Path) -> tuple[Written, memoryview]:
         raise damaged(path, one_line(reason)) from reason
 
 
-def _layout(path: Path, head: Written, original: nn.Module | None) -> Layout:
-    """The layout, read with the help of the original network."""
-    reference = _reference(original) if head.relative else None
-    if reference is not None and not head.fits(reference):
-        raise DeployError(
-            f"a file must be read into the network it was made from, but '{path}' was made from "
-            "another; give that network as 'model'"
-        )
+def _layout(path: Path, head: Written, original: Layout | None) -> Layout:
+    """The layout, read with the help of the original network's."""
+    if original is not None and not head.fits(original):
+        raise _made_from_another(path)
     try:
-        return head.layout(reference)
+        return head.layout(original)
     except _BROKEN as reason:
         raise damaged(path, one_line(reason)) from reason

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from automl_compress.compress.quantize import SCALE
-from automl_compress.deploy.layout import QUANTIZER, Layout, StoredTensor
+from automl_compress.deploy.layout import QUANTIZER, Layout, StoredTensor, network_name
 from automl_compress.space import Policy, Value
 
 _WHOLE: Final = 0
@@ -27,6 +27,8 @@ _COLUMNS: Final = (
     *("presence", "sizes", "bits", "inputs", "kernels"),
     *("channels", "weight_bits", "activation_bits", "kernel_sparsity"),
 )
+_LONGEST: Final = 2**24
+"""Bytes of a layout before it is deflated, at most: those of 100,000 tensors and more."""
 _AS_USUAL: Final = 0
 _ABSENT: Final = 1
 _WITH_BIAS: Final = 2
@@ -78,7 +80,10 @@ class Written:
     """
 
     def __init__(self, content: Buffer) -> None:
-        data = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_PHRASES).decompress(content)
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_PHRASES)
+        data = unpacker.decompress(content, _LONGEST)
+        if not unpacker.eof:
+            raise ValueError(f"a layout ends before its {_LONGEST + 1:,}th byte, but this does not")
         self._relative = data[0] == _RELATIVE
         self._columns: Columns = {}
         self._check = int.from_bytes(data[1:3], "little")
@@ -86,7 +91,7 @@ class Written:
         for name in _COLUMNS if self._relative else ():
             self._columns[name], place = _read_numbers(data, place)
         self._words: dict[str, Any] = json.loads(data[place:])
-        self.architecture: str | None = self._words.get("architecture")
+        self.architecture = network_name(self._words)
         self.arguments: dict[str, Any] = dict(self._words.get("arguments", {}))
 
     @property

@@ -11,12 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from automl_compress.compress.tracing import working_copy
 from automl_compress.deploy.architecture import original_network
 from automl_compress.deploy.files import damaged, read_file, write_file
-from automl_compress.deploy.layout import Layout, describe, in_strides, rebuild, tensors_of
+from automl_compress.deploy.layout import (
+    Layout,
+    StoredTensor,
+    describe,
+    in_strides,
+    rebuild,
+    tensors_of,
+)
 from automl_compress.settings import one_line
 from automl_compress.space import Policy
 
@@ -64,8 +71,19 @@ def load_state(path: str | Path, model: nn.Module | str | None = None) -> nn.Mod
     words, tensors = read_file(place, FORMAT, VERSION)
     try:
         layout = Layout.from_dict(words["layout"])
-        tensors = {name: in_strides(tensors[name], stored) for name, stored in layout.flat()}
+        tensors = {name: _as_stored(name, tensors[name], s) for name, s in layout.flat()}
     except (ValueError, KeyError, TypeError, AttributeError) as reason:
         raise damaged(place, one_line(reason)) from reason
     original = original_network(layout.architecture, layout.arguments, model)
     return rebuild(layout, tensors, original)
+
+
+def _as_stored(name: str, tensor: Tensor, stored: StoredTensor) -> Tensor:
+    """A tensor of a file in the strides it had.
+
+    Raises:
+        ValueError: its type is not the layout's, or the strides do not fit the shape.
+    """
+    if tensor.dtype != stored.torch_dtype:
+        raise ValueError(f"'{name}' is {tensor.dtype}, not {stored.torch_dtype}")
+    return in_strides(tensor, stored)

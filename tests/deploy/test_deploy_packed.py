@@ -406,11 +406,54 @@ def test_newer_and_older_versions_are_refused(packed: Path) -> None:
         lambda layout: layout["tensors"].update(conv9={"weight": [1]}),
         lambda layout: layout.update(policy={"nothing": 3}),
         lambda layout: layout.update(maps={"x": 3}),
+        lambda layout: layout.update(architecture=3),
+        lambda layout: layout.update(architecture=["resnet20"]),
     ],
 )
 def test_layouts_that_make_no_sense_are_refused(change: Callable[[Any], Any], packed: Path) -> None:
     change_layout(packed, change)
     assert "export it again" in refused(packed, network("resnet8"))
+
+
+@pytest.mark.parametrize("shape", [[1, 1, 10**6, 10**6], [8, 3, 3, 4], [8, 3, 3, 3, 1]])
+def test_kernels_that_take_no_bytes_are_no_larger_than_the_original_s(
+    shape: list[int], packed: Path
+) -> None:
+    weight = {"shape": shape, "kernels": 0}
+    change_layout(packed, lambda layout: layout["tensors"]["conv1"].update(weight=weight))
+    assert "network it was made from" in refused(packed, network("resnet8"))
+
+
+def test_layouts_that_would_take_all_memory_are_refused(packed: Path) -> None:
+    data = read_data(packed)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=_PHRASES)
+    head = packer.compress(bytes(1) + b" " * 2**24 + b"{}") + packer.flush()
+    write_data(packed, varint(len(head)) + head + data[4:])
+    assert "16,777,217th byte" in refused(packed, network("resnet8"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"packed.2": torch.zeros(8, dtype=torch.bfloat16)}, "no row of bytes"),
+        ({"packed.2": torch.zeros(8, 2, dtype=torch.uint8)}, "no row of bytes"),
+        ({"a": torch.zeros(8, dtype=torch.uint8), "b": torch.zeros(1)}, "no row of bytes"),
+        ({}, "no row of bytes"),
+        ({f"packed.{'9' * 5000}": torch.zeros(8, dtype=torch.uint8)}, "but is 'unknown'"),
+    ],
+)
+def test_files_that_hold_no_row_of_bytes_are_refused(
+    tensors: dict[str, Tensor], said: str, packed: Path
+) -> None:
+    words = {"automl_compress": json.dumps({"format": "packed", "version": 2})}
+    named = any(name.startswith("packed") for name in tensors)
+    packed.write_bytes(safetensors.torch.save(tensors, None if named else words))
+    assert said in refused(packed, network("resnet8"))
+
+
+@pytest.mark.parametrize("model", [nn.Linear, 3, b"net:make"])
+def test_what_is_no_network_is_refused(model: Any, packed: Path) -> None:
+    assert "'model' must be a network, the name of its factory" in refused(packed, model)
 
 
 @pytest.mark.parametrize("other", ["mobile", "vgg", "mlp"])

@@ -51,6 +51,28 @@ def test_the_two_kinds_of_files_are_told_apart(tmp_path: Path) -> None:
         load_state(tmp_path / "state", network("resnet8"))
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.float16])
+def test_tensors_of_another_type_than_the_layout_s_are_refused(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
+    path = tmp_path / "state"
+    save_state(network("resnet8"), path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        words = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    tensors["linear.bias"] = tensors["linear.bias"].to(kind)
+    safetensors.torch.save_file(tensors, path, words)
+    with pytest.raises(DeployError, match=f"'linear.bias' is {kind}, not torch.float32"):
+        load_state(path, network("resnet8"))
+
+
+def test_words_that_are_nested_too_deep_are_refused(tmp_path: Path) -> None:
+    words = {"automl_compress": "[" * 100_000}
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "state", words)
+    with pytest.raises(DeployError, match="its metadata are no JSON"):
+        load_state(tmp_path / "state", network("resnet8"))
+
+
 def test_strides_are_kept(tmp_path: Path) -> None:
     model: Any = network("resnet8").to(memory_format=torch.channels_last)
     save_state(model, tmp_path / "state")
