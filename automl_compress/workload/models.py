@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from automl_compress.errors import WorkloadError
+from automl_compress.settings import nearest
 from automl_compress.workload import densenet_cifar, resnet_cifar, vgg_cifar
 from automl_compress.workload.alexnet_cifar import CifarAlexNet
 from automl_compress.workload.digits import DigitsCNN
@@ -69,8 +69,8 @@ def check_model_name(name: str) -> None:
     """
     if name in MODELS or is_factory(name):
         return
-    near = difflib.get_close_matches(name, MODELS, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "correct it"
+    near = nearest(name, MODELS)
+    hint = f"did you mean '{near}'?" if near else "correct it"
     raise WorkloadError(
         f"model must be one of {', '.join(MODELS)} or 'package.module:factory', but is "
         f"'{name}'; {hint}"

@@ -76,6 +76,7 @@ def _sweep(text: str) -> str:
         ("engine: {kind: cloud}", "must be one of"),
         ("engine: {workers: none}", "auto"),
         ("workload: {model: resnet57}", "resnet56"),
+        ("workload: {model: RESNET_56}", "did you mean 'resnet56'?"),
         ("workload: {model: resnet20, data: digits}", "weights"),
         ("workload: {model: digits_cnn, data: {root: nowhere}}", "nowhere"),
         ("workload: {model: 'no_such_package:build', data: digits}", "no_such_package"),
