@@ -205,8 +205,10 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like another, in either case; None when none is near."""
-    lowered = {other.lower(): other for other in known if other != word}
+    """The word most like one that is not known, in either case; None when none is near."""
+    lowered = {other.lower(): other for other in known}
+    if word in lowered.values():
+        return None
     near = difflib.get_close_matches(word.lower(), lowered, n=1)
     return lowered[near[0]] if near else None
 

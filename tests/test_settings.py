@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from automl_compress.errors import InputError, SpaceError
-from automl_compress.settings import Origin, Section
+from automl_compress.settings import Origin, Section, suggestion
 from automl_compress.settings_file import read_settings
 from automl_compress.space import SpaceRules, load_rules
 
@@ -228,6 +228,13 @@ def test_a_key_that_may_be_missing_is_suggested(tmp_path: Path) -> None:
     assert "latency" not in section
     with pytest.raises(InputError, match="did you mean 'latency'"):
         section.close()
+
+
+def test_suggestions_look_past_the_case_and_are_for_unknown_words() -> None:
+    assert suggestion("MACS", ["macs", "params"]) == ", did you mean 'macs'?"
+    assert suggestion("Mac", ["MACs"]) == ", did you mean 'MACs'?"
+    assert suggestion("gene:1", ["gene:1", "gene:2"]) == ""
+    assert suggestion("gene", ["other"]) == ""
 
 
 def test_tuples_are_lists() -> None:
