@@ -314,7 +314,7 @@ def _numbers(column: pd.Series[float], metric: str, path: Path) -> NDArray[np.fl
         numbers = np.array([math.nan])
     judged = metric == "accuracy"
     known = numbers[~np.isnan(numbers)] if judged else numbers
-    per_cent = judged and bool((known > 1.0).any())
+    per_cent = judged and _in_per_cent(numbers)
     highest = 100.0 if per_cent else (1.0 if judged else math.inf)
     if not (len(known) and np.isfinite(known).all() and ((known >= 0) & (known <= highest)).all()):
         rule = f"from 0 to {highest:g}" if judged else "of at least 0, and finite,"
@@ -333,6 +333,6 @@ def _numbers(column: pd.Series[float], metric: str, path: Path) -> NDArray[np.fl
     return shares
 
 
-def _in_per_cent(accuracies: pd.Series[float]) -> bool:
+def _in_per_cent(accuracies: NDArray[np.float64] | pd.Series[float]) -> bool:
     """Whether they are read so."""
     return bool((np.asarray(accuracies, dtype=np.float64) > 1.0).any())
