@@ -1,8 +1,8 @@
 """Low-bit weights and activations, as modules that compute what low-bit hardware would.
 
 Weights: symmetric, one float32 scale per output channel, integers in -(2^(b-1)-1)..2^(b-1)-1
-(Krishnamoorthi 2018), so 2 bits are ternary. Activations: one scale per tensor; unsigned levels
-where the calibration images showed no negative value, otherwise symmetric.
+(Krishnamoorthi 2018), so 2 bits are ternary. Activations: one scale and one zero point per tensor
+(affine; Jacob et al. 2018), the zero point 0 where the calibration images showed no negative value.
 
 The scale decides much at few bits. Clipping more of a channel's range makes small weights finer
 and large ones wrong; which loses less depends on what the layer reads. `choose_scales` tries a
@@ -14,6 +14,7 @@ and 65.9 % with the clip of least weight error; 2 bits 32.0, 9.4 and 13.0 %.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,8 @@ FEW_BITS: Final = 3
 
 SCALE: Final = "weight_scale"
 """A quantized layer's buffer of steps, one of every output."""
+_LEAST_STEP: Final = 1e-12
+"""Of an input grid, where all inputs are zero."""
 _LEAST_SCALE: Final = 1e-30
 """A gain of zero would leave a grid without steps."""
 _DAMPING: Final = 0.01
@@ -176,14 +179,14 @@ def _round_in_order(
 def choose_input_quantizer(weight: Tensor, bits: int, inputs: Tensor) -> InputQuantizer:
     """The input grid that changes a layer's output least.
 
+    Positive and negative values are clipped each by itself, in turn: what SiLU or GELU gives goes
+    far beyond zero on one side and hardly on the other.
+
     Args:
         weight: (out, ...) the layer's weights.
         bits: 4..8.
         inputs: (groups, samples, fan_in) what the layer read during calibration.
     """
-    signed = bool((inputs < 0).any())
-    top = levels(bits) if signed else 2**bits - 1
-    largest = max(float(inputs.abs().max()), 1e-12)
     groups = inputs.shape[0]
     rows = weight.detach().flatten(1).reshape(groups, -1, inputs.shape[2])
 
@@ -191,27 +194,65 @@ def choose_input_quantizer(weight: Tensor, bits: int, inputs: Tensor) -> InputQu
         change = quantizer(inputs) - inputs
         return float(torch.einsum("gof,gsf->gos", rows, change).pow(2).sum())
 
-    return min((InputQuantizer(largest * clip / top, bits, signed) for clip in CLIPS), key=error)
+    low, high = float(inputs.min().clamp(max=0.0)), float(inputs.max().clamp(min=0.0))
+    grids = [affine_grid(low * clip, high * clip, bits) for clip in CLIPS]
+    best = min(grids, key=error)
+    if low < 0.0 < high:
+        top = float(best.scale) * best.high
+        best = min([best, *(affine_grid(low * clip, top, bits) for clip in CLIPS)], key=error)
+        bottom = float(best.scale) * best.low
+        best = min([best, *(affine_grid(bottom, high * clip, bits) for clip in CLIPS)], key=error)
+    return best
+
+
+def affine_grid(low: float, high: float, bits: int) -> InputQuantizer:
+    """The grid from about `low` to about `high` that holds zero exactly.
+
+    Args:
+        low: <= 0.
+        high: >= 0.
+        bits: 4..8.
+    """
+    steps = 2**bits - 1
+    scale = max((high - low) / steps, _LEAST_STEP)
+    zero_point = round(-low / scale) if math.isfinite(scale) else 0
+    return InputQuantizer(scale, bits, zero_point)
 
 
 class InputQuantizer(nn.Module):
-    """Rounds activations to a per-tensor grid.
+    """Rounds activations to a per-tensor grid of 2^bits levels, zero among them.
 
     Args:
         scale: step between two levels.
         bits: 4..8.
-        signed: symmetric levels when True, 0..2^bits - 1 when False.
+        zero_point: levels below zero, 0..2^bits - 1.
     """
 
     scale: Tensor
 
-    def __init__(self, scale: float, bits: int, signed: bool) -> None:
+    def __init__(self, scale: float, bits: int, zero_point: int = 0) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale))
         self.bits = bits
-        self.signed = signed
-        self.low = -levels(bits) if signed else 0
-        self.high = levels(bits) if signed else 2**bits - 1
+        self.zero_point = zero_point
+
+    @property
+    def low(self) -> int:
+        """The lowest level, in steps."""
+        return -self.zero_point
+
+    @property
+    def high(self) -> int:
+        """The highest level, in steps."""
+        return int(2**self.bits) - 1 - self.zero_point
+
+    def get_extra_state(self) -> Tensor:
+        """The zero point, so that state dicts carry it."""
+        return torch.tensor(self.zero_point)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the zero point of a state dict."""
+        self.zero_point = int(state)
 
     def forward(self, x: Tensor) -> Tensor:
         """Round (any shape) to the nearest level; values beyond the last level become it."""
@@ -219,7 +260,7 @@ class InputQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Settings shown by `print(model)`."""
-        return f"bits={self.bits}, signed={self.signed}"
+        return f"bits={self.bits}, zero_point={self.zero_point}"
 
 
 class _RoundedInput(nn.Module):

@@ -39,6 +39,7 @@ from automl_compress.space import Policy
 FLOAT: Final = "float32"
 """The usual type of a tensor, left out of files."""
 QUANTIZER: Final = "input_quantizer"
+_MOST_BITS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Layout:
 
     Args:
         tensors: by module name and by the tensor's name in it, in the network's order.
-        inputs: bits and whether signed of layers whose input is rounded, by layer name.
+        inputs: bits and zero point of layers whose input is rounded, by layer name.
         maps: input channels and stride of every channel map, by module name.
         bare: channels of modules that are cut but hold no tensor, by module name.
         policy: what the network was built by; None when not known.
@@ -104,7 +105,7 @@ class Layout:
     """
 
     tensors: Mapping[str, Mapping[str, StoredTensor]]
-    inputs: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     maps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     bare: Mapping[str, int] = field(default_factory=dict)
     policy: Policy | None = None
@@ -147,7 +148,7 @@ class Layout:
                 module: {name: StoredTensor.from_json(stored) for name, stored in tensors.items()}
                 for module, tensors in _pairs(data, "tensors")
             },
-            inputs={n: (_natural(bits), bool(s)) for n, (bits, s) in _pairs(data, "inputs")},
+            inputs={n: input_grid(*grid) for n, grid in _pairs(data, "inputs")},
             maps={n: (_natural(i), _natural(stride)) for n, (i, stride) in _pairs(data, "maps")},
             bare={n: _natural(count) for n, count in _pairs(data, "bare")},
             policy=Policy(data["policy"]) if "policy" in data else None,
@@ -172,8 +173,19 @@ def _pairs(data: Mapping[str, Any], key: str) -> Any:
     return data.get(key, {}).items()
 
 
+def input_grid(bits: Any, zero_point: Any) -> tuple[int, int]:
+    """Bits and zero point of an `InputQuantizer`, as a file has them.
+
+    Raises:
+        ValueError: there is no such grid.
+    """
+    if not 1 <= _natural(bits) <= _MOST_BITS or _natural(zero_point) >= 2**bits:
+        raise ValueError(f"no grid of {bits} bits has the zero point {zero_point}")
+    return bits, zero_point
+
+
 def _natural(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is no natural number")
     return value
 
@@ -206,7 +218,7 @@ def describe(
     return Layout(
         tensors=tensors,
         inputs={
-            name.removesuffix(f".{QUANTIZER}"): (module.bits, module.signed)
+            name.removesuffix(f".{QUANTIZER}"): (module.bits, module.zero_point)
             for name, module in modules.items()
             if isinstance(module, InputQuantizer)
         },

@@ -332,14 +332,10 @@ def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
 
 
 def _grid_of(quantizer: InputQuantizer) -> Grid:
-    """A quantizer's levels on uint8; of 8 signed bits, -128 is used too."""
+    """A quantizer's levels on uint8, the lowest as 0."""
     from automl_compress.deploy.qdq import Grid
 
-    scale = float(quantizer.scale)
-    zero_point = 128 if quantizer.signed else 0
-    if quantizer.bits == 8:
-        return Grid(scale, zero_point)
-    return Grid(scale, zero_point, zero_point + quantizer.low, zero_point + quantizer.high)
+    return Grid(float(quantizer.scale), quantizer.zero_point, 0, 2**quantizer.bits - 1)
 
 
 def _exported(network: nn.Module, example_input: Tensor, names: list[str]) -> Any:

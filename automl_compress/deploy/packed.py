@@ -35,7 +35,7 @@ from automl_compress.settings import one_line
 from automl_compress.space import Policy
 
 FORMAT: Final = "packed"
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised whenever files change in a way that older readers cannot follow."""
 _CHECKSUM: Final = 4
 """Bytes of the checksum."""

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from automl_compress.compress.quantize import SCALE
-from automl_compress.deploy.layout import QUANTIZER, Layout, StoredTensor, network_name
+from automl_compress.deploy.layout import QUANTIZER, Layout, StoredTensor, input_grid, network_name
 from automl_compress.space import Policy, Value
 
 _WHOLE: Final = 0
@@ -27,6 +27,8 @@ _COLUMNS: Final = (
     *("presence", "sizes", "bits", "inputs", "kernels"),
     *("channels", "weight_bits", "activation_bits", "kernel_sparsity"),
 )
+_GRIDS: Final = 16
+"""A rounded input's bits, and this times its zero point, are one number."""
 _LONGEST: Final = 2**24
 """Bytes of a layout before it is deflated, at most: those of 100,000 tensors and more."""
 _AS_USUAL: Final = 0
@@ -175,9 +177,9 @@ def _columns(layout: Layout, original: Layout) -> Columns:
                 sizes.learn(axis, usual, size)
     for name in _layers(original):
         weight = layout.tensors.get(name, {}).get("weight")
-        bits, signed = layout.inputs.get(name, (0, False))
+        bits, zero_point = layout.inputs.get(name, (0, 0))
         column["bits"].append(weight.bits or 0 if weight else 0)
-        column["inputs"].append(2 * bits + signed)
+        column["inputs"].append(bits + _GRIDS * zero_point)
     for _, stored in layout.flat():
         if len(stored.shape) == 4:
             column["kernels"].append(0 if stored.kernels is None else stored.kernels + 1)
@@ -258,7 +260,7 @@ def _told(columns: Columns, words: Mapping[str, Any], original: Layout) -> Layou
     read = {name: _Column(numbers) for name, numbers in columns.items()}
     bits = {name: read["bits"].next() for name in _layers(original)}
     inputs = {
-        name: (code // 2, bool(code % 2))
+        name: input_grid(code % _GRIDS, code // _GRIDS)
         for name in _layers(original)
         if (code := read["inputs"].next())
     }

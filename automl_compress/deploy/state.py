@@ -28,7 +28,7 @@ from automl_compress.settings import one_line
 from automl_compress.space import Policy
 
 FORMAT: Final = "torch"
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever files change in a way that older readers cannot follow."""
 
 

@@ -28,9 +28,9 @@ from automl_compress.evaluate.fast_form import FastForm, Precision, fast_precisi
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Sample, Score, Workload
 
-VERSION: Final = 14
+VERSION: Final = 15
 """Raised whenever the same policy would get another answer than before."""
-BUILDS: Final = 8
+BUILDS: Final = 9
 """Raised whenever the same policy would be built into another network than before."""
 COLLAPSE_IMAGES: Final = 128
 """Images after which a network may be left as collapsed."""

@@ -5,7 +5,7 @@ computes the very same, but from weights that are not rounded yet and from steps
 parameters; `freeze` turns it back into plain quantized layers, integers times scale, with the same
 outputs bit for bit, and `unquantize` into layers without grids, of what was learned. Rounding
 passes gradients straight through inside the grid and stops them outside. Weights have a step per
-output channel, inputs one per layer (the paper has one per layer for both).
+output channel, inputs one per layer (the paper has one per layer for both); zero points stay.
 
 Training starts from weights as they were before rounding, with the steps the search used.
 Measured on ResNet-20 (CIFAR-10, 2,000 test images) at 39 % of the MACs and 3-bit weights, after
@@ -125,7 +125,7 @@ def step_gain(values: int, highest: int) -> float:
 
     Args:
         values: how many values the step rounds (of one image, for inputs).
-        highest: largest integer of the grid.
+        highest: largest integer of the grid by its absolute value.
     """
     return 1.0 / math.sqrt(values * highest)  # Esser et al. 2020, section 2.2
 
@@ -135,7 +135,7 @@ class LearnedInputQuantizer(InputQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Round (n, ...) to the nearest level."""
-        gain = step_gain(x[0].numel(), self.high)
+        gain = step_gain(x[0].numel(), max(self.high, -self.low))
         rounded: Tensor = RoundToGrid.apply(x, self.scale, self.low, self.high, gain)
         return rounded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from automl_compress.compress.calibration import sample_layers
 from automl_compress.compress.quantize import (
     CLIPS,
     InputQuantizer,
+    affine_grid,
     can_quantize,
     choose_input_quantizer,
     choose_scales,
@@ -108,34 +110,63 @@ def test_without_inputs_many_bits_are_not_clipped() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
-@pytest.mark.parametrize("signed", [False, True])
-def test_inputs_are_rounded_to_levels(bits: int, signed: bool) -> None:
-    quantizer = InputQuantizer(0.1, bits, signed)
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_inputs_are_rounded_to_levels(bits: int, share: float) -> None:
+    zero_point = round(share * (2**bits - 1))
+    quantizer = InputQuantizer(0.1, bits, zero_point)
     x = torch.randn(1000, generator=generator()) * 10
     rounded = quantizer(x)
     integers = (rounded / quantizer.scale).round()
-    low, high = (-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    low, high = -zero_point, 2**bits - 1 - zero_point
     assert torch.equal(integers * quantizer.scale, rounded)
     assert (int(integers.min()), int(integers.max())) == (low, high)
     inside = (x > low * 0.1) & (x < high * 0.1)
     assert inside.any()
     assert float((rounded - x)[inside].abs().max()) <= 0.05 + 1e-5
     assert torch.equal(quantizer(rounded), rounded)
+    assert float(quantizer(torch.zeros(1))) == 0.0
 
 
-@pytest.mark.parametrize("negative", [False, True])
-def test_the_input_grid_is_no_worse_than_the_full_range(negative: bool) -> None:
-    inputs = torch.randn(1, 200, 12, generator=generator()) ** 3
-    inputs = inputs if negative else inputs.abs()
+SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "both": lambda x: x**3,
+    "positive": lambda x: x.abs() ** 3,
+    "negative": lambda x: -(x.abs() ** 3),
+    "silu": nn.functional.silu,
+    "gelu": nn.functional.gelu,
+    "hardswish": nn.functional.hardswish,
+    "zero": torch.zeros_like,
+}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_input_grid_is_about_the_best_of_all_that_clip_either_side(
+    shape: str, bits: int
+) -> None:
+    inputs = SHAPES[shape](2 * torch.randn(1, 200, 12, generator=generator()))
     weight = torch.randn(4, 12, generator=generator(1))
-    quantizer = choose_input_quantizer(weight, 4, inputs)
-    assert quantizer.signed is negative
-    plain = InputQuantizer(float(inputs.abs().max()) / (7 if negative else 15), 4, negative)
+    quantizer = choose_input_quantizer(weight, bits, inputs)
+    low, high = min(0.0, float(inputs.min())), max(0.0, float(inputs.max()))
+    assert low < 0 or quantizer.low == 0
+    assert high > 0 or shape == "zero" or quantizer.high == 0
 
     def change(one: InputQuantizer) -> float:
         return float(((one(inputs) - inputs)[0] @ weight.T).pow(2).sum())
 
-    assert change(quantizer) < change(plain)
+    best = min(change(affine_grid(low * a, high * b, bits)) for a in CLIPS for b in CLIPS)
+    assert change(quantizer) <= 1.1 * best
+
+
+@pytest.mark.parametrize("shape", ["silu", "gelu", "hardswish"])
+def test_values_on_one_side_have_most_levels(shape: str) -> None:
+    inputs = SHAPES[shape](2 * torch.randn(1, 200, 12, generator=generator()))
+    weight = torch.randn(4, 12, generator=generator(1))
+    change = choose_input_quantizer(weight, 4, inputs)(inputs) - inputs
+    step = float(inputs.abs().max()) / 7
+    symmetric = (inputs / step).round().clamp(-7, 7) * step - inputs
+    assert float((change @ weight.T).pow(2).sum()) < 0.5 * float(
+        (symmetric @ weight.T).pow(2).sum()
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,3 +271,10 @@ def test_activations_of_a_fused_transformer_layer_are_rounded() -> None:
     built = compressor.build(Policy({"activation_bits:encoder.linear1": 4}))
     with torch.inference_mode():
         assert not torch.allclose(built(images), model(images), atol=1e-5)
+
+
+def test_inputs_that_are_no_numbers_have_a_grid() -> None:
+    weight = torch.randn(4, 12, generator=generator(1))
+    for value in (float("nan"), float("inf"), -float("inf")):
+        grid = choose_input_quantizer(weight, 4, torch.full((1, 20, 12), value))
+        assert 0 <= grid.zero_point <= 15

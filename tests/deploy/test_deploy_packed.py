@@ -333,7 +333,7 @@ def read_data(path: Path) -> bytes:
         return content
 
 
-def write_data(path: Path, data: bytes, name: str = "packed.2") -> None:
+def write_data(path: Path, data: bytes, name: str = "packed.3") -> None:
     """Write a packed file's data with a checksum that fits."""
     whole = bytearray(zlib.crc32(data).to_bytes(4, "little") + data)
     path.write_bytes(
@@ -386,11 +386,11 @@ def test_missing_files_folders_and_other_tensors_are_refused(packed: Path) -> No
 
 def test_newer_and_older_versions_are_refused(packed: Path) -> None:
     data = read_data(packed)
-    write_data(packed, data[4:], "packed.3")
-    assert "at most 2, but is 3; use a newer automl-compress" in refused(packed, network("resnet8"))
-    words = {"automl_compress": json.dumps({"format": "packed", "version": 1})}
+    write_data(packed, data[4:], "packed.4")
+    assert "at most 3, but is 4; use a newer automl-compress" in refused(packed, network("resnet8"))
+    words = {"automl_compress": json.dumps({"format": "packed", "version": 2})}
     packed.write_bytes(safetensors.torch.save({"data": torch.zeros(3)}, words))
-    assert "must be 2, but is 1; export it again" in refused(packed, network("resnet8"))
+    assert "must be 3, but is 2; export it again" in refused(packed, network("resnet8"))
 
 
 @pytest.mark.parametrize(
@@ -406,6 +406,10 @@ def test_newer_and_older_versions_are_refused(packed: Path) -> None:
         lambda layout: layout["tensors"].update(conv9={"weight": [1]}),
         lambda layout: layout.update(policy={"nothing": 3}),
         lambda layout: layout.update(maps={"x": 3}),
+        lambda layout: layout.update(inputs={"conv1": [8]}),
+        lambda layout: layout.update(inputs={"conv1": [8, True]}),
+        lambda layout: layout.update(inputs={"conv1": [4, 16]}),
+        lambda layout: layout.update(inputs={"conv1": [9, 0]}),
         lambda layout: layout.update(architecture=3),
         lambda layout: layout.update(architecture=["resnet20"]),
     ],
@@ -435,8 +439,8 @@ def test_layouts_that_would_take_all_memory_are_refused(packed: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({"packed.2": torch.zeros(8, dtype=torch.bfloat16)}, "no row of bytes"),
-        ({"packed.2": torch.zeros(8, 2, dtype=torch.uint8)}, "no row of bytes"),
+        ({"packed.3": torch.zeros(8, dtype=torch.bfloat16)}, "no row of bytes"),
+        ({"packed.3": torch.zeros(8, 2, dtype=torch.uint8)}, "no row of bytes"),
         ({"a": torch.zeros(8, dtype=torch.uint8), "b": torch.zeros(1)}, "no row of bytes"),
         ({}, "no row of bytes"),
         ({f"packed.{'9' * 5000}": torch.zeros(8, dtype=torch.uint8)}, "but is 'unknown'"),
@@ -445,7 +449,7 @@ def test_layouts_that_would_take_all_memory_are_refused(packed: Path) -> None:
 def test_files_that_hold_no_row_of_bytes_are_refused(
     tensors: dict[str, Tensor], said: str, packed: Path
 ) -> None:
-    words = {"automl_compress": json.dumps({"format": "packed", "version": 2})}
+    words = {"automl_compress": json.dumps({"format": "packed", "version": 3})}
     named = any(name.startswith("packed") for name in tensors)
     packed.write_bytes(safetensors.torch.save(tensors, None if named else words))
     assert said in refused(packed, network("resnet8"))

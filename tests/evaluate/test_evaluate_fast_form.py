@@ -56,7 +56,7 @@ def test_outputs_are_those_of_the_network(name: str) -> None:
 @pytest.mark.skipif(not runs_bfloat16(), reason="the processor has no bfloat16")
 @pytest.mark.parametrize("name", ["resnet8", "mobile", "dense", "vgg"])
 def test_bfloat16_gives_nearly_the_same(name: str) -> None:
-    compressor, policies = compressed(name, 1)
+    compressor, policies = compressed(name, 2)  # no input lies between two levels
     form = FastForm(compressor.model, example(name), "bfloat16", compressor.structure)
     x = example(name, 16)
     for policy in policies:

@@ -31,10 +31,10 @@ def _quantized(bits: int = 3) -> nn.Module:
     network = nn.Sequential(
         nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 9, 4)
     ).eval()
-    for place, signed in ((0, True), (4, False)):
+    for place, zero_point in ((0, 5), (4, 0)):
         layer = network[place]
         scales = choose_scales(layer.weight, bits, None)
-        grid = InputQuantizer(0.1, 4, signed)
+        grid = InputQuantizer(0.1, 4, zero_point)
         become(layer, quantized_layer(layer, bits, scales, grid))
     return network.requires_grad_(True)
 
@@ -164,7 +164,7 @@ def test_layers_of_signals_and_volumes_learn_too(layer: Any, shape: tuple[int, .
     with torch.no_grad():
         layer.weight[1, 0] = 0.0
     scales = choose_scales(layer.weight, 3, None)
-    network = nn.Sequential(quantized_layer(layer, 3, scales, InputQuantizer(0.1, 8, True)))
+    network = nn.Sequential(quantized_layer(layer, 3, scales, InputQuantizer(0.1, 8, 128)))
     x = torch.randn(6, *shape)
     before = network(x)
     make_learnable(network, {})
