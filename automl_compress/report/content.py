@@ -146,10 +146,19 @@ def _headline_note(summary: Summary) -> str:
     missing = f" {formats.count(waiting, 'finalist')} {has} no test result." if waiting else ""
     return (
         "The search never saw these images. Shares in brackets are of the uncompressed network "
-        "in 32-bit floats. The search estimate comes from the search images; finalists were "
-        "chosen by it, so it tends to be too high. What stands after ± is its standard error, for "
+        f"in 32-bit floats. The search estimate comes from the search images; "
+        f"{_estimate_note(summary)}. What stands after ± is its standard error, for "
         f"the number of search images. {_interval_note(summary)}{missing}"
     )
+
+
+def _estimate_note(summary: Summary) -> str:
+    """What else a finalist's test and its search estimate differ by."""
+    if not summary.alike:
+        return "its network was repaired as in the search, that of the test by `final_repair`"
+    if summary.rungs:
+        return "who climbed the ladder was chosen by it at first, so it tends to be too high"
+    return "finalists were chosen by it, so it tends to be too high"
 
 
 def _interval_note(summary: Summary) -> str:
@@ -195,6 +204,16 @@ def _optimism_note(summary: Summary) -> str:
     found = summary.optimism
     assert found is not None
     error = f" ± {formats.points(found.error)}" if math.isfinite(found.error) else ""
+    reason = (
+        "is what choosing by noisy estimates made of them (the winner's curse); only the test is "
+        "free of it"
+    )
+    if not summary.alike:
+        reason = (
+            "is two things in one: tested networks are repaired anew (`final_repair`), and "
+            "choosing by noisy estimates raises those of the chosen (the winner's curse); only the "
+            "test is free of it"
+        )
     they = "lie below" if found.finalists < 0 else "exceed"
     it = "lies below" if found.baseline < 0 else "exceeds"
     return (
@@ -202,8 +221,7 @@ def _optimism_note(summary: Summary) -> str:
         f"{formats.points(abs(found.finalists))}{error} points on average, and that of the "
         f"uncompressed network, which nobody chose, {it} its own by "
         f"{formats.points(abs(found.baseline))}. The difference, "
-        f"{formats.points(found.curse)} points, is what choosing by noisy estimates made of them "
-        "(the winner's curse); only the test is free of it."
+        f"{formats.points(found.beyond)} points, {reason}."
     )
 
 
@@ -360,7 +378,8 @@ def _ladder(summary: Summary) -> list[Block]:
             "Before finalists were chosen, candidates climbed a ladder: each rung measured the "
             "best of the one before it anew, on search-validation images, and passed on the best "
             "of what it measured itself. Luck on one rung is of no use on the next: where a rung "
-            "says less than the one before it, that one's choice was partly luck."
+            "that builds the same networks says less than the one before it, that one's choice was "
+            "partly luck. Rungs that train or repair otherwise differ by that, too."
         ),
         tables.ladder_table(summary),
     ]

@@ -354,7 +354,7 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
         svg,
         f"Test {summary.quality} of the finalists against {title}, beside the search estimates",
         f"Finalists on the untouched test images against {title}: filled marks with 95 % "
-        "intervals. Hollow marks are the search estimates they were chosen by.",
+        "intervals. Hollow marks are their search estimates.",
     )
 
 

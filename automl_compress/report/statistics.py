@@ -243,8 +243,12 @@ class Optimism:
     error: float
 
     @property
-    def curse(self) -> float:
-        """The winner's curse: what choosing by noisy estimates adds to those of the chosen."""
+    def beyond(self) -> float:
+        """What the finalists' estimates have beyond those of a network that nobody chose.
+
+        Where search and test judge the very same networks, that is the winner's curse: what
+        choosing by noisy estimates adds to those of the chosen.
+        """
         return self.finalists - self.baseline
 
 
@@ -353,6 +357,12 @@ class Summary:
         if self.test_quality is None or not self.test_images:
             return None
         return quality_interval(self.result.manifest.test_baseline, self.test_images)
+
+    @property
+    def alike(self) -> bool:
+        """Whether search and test repair networks alike, and so judge the very same ones."""
+        networks = self.result.manifest.networks
+        return bool(networks) and len(set(networks)) == 1
 
     @property
     def optimism(self) -> Optimism | None:

@@ -372,6 +372,7 @@ def test_equal_strategies_share_their_rank(tmp_path):
     assert ranks[:3] == [("ddpg", "1"), ("local", "1"), ("nsga2", "3")]
 
 
+@pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize(
     ("test", "said"),
     [
@@ -379,13 +380,20 @@ def test_equal_strategies_share_their_rank(tmp_path):
         (0.96, "lie below their test accuracy by 3.00 points on average"),
     ],
 )
-def test_estimates_lie_above_or_below_tests(tmp_path, test, said):
+def test_estimates_lie_above_or_below_tests(tmp_path, test, said, alike):
     chosen = policy(2)
     folder = write_study(
         tmp_path, [[evaluation(chosen, 0.93, 5e5)]], finalists=0, contestants=only("nsga2-0"),
         finalists_keys=[chosen.key], tests=[test],
         test_baseline={**manifest().baseline, "accuracy": 0.944},
+        networks=("a", "a" if alike else "b"),
     )  # fmt: skip
     page, _, _ = pages(folder)
     assert said in page.text
+    difference = 4.0 if test == 0.90 else -2.0
+    assert f"The difference, {difference:.2f} points, is " in page.text
+    assert ("is what choosing by noisy estimates made of them" in page.text) is alike
+    assert ("finalists were chosen by it, so it tends to be too high" in page.text) is alike
+    assert ("is two things in one: tested networks are repaired anew" in page.text) is not alike
+    assert ("that of the test by `final_repair`" in page.text) is not alike
     assert "network, which nobody chose, lies below its own by 1.00." in page.text

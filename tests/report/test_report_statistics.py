@@ -287,7 +287,7 @@ def test_the_winners_curse_is_what_the_chosen_lose_beyond_the_baseline(tmp_path)
     assert found.finalists == pytest.approx(0.02)
     assert found.error == pytest.approx(0.01)
     assert found.baseline == pytest.approx(0.005)
-    assert found.curse == pytest.approx(0.015)
+    assert found.beyond == pytest.approx(0.015)
 
 
 def test_studies_compared_may_name_their_objectives_in_another_order(tmp_path):
