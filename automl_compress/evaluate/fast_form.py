@@ -113,8 +113,8 @@ class FastForm:
                 found[place].append(value.clone())  # a later step may change it in place
 
         for value in values:
-            with torch.autocast("cpu", self._type, enabled=low):
-                outputs = self._program.run(bound, value, start, notice)
+            with torch.autocast("cpu", self._type, enabled=low):  # steps may work in place
+                outputs = self._program.run(bound, value.clone(), start, notice)
             yield outputs.float()
         if self._prefixes is not None:
             self._prefixes.keep(policy, found)

@@ -79,7 +79,7 @@ class Program:
         shapes: Mapping[fx.Node, tuple[int, ...]],
     ) -> None:
         self.steps = _steps(model, norms, graph, shapes)
-        self.frontiers = _frontiers(self.steps)
+        self.frontiers = _frontiers(self.steps, shapes)
         self.modules = _modules_of(self.steps)
 
     def run(
@@ -93,7 +93,8 @@ class Program:
 
         Args:
             bound: its tensors.
-            value: the images, or, further on, the value of the step before `start`.
+            value: the images, or, further on, the value of the step before `start`; steps that
+                work in place change it.
             start: 0, or a frontier's place plus one.
             notice: is shown the value at every frontier behind `start`.
         """
@@ -297,14 +298,14 @@ def _reads(step: Step) -> list[fx.Node]:
     return found if step.other is None else [*found, step.other]
 
 
-def _frontiers(steps: Sequence[Step]) -> frozenset[int]:
-    """Places of steps whose value alone connects what is before with what is behind."""
+def _frontiers(steps: Sequence[Step], shapes: Mapping[fx.Node, tuple[int, ...]]) -> frozenset[int]:
+    """Places of steps whose value, a tensor, alone connects what is before with what is behind."""
     found = set()
     alive: set[fx.Node] = set()
     for place, step in enumerate(steps[:-1]):
         alive.add(step.value)
         alive.difference_update(step.last_uses)
-        if place and alive == {step.value}:
+        if place and alive == {step.value} and step.value in shapes:
             found.add(place)
     return frozenset(found)
 

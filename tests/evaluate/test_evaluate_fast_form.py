@@ -195,9 +195,9 @@ def test_weights_that_are_not_finite_are_not_hidden_by_a_fused_relu() -> None:
         next(form.outputs(broken, Policy({}), [example("resnet8", 2)]))
 
 
-def neighbours() -> tuple[Compressor, list[Policy]]:
+def neighbours(compressor: Compressor | None = None) -> tuple[Compressor, list[Policy]]:
     """Policies of one network that differ ever later."""
-    compressor = shared_compressor("resnet8", 24, "layerwise")
+    compressor = compressor or shared_compressor("resnet8", 24, "layerwise")
     layers = [s.name for s in compressor.structure.layers]
     base = {f"weight_bits:{name}": 4 for name in layers}
     changed = [Policy({**base, f"weight_bits:{name}": 2}) for name in layers]
@@ -218,6 +218,53 @@ def test_prefixes_change_no_output(monkeypatch: pytest.MonkeyPatch, kept_bytes: 
             one = torch.cat(list(kept.outputs(built, policy, x.split(4))))
             two = torch.cat(list(fresh.outputs(built, policy, x.split(4))))
             assert torch.equal(one, two)
+
+
+class InPlace(nn.Module):
+    """Values that are kept at the ends of layers are changed behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+        self.c, self.fc = nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).mul_(1.5).add_(0.2))
+        x += 0.3
+        return self.fc(F.relu(self.c(x), inplace=True).mean((2, 3)).clamp_(0, 1))
+
+
+class Halves(nn.Module):
+    """Values at the ends of layers are pairs of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).chunk(2, 1)
+        left, right = self.b(left * right).split(4, 1)
+        return self.fc(torch.cat([left, right.relu()], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [InPlace, Halves, None])
+def test_kept_values_are_whole_and_stay_as_they_were(kind: type[nn.Module] | None) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torchvision.models.shufflenet_v2_x0_5() if kind is None else kind()
+    x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    compressor, policies = neighbours(Compressor(lively(model).eval(), x[:1], repair="none"))
+    form = FastForm(compressor.model, x[:1], "float32", compressor.structure)
+    assert form._prefixes is not None
+    before = x.clone()
+    with torch.inference_mode():
+        for policy in [*policies[:40:4], *policies[:40:4]]:
+            built = compressor.build(policy)
+            started = form._prefixes.longest(policy, x.split(4))[0]
+            found = torch.cat(list(form.outputs(built, policy, x.split(4))))
+            torch.testing.assert_close(found, built(x.clone()), rtol=1e-3, atol=1e-3)
+    assert started > 0
+    assert torch.equal(x, before)
 
 
 def test_an_unchanged_prefix_is_not_run_again() -> None:
