@@ -25,7 +25,7 @@ from automl_compress.compress.kernel_sparsity import (
     without_kernels,
 )
 from automl_compress.compress.layerwise import LayerwiseFits
-from automl_compress.compress.modules import become, module_at, share_copy, trainable
+from automl_compress.compress.modules import become, module_at, own_copy, share_copy, trainable
 from automl_compress.compress.quantize import (
     InputQuantizer,
     choose_input_quantizer,
@@ -355,7 +355,7 @@ def compress(
         SpaceError: the policy does not fit it.
     """
     built = Compressor(model, example_input, calibration).build(policy)
-    return trainable(copy.deepcopy(built))
+    return trainable(own_copy(built))
 
 
 def cost(model: nn.Module, policy: Policy, example_input: Tensor) -> dict[str, float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Final, TypeVar
+from collections.abc import Mapping
+from types import CellType, FunctionType
+from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ def share_copy(model: M) -> M:
         if tensor is not None
     }
     if any(map(_copies_itself, {type(module) for module in modules})):
-        return copy.deepcopy(model, memo)
+        return own_copy(model, memo)
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:
@@ -36,12 +38,69 @@ def share_copy(model: M) -> M:
             if kind in _FIXED:
                 state[name] = value
             elif kind in _TABLES and not value:
-                state[name] = kind()
+                state[name] = memo[id(value)] = kind()
             else:
                 state[name] = _shared(value, memo)
     result = memo[id(model)]
     assert isinstance(result, type(model))
+    _rebind_hooks(result, memo)
     return result
+
+
+def keep_in_place(module: nn.Module) -> None:
+    """Let a module and its copies work in place, because what a network gives depends on it."""
+    module.inplace = True  # type: ignore[assignment]
+    vars(module)[_IN_PLACE] = True
+
+
+def works_in_place(module: nn.Module) -> bool:
+    """Whether `keep_in_place` was said of it."""
+    return _IN_PLACE in vars(module)
+
+
+_IN_PLACE: Final = "_stays_in_place"
+
+
+def own_copy(model: M, memo: dict[int, Any] | None = None) -> M:
+    """What `copy.deepcopy` gives, with hooks that refer to the copy where they did to the original.
+
+    A function that is copied keeps what it was defined in: a hook `lambda m, x, y:
+    self.kept.append(y)` would write to the original, and the copy read what is there from before.
+
+    Args:
+        model: not changed.
+        memo: what stands for the original's parts, by their identity; filled.
+    """
+    memo = {} if memo is None else memo
+    copied = copy.deepcopy(model, memo)
+    _rebind_hooks(copied, memo)
+    return copied
+
+
+def _rebind_hooks(model: nn.Module, memo: Mapping[int, object]) -> None:
+    for module in model.modules():
+        for table in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in table.items():
+                table[key] = _rebound(hook, memo)
+
+
+def _rebound(hook: Any, memo: Mapping[int, object]) -> Any:
+    if not isinstance(hook, FunctionType) or not hook.__closure__:
+        return hook
+    cells = tuple(_rebound_cell(cell, memo) for cell in hook.__closure__)
+    if all(one is other for one, other in zip(cells, hook.__closure__, strict=True)):
+        return hook
+    bound = FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
+    bound.__kwdefaults__ = hook.__kwdefaults__
+    return bound
+
+
+def _rebound_cell(cell: CellType, memo: Mapping[int, object]) -> CellType:
+    try:
+        content = cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return cell
+    return CellType(memo[id(content)]) if id(content) in memo else cell
 
 
 _FIXED: Final = frozenset({type(None), bool, int, float, str})

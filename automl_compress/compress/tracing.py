@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import time
 import warnings
@@ -20,6 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
+from automl_compress.compress.alike import make_alike
 from automl_compress.compress.attention import (
     HeadLayers,
     HeadProduct,
@@ -32,7 +32,13 @@ from automl_compress.compress.channel_maps import ChannelMap, replace_channel_ma
 from automl_compress.compress.coupling import coupled_groups
 from automl_compress.compress.dispatch import Mode, Operation, ProductCounter
 from automl_compress.compress.label_rules import tensors_in
-from automl_compress.compress.modules import become, shared_parameters, unwrapped
+from automl_compress.compress.modules import (
+    become,
+    own_copy,
+    shared_parameters,
+    unwrapped,
+    works_in_place,
+)
 from automl_compress.compress.quantize import SCALE, can_quantize
 from automl_compress.compress.slicing import (
     CONVOLUTIONS,
@@ -128,6 +134,7 @@ def _trace(model: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Mod
     with _Deadline(time_limit), _quiet(), _layer_by_layer():
         try:
             _check_attention(model, working, example)
+            make_alike(_comparable(model), working, example)
             replace_channel_maps(working, example)
             one = _one_input(working, example)
             layers, other_macs = _measure_layers(working, one)
@@ -152,7 +159,7 @@ def _check_attention(model: nn.Module, working: nn.Module, example: Tensor) -> N
     made = [name for name, part in working.named_modules() if isinstance(part, HeadLayers)]
     if not made:
         return
-    plain = _plain_copy(model, share=True).eval()
+    plain = _comparable(model)
     inputs = [example]
     if example.is_floating_point():
         generator = torch.Generator().manual_seed(0)
@@ -235,13 +242,22 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
     return working
 
 
+def _comparable(model: nn.Module) -> nn.Module:
+    """A copy to run, in which nothing is replaced."""
+    plain = _plain_copy(model, share=True).eval()
+    make_local(plain)
+    return plain
+
+
 def _plain_copy(model: nn.Module, share: bool) -> nn.Module:
     """A copy of what is inside a network's wrappers, in which nothing is replaced."""
     _check_network(model)
     model = unwrapped(model)
     memo: dict[int, Any] = {id(tensor): tensor.detach() for tensor in _computed_tensors(model)}
+    if share:
+        memo.update(shared_parameters(model))
     try:
-        return copy.deepcopy(model, memo | shared_parameters(model) if share else memo)
+        return own_copy(model, memo)
     except Exception as reason:
         raise TraceError(
             f"a network must be copyable, but copying failed with {type(reason).__name__}: "
@@ -293,7 +309,7 @@ def _check_modules(model: nn.Module) -> None:
 
 def _simplify(module: nn.Module) -> None:
     """Undo, in place, what hides a module's work from those who follow it."""
-    if getattr(module, "inplace", None) is True:
+    if getattr(module, "inplace", None) is True and not works_in_place(module):
         module.inplace = False  # type: ignore[assignment]  # hides the graph
     if isinstance(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0  # its fused path bypasses the layers' own forward

@@ -8,7 +8,6 @@ is protected and says why.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from automl_compress.compress.attention import HeadScores
 from automl_compress.compress.channel_maps import ZERO, ChannelMap
 from automl_compress.compress.label_rules import tensors_in
-from automl_compress.compress.modules import find_part, module_at, share_copy
+from automl_compress.compress.modules import find_part, module_at, own_copy, share_copy
 from automl_compress.compress.reductions import PartialReductions, kept_operands
 from automl_compress.compress.slicing import (
     LAST_NORMS,
@@ -215,7 +214,7 @@ class _Trial:
         """Go on in float64, if that is a step; True when it was."""
         if self._exact:
             return False
-        model: nn.Module = copy.deepcopy(self._model).double()
+        model: nn.Module = own_copy(self._model).double()
         probe = self._probe.double() if self._probe.is_floating_point() else self._probe
         try:
             with torch.no_grad():
@@ -296,7 +295,7 @@ def _run(model: nn.Module, probe: Tensor, *modes: Any) -> Run:
     def watch(name: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
             if not is_functorch_wrapped_tensor(output):  # which nobody may read outside
-                found.append((name, output))
+                found.append((name, output.clone()))  # what follows may work in place
 
         return keep
 

@@ -6,7 +6,6 @@ that are to be compared are measured in turn, run by run, because a processor's 
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.modules import own_copy
 from automl_compress.deploy.onnx import onnx_content
 from automl_compress.deploy.runtime import Runner, library_version
 from automl_compress.errors import InputError
@@ -162,7 +162,7 @@ def _check(
 
 
 def _torch_call(model: Any, inputs: Tensor) -> Callable[[], object]:
-    network = copy.deepcopy(model).eval()
+    network = own_copy(model).eval()
 
     def call() -> object:
         with torch.inference_mode():

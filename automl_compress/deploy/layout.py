@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.modules import become, trainable
+from automl_compress.compress.modules import become, keep_in_place, trainable, works_in_place
 from automl_compress.compress.quantize import (
     SCALE,
     InputQuantizer,
@@ -99,6 +99,7 @@ class Layout:
         inputs: bits and zero point of layers whose input is rounded, by layer name.
         maps: input channels and stride of every channel map, by module name.
         bare: channels of modules that are cut but hold no tensor, by module name.
+        in_place: modules that must work in place, see `compress.alike`.
         policy: what the network was built by; None when not known.
         architecture: the original network's name for `build_model`; None when not known.
         arguments: keyword arguments of the architecture.
@@ -108,6 +109,7 @@ class Layout:
     inputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     maps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     bare: Mapping[str, int] = field(default_factory=dict)
+    in_place: tuple[str, ...] = ()
     policy: Policy | None = None
     architecture: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -130,6 +132,7 @@ class Layout:
             "inputs": self.inputs,
             "maps": self.maps,
             "bare": self.bare,
+            "in_place": list(self.in_place),
         }
         present: dict[str, Any] = {k: v for k, v in data.items() if v}
         if self.policy is not None:
@@ -151,6 +154,7 @@ class Layout:
             inputs={n: input_grid(*grid) for n, grid in _pairs(data, "inputs")},
             maps={n: (_natural(i), _natural(stride)) for n, (i, stride) in _pairs(data, "maps")},
             bare={n: _natural(count) for n, count in _pairs(data, "bare")},
+            in_place=tuple(str(name) for name in data.get("in_place", ())),
             policy=Policy(data["policy"]) if "policy" in data else None,
             architecture=network_name(data),
             arguments=dict(data.get("arguments", {})),
@@ -232,6 +236,7 @@ def describe(
             for name, module in modules.items()
             if can_cut(module) and name not in tensors
         },
+        in_place=tuple(name for name, module in modules.items() if works_in_place(module)),
         policy=policy,
         architecture=architecture,
         arguments=arguments or {},
@@ -336,6 +341,8 @@ def rebuild(layout: Layout, tensors: Mapping[str, Tensor], architecture: nn.Modu
             sources = tensors[f"{name}.sources"]
             shortcut = ChannelMap(sources, in_channels, stride)
             become(network.get_submodule(name), shortcut.eval())
+        for name in layout.in_place:
+            keep_in_place(network.get_submodule(name))
         _drop_folded_norms(network, layout)
         network = cut_channels(network, places_of_shapes(network, _plain_shapes(layout)))
         filled = _fill(network, layout, tensors)

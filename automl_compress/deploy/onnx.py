@@ -21,7 +21,6 @@ On processors without VNNI, ONNX Runtime adds pairs of products in 16 bits, whic
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import warnings
@@ -36,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.modules import become, shared_parameters, unwrapped
+from automl_compress.compress.modules import become, own_copy, shared_parameters, unwrapped
 from automl_compress.compress.quantize import InputQuantizer, is_quantized
 from automl_compress.deploy.runtime import (
     INTEGER_LAYERS,
@@ -176,7 +175,7 @@ def onnx_content(
 def _frozen(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares the values of the model's parameters."""
     model = unwrapped(model)
-    return copy.deepcopy(model, shared_parameters(model)).cpu().eval()
+    return own_copy(model, dict(shared_parameters(model))).cpu().eval()
 
 
 def _check_folder(path: Path) -> None:

@@ -242,6 +242,8 @@ def _words(layout: Layout, original: Layout) -> dict[str, Any]:
     words |= {k: v for k, v in (("tensors", others), ("maps", layout.maps)) if v}
     if layout.bare:
         words["bare"] = layout.bare
+    if layout.in_place:
+        words["in_place"] = layout.in_place
     if layout.policy is not None:
         words["policy"] = True
         if shares := _sparsities(layout.policy):
@@ -277,7 +279,8 @@ def _told(columns: Columns, words: Mapping[str, Any], original: Layout) -> Layou
             tensors[f"{name}.{QUANTIZER}"] = {"scale": StoredTensor(())}
     for name, others in words.get("tensors", {}).items():
         tensors[name] = {last: StoredTensor.from_json(value) for last, value in others.items()}
-    rest = {k: v for k, v in words.items() if k in ("architecture", "arguments", "maps", "bare")}
+    kept = ("architecture", "arguments", "maps", "bare", "in_place")
+    rest = {k: v for k, v in words.items() if k in kept}
     layout = in_order(Layout.from_dict({**rest, "tensors": {}}), original)
     layout = in_order(Layout(**{**vars(layout), "tensors": tensors, "inputs": inputs}), original)
     layout = _with_kernels(layout, read["kernels"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from automl_compress.compress import trace
+from automl_compress.compress.modules import own_copy
 from automl_compress.errors import InputError
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.measurement import measure
@@ -111,7 +111,7 @@ def train_network(
             f"gradient, but is '{settings.optimizer}'; remove it"
         )
     device = find_device(settings.device)
-    network = trainable_but(copy.deepcopy(workload.model), workload.fixed).to(device)
+    network = trainable_but(own_copy(workload.model), workload.fixed).to(device)
     penalty = None if sparsity is None else _penalty(network, workload, sparsity)
     before = None if penalty is None else penalty.value()
     described = {"training": settings.to_dict(), "sparsity": _plain(sparsity)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
-from automl_compress.compress.modules import unwrapped
+from automl_compress.compress.modules import own_copy, unwrapped
 from automl_compress.compress.quantize import is_quantized
 from automl_compress.errors import InputError
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
@@ -237,7 +236,7 @@ class _Training:
         network = trainer.network
         candidates = {"last": network}
         if self.settings.training.average:
-            candidates = {"averaged": network, "last": copy.deepcopy(network)}
+            candidates = {"averaged": network, "last": own_copy(network)}
             trainer.use_average()
         for candidate in candidates.values():
             freeze(candidate)
@@ -307,10 +306,10 @@ def _starting_network(
     Fixed weights stay as the search measured them; only the steps of their grids are trained.
     """
     if trained is not None:
-        network = trainable_but(copy.deepcopy(trained), fixed)
+        network = trainable_but(own_copy(trained), fixed)
         make_learnable(network, {}, learned_steps)
         return network
-    network = trainable_but(copy.deepcopy(compressor.build(policy)), fixed)
+    network = trainable_but(own_copy(compressor.build(policy)), fixed)
     unrounded = compressor.build(without_bits(policy))
     weights: dict[str, Tensor] = {
         name: unrounded.get_submodule(name).get_parameter("weight")
@@ -325,7 +324,7 @@ def _loss(original: nn.Module, example: Tensor, settings: RecoverySettings, task
     if not (settings.distill or settings.features):
         return LabelsLoss(task, settings.training.label_smoothing)
     points = attention_points(original, example) if settings.features else ()
-    teacher = copy.deepcopy(original)
+    teacher = own_copy(original)
     fold_norms(teacher, foldable_norms(original, example))
     teacher.to(find_device(settings.training.device)).to(memory_format=torch.channels_last)
     return Distillation(
@@ -352,7 +351,7 @@ def _with_new_statistics(
     found: dict[str, nn.Module] = {}
     for name, network in candidates.items():
         if measurable_norms(network):
-            renewed = copy.deepcopy(network)
+            renewed = own_copy(network)
             with torch.no_grad():
                 recalibrate(renewed, drawn)
             found[f"{name}, new statistics"] = renewed

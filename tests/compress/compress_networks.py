@@ -633,6 +633,37 @@ def mobile() -> nn.Module:
     return nn.Sequential(conv_bn(3, 6), Inverted(6), Inverted(6), conv_bn(6, 10, 1), head(10))
 
 
+class RectifiedSkip(nn.Module):
+    """Residual units of RefineNet and MiDaS, whose ReLU in place rectifies what is added, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)
+        self.first, self.second = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.last, self.head = nn.LeakyReLU(0.1, inplace=True), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        inside = self.second(self.last(self.first(self.relu(x))))
+        return self.head((x + inside).mean((2, 3)))
+
+
+class Captured(nn.Module):
+    """A hook that stands outside of the module it writes to keeps what a skip connection needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.decode, self.head = nn.Conv2d(14, 8, 3), nn.Linear(8, 5)
+        self.kept: dict[str, Tensor] = {}
+        self.encode.register_forward_hook(lambda m, i, o: self.kept.update(encode=o))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.middle(F.relu(self.encode(x)))
+        y = self.decode(torch.cat([y, self.kept["encode"]], 1))
+        return self.head(F.relu(y).mean((2, 3)))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet8": lambda: CifarResNet(1),
     "vgg": Vgg,
@@ -684,6 +715,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "decoder": decoder,
     "weight-norm": weight_normed,
     "hooked": hooked,
+    "rectified-skip": RectifiedSkip,
+    "captured": Captured,
 }  # fmt: skip
 
 EXAMPLES: dict[str, Tensor] = {

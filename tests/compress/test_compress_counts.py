@@ -74,6 +74,8 @@ GROUPS = {
     "upsampled": (2, {"3", "5"}),
     "weight-norm": (2, {"3.2"}),
     "hooked": (4, {"6.2"}),
+    "rectified-skip": (2, {"head"}),
+    "captured": (3, {"head"}),
 }
 
 
