@@ -264,6 +264,7 @@ def _float_graph(
     Changes the network.
     """
     from automl_compress.deploy.blocks import pool_means
+    from automl_compress.deploy.gates import write_gates
     from automl_compress.deploy.qdq import name_weights, separate_weights
     from automl_compress.deploy.simplify import simplify
 
@@ -281,6 +282,7 @@ def _float_graph(
     simplify(program.model)
     if weights:
         pool_means(program.model.graph)
+        write_gates(program.model.graph)
     return program, separate_weights(program.model.graph, weights)
 
 

@@ -17,12 +17,14 @@ expect:
   channel shortcuts as 1x1 convolutions of zeros and ones among it. ONNX Runtime takes the nodes
   away that round around most of these, but not around padding and enlarging, which work on the
   integers themselves here.
+- Sigmoids and products are integers where that is faster, see `gates`. Each rounds to 256 levels of
+  a calibrated grid. A piecewise linear sigmoid is a sum that saturates at both ends of its grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +32,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from automl_compress.compress.quantize import CLIPS
+from automl_compress.deploy.gates import SILU, linear_part
 
 Integers = NDArray[np.int8]
 Floats = NDArray[np.float32]
@@ -37,6 +40,8 @@ Floats = NDArray[np.float32]
 LAYERS: Final = ("Conv", "Gemm", "MatMul")
 MERGES: Final = ("Add", "Concat", "AveragePool", "GlobalAveragePool")
 """Operators with integer kernels that need a grid for their output."""
+GATES: Final = ("HardSigmoid", "Mul", "Sigmoid")
+"""Others, which are no faster on integers than in floats unless integer kernels read the output."""
 MOVES: Final = (
     "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Squeeze",
     "Transpose", "Unsqueeze",
@@ -48,6 +53,8 @@ _RESIZES: Final = {"mode": "nearest", "coordinate_transformation_mode": "asymmet
 """Attributes of a Resize that repeats values."""
 ABSORBED: Final = ("Relu", "Clip")
 """Activations that an integer kernel applies by saturating."""
+_ONE: Final = 1 + 1e-6
+"""Largest value of a grid that ends at 1.0, its scale being rounded to float32."""
 LARGEST_BIAS: Final = 2**30
 HELD_TOLERANCE: Final = 1e-3
 """Share of a step that a weight may be off its integer, which float32 rounding never reaches."""
@@ -68,6 +75,11 @@ class Grid:
     zero_point: int = 0
     low: int = 0
     high: int = 255
+
+    @property
+    def largest(self) -> float:
+        """The largest value there is."""
+        return (self.high - self.zero_point) * self.scale
 
 
 @dataclass(frozen=True)
@@ -184,6 +196,11 @@ class QdqPass:
             stored[rounded] = grid
         for node, held in self._held.items():
             self._quantize_layer(node, held, self._read_grid(node, held.layer, stored))
+        for node in [node for node in self._graph if node.op_type == "HardSigmoid"]:
+            source, output = node.inputs[0], node.outputs[0]
+            if source in stored and output in chosen:
+                assert source is not None
+                self._saturate(node, integers[source], stored[source], chosen[output])
 
     def _read_grid(
         self, node: ir.Node, layer: LowBitLayer, stored: Mapping[ir.Value, Grid]
@@ -199,12 +216,38 @@ class QdqPass:
         return own
 
     def _stored_values(self) -> dict[ir.Value, ir.Value]:
-        """Values kept as integers, in the graph's order; each with the value whose grid it has."""
-        wanted = {
-            node.inputs[0]
-            for node, held in self._held.items()
-            if held.layer.input_grid is None and not held.layer.moves and node.inputs[0] is not None
-        }
+        """Values kept as integers, in the graph's order; each with the value whose grid it has.
+
+        What gates read is worth storing where a layer reads what they write and all they read is
+        stored; each depends on the other, so that the most is tried first.
+        """
+        roots = self._storable(self._read_values(None))
+        while len(fewer := self._storable(self._read_values(roots))) < len(roots):
+            roots = fewer
+        return roots
+
+    def _read_values(self, roots: Container[ir.Value | None] | None) -> set[ir.Value | None]:
+        """Values that layers read, at once or through nodes that run on integers.
+
+        Args:
+            roots: values kept as integers; None when all may be.
+        """
+        found = {node.inputs[0] for node in self._held}
+        for node in reversed(self._graph):
+            if self._moves(node):
+                if node.outputs[0] in found:
+                    found.add(node.inputs[0])
+            elif (
+                node.op_type in (*MERGES, *GATES)
+                and _absorbed(node.outputs[0]) in found
+                and (roots is None or all(value in roots for value in node.inputs))
+            ):
+                found.update(node.inputs)
+        return found
+
+    def _storable(self, read: Container[ir.Value | None]) -> dict[ir.Value, ir.Value]:
+        """Values kept as integers if so many are read as such; each with the one it shares with."""
+        wanted = self._wanted(read)
         roots = {
             value: value
             for value in self._graph.inputs
@@ -216,7 +259,7 @@ class QdqPass:
             if source in roots and self._moves(node):
                 roots[node.outputs[0]] = roots[source]
             elif self._writes_integers(node) or (
-                node.op_type in MERGES and all(value in roots for value in node.inputs)
+                _merges(node, read) and all(value in roots for value in node.inputs)
             ):
                 final = _absorbed(node.outputs[0])
                 roots[final] = final
@@ -224,6 +267,18 @@ class QdqPass:
                 if output in wanted and output not in roots:
                     roots[output] = output
         return roots
+
+    def _wanted(self, read: Container[ir.Value | None]) -> set[ir.Value]:
+        """Values that must be integers, and floats that become integers for the sake of a gate."""
+        found = {
+            node.inputs[0]
+            for node, held in self._held.items()
+            if held.layer.input_grid is None and not held.layer.moves and node.inputs[0] is not None
+        }
+        for node in self._graph:
+            if _absorbed(node.outputs[0]) in read and (_gates_channels(node) or _means_gated(node)):
+                found.update(value for value in node.inputs if value is not None)
+        return found
 
     def _moves(self, node: ir.Node) -> bool:
         return self._held[node].layer.moves if node in self._held else _only_moves(node)
@@ -291,6 +346,26 @@ class QdqPass:
             filler = self._constant(f"{node.outputs[0].name}.filler", np.uint8(grid.zero_point))
             node.resize_inputs(max(3, len(node.inputs)))
             node.replace_input_with(2, filler)
+
+    def _saturate(self, node: ir.Node, integers: ir.Value, given: Grid, grid: Grid) -> None:
+        """Put a sum in place of a piecewise linear sigmoid where its grid ends where that does."""
+        slope, offset = linear_part(node)
+        if min(slope, offset) <= 0 or grid.zero_point or grid.low or grid.largest > _ONE:
+            return
+        name = str(node.outputs[0].name)
+        one = self._constant(f"{name}.one", np.uint8(1))
+        scaled = replace(given, scale=given.scale * slope)
+        terms = [
+            _node("DequantizeLinear", [levels, *self._steps(step, part)], f"{part}.rounded")
+            for part, levels, step in (
+                (f"{name}.scaled", integers, scaled),
+                (f"{name}.offset", one, Grid(offset)),
+            )
+        ]
+        added = _node("Add", [term.outputs[0] for term in terms], f"{name}.sum")
+        self._graph.insert_before(node, [*terms, added])
+        node.outputs[0].replace_all_uses_with(added.outputs[0])
+        self._graph.remove(node, safe=True)
 
     def _quantize_layer(self, node: ir.Node, held: _Held, grid: Grid) -> None:
         name = f"{held.layer.name}.weight"
@@ -366,6 +441,33 @@ def _only_moves(node: ir.Node) -> bool:
         given = {name: node.attributes[name].value for name in _RESIZES if name in node.attributes}
         return given == _RESIZES
     return node.op_type in MOVES and len(node.outputs) == 1
+
+
+def _merges(node: ir.Node, read: Container[ir.Value | None]) -> bool:
+    """Whether a node has an integer kernel that is worth a grid for its output."""
+    gates = node.op_type in GATES and _absorbed(node.outputs[0]) in read
+    return gates or node.op_type in MERGES
+
+
+def _gates_channels(node: ir.Node) -> bool:
+    """Whether a node multiplies the channels of a map by one computed value each."""
+    if node.op_type != "Mul" or len(node.inputs) != 2:
+        return False
+    if any(value is None or value.const_value is not None for value in node.inputs):
+        return False
+    shapes = [list(value.shape or ()) for value in node.inputs if value is not None]
+    return (
+        {len(shape) for shape in shapes} == {4}
+        and shapes[0][:2] == shapes[1][:2]
+        and ([1, 1] in (shapes[0][2:], shapes[1][2:]))
+    )
+
+
+def _means_gated(node: ir.Node) -> bool:
+    """Whether a node is the mean of what a SiLU gives, which is quantized sooner or later."""
+    source = node.inputs[0] if node.op_type == "GlobalAveragePool" else None
+    producer = None if source is None else source.producer()
+    return producer is not None and producer.op_type == SILU
 
 
 def _absorbed(output: ir.Value) -> ir.Value:
