@@ -35,6 +35,9 @@ _USEFUL_DIVERGENCE: Final = 0.5
 """ResNet-20's networks that lose `USEFUL_LOSS` diverge by 0.49 (results/audit_resnet20)."""
 _ROUNDING: Final = 1e-9
 """Losses that differ by less are the same; of any number of images, one counts for more."""
+_SHARE_ROUNDING: Final = 1e-12
+"""Costs that differ by less of their limit are the same: 0.57 times 100 is a little less than 57.
+Of a cost below 1e12 that is less than one."""
 _Values = TypeVar("_Values", float, NDArray[np.float64])
 
 _CONSTRAINT = re.compile(
@@ -207,7 +210,8 @@ def check_met_by_least(constraints: Iterable[Constraint], least: Mapping[str, fl
         StudyError: it breaks one, so that no network meets it.
     """
     for c in constraints:
-        if c.metric in COSTS and c.metric != LATENCY and least[c.metric] > c.limit:
+        judged = c.metric in COSTS and c.metric != LATENCY
+        if judged and beyond(c.metric, least[c.metric], c.limit) > 0:
             raise StudyError(
                 f"a constraint must be met by some network, but '{c.text}' allows {c.limit:,.10g} "
                 f"and the most compressed one of the space has {c.metric} of "
@@ -227,10 +231,12 @@ def objective_values(
 def beyond(metric: str, values: _Values, limit: float) -> _Values:
     """How far values of a minimised metric are above a limit, in its unit; negative below it.
 
-    Losses count as on it when nearer than `_ROUNDING`: 1 - 0.98 is a little more than 0.02.
+    Every comparison with a limit asks this. Losses count as on it when nearer than `_ROUNDING`
+    (1 - 0.98 is a little more than 0.02), costs when nearer than `_SHARE_ROUNDING` of it: a
+    relative limit is a product, so that 57 may be above `0.57x` of 100.
     """
     above = values - limit
-    return above * (abs(above) > _ROUNDING) if metric in LOSSES else above
+    return above * (abs(above) > (_ROUNDING if metric in LOSSES else _SHARE_ROUNDING * limit))
 
 
 def violations(
@@ -281,7 +287,8 @@ def leave_out(constraints: Iterable[Constraint], baseline: Mapping[str, float]) 
         baseline: minimised value of every metric for the uncompressed network.
     """
     return any(
-        c.metric not in LOSSES and baseline.get(c.metric, 0.0) > c.limit for c in constraints
+        c.metric not in LOSSES and beyond(c.metric, baseline.get(c.metric, 0.0), c.limit) > 0
+        for c in constraints
     )
 
 

@@ -196,7 +196,8 @@ def _check_comparable(one: StudyResult, other: StudyResult) -> None:
         "workload": [r.manifest.workload.get("identity") for r in (one, other)],
         "objectives": [sorted(r.manifest.objectives) for r in (one, other)],
         "constraints": [
-            sorted((c.metric, c.limit) for c in r.manifest.constraints) for r in (one, other)
+            sorted((c.metric, f"{c.limit:.12g}") for c in r.manifest.constraints)  # 0.57x, or 57
+            for r in (one, other)
         ],
         "estimates": [r.manifest.estimator for r in (one, other)],
     }

@@ -36,7 +36,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import LOSSES, Evaluation
+from automl_compress.evaluate import LOSSES, Evaluation, beyond
 from automl_compress.search.actor_critic import ActorCritic, Learning, Transitions
 from automl_compress.search.exploration import Noise, truncated_normal
 from automl_compress.search.layer_mdp import LayerMDP
@@ -94,16 +94,18 @@ class Budget:
             share: of the full cost, to be kept.
         """
         levels = decided.copy()
-        while levels[gene] > 0 and self.cost(levels) > share * self.full:
+        while levels[gene] > 0 and not self._fits(levels, share):
             levels[gene] -= 1
         return int(levels[gene])
 
     def lower(self, indices: Indices, share: float) -> Indices:
         """Indices lowered one by one, from the last gene on and round again, until they fit."""
         order = _round_robin(indices)
-        limit = share * self.full
-        steps = steps_to_fit(indices, order, lambda levels: self.cost(levels) <= limit)
+        steps = steps_to_fit(indices, order, lambda levels: self._fits(levels, share))
         return lowered(indices, order[:steps])
+
+    def _fits(self, indices: Indices, share: float) -> bool:
+        return beyond(self.metric, self.cost(indices), share * self.full) <= 0
 
 
 def _round_robin(indices: Indices) -> NDArray[np.int64]:

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import LOSSES, USEFUL_LOSS, Constraint, Evaluation, violations
+from automl_compress.evaluate import (
+    LOSSES,
+    USEFUL_LOSS,
+    Constraint,
+    Evaluation,
+    beyond,
+    violations,
+)
 from automl_compress.space import Policy, SearchSpace
 
 TOLERATED: float = 1.25
@@ -140,7 +147,8 @@ class Problem:
         if not bounded:
             return 0.0
         costs = self.cost(policy)
-        return sum(max(0.0, costs[c.metric] - c.limit) / max(c.limit, 1e-12) for c in bounded)
+        excess = [max(0.0, beyond(c.metric, costs[c.metric], c.limit)) for c in bounded]
+        return sum(e / max(c.limit, 1e-12) for e, c in zip(excess, bounded, strict=True))
 
 
 class Strategy(ABC):

@@ -77,6 +77,21 @@ def test_other_problems_are_refused(
     assert f"same {what}" in _refused(capsys, str(study), str(other))
 
 
+def test_the_same_limit_may_be_rounded_otherwise(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stated as `0.57x` of 100 it is 56.99999999999999."""
+    others = []
+    for limit in (56.99999999999999, 57.0, 58.0):
+        others.append(str(shutil.copytree(study, f"other-{limit:g}-{len(others)}")))
+        data = json.loads((Path(others[-1]) / "run.json").read_text())
+        stated = {"metric": "macs", "limit": limit, "relative": False, "text": "macs <= 57"}
+        (Path(others[-1]) / "run.json").write_text(json.dumps({**data, "constraints": [stated]}))
+    assert main(["compare", *others[:2]]) == 0
+    capsys.readouterr()
+    assert "same constraints" in _refused(capsys, *others[1:])
+
+
 def test_no_study_and_the_same_study_are_refused(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from automl_compress.evaluate import (
     check_met_by_least,
     check_objectives,
     check_quality,
+    leave_out,
     loss_of,
     minimised_metrics,
     objective_values,
@@ -106,6 +107,23 @@ def test_a_network_just_as_good_as_a_limit_meets_it(right: int) -> None:
     ]
     assert violations([_measured(right / 1000)], limits).tolist() == [[0, 0]]
     assert (violations([_measured((right - 0.01) / 1000)], limits) > 0).all()
+
+
+@pytest.mark.parametrize("whole", [100, 4_133_742_592, 999_999_999_937])
+def test_a_cost_of_just_a_relative_limit_meets_it(whole: int) -> None:
+    """0.57 times 100 is 56.99999999999999."""
+    for per_cent in range(1, 101):
+        whole_limit = whole // 100 * 100
+        cost = whole_limit // 100 * per_cent
+        baseline = {"error": 0.1, "size_bytes": float(whole_limit)}
+        limit = Constraint.parse(f"size_bytes <= {per_cent / 100}x").absolute(baseline)
+        assert violations([_measured(0.9, cost)], [limit]).tolist() == [[0]]
+        assert violations([_measured(0.9, cost + 1)], [limit]) > 0
+        check_met_by_least([limit], {"size_bytes": cost})
+        with pytest.raises(StudyError, match="loosen it"):
+            check_met_by_least([limit], {"size_bytes": cost + 1})
+        assert not leave_out([limit], {"size_bytes": cost})
+        assert leave_out([limit], {"size_bytes": cost + 1})
 
 
 def test_costs_are_compared_as_they_are() -> None:

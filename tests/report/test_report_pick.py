@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,10 +35,10 @@ MANIFEST = Manifest(
 )  # fmt: skip
 
 
-def study(folder: Path, **changes: object) -> StudyResult:
-    replace(MANIFEST, **changes).write(folder)  # type: ignore[arg-type]
+def study(folder: Path, rows: Sequence[tuple[Any, ...]] = ROWS, **changes: Any) -> StudyResult:
+    replace(MANIFEST, **changes).write(folder)
     with Ledger(folder / LEDGER) as ledger:
-        for place, (bits, accuracy, size, macs, tested) in enumerate(ROWS):
+        for place, (bits, accuracy, size, macs, tested) in enumerate(rows):
             metrics = {"accuracy": accuracy, "size_bytes": size, "macs": macs}
             found = Evaluation(POLICIES[bits], "e", metrics, images=50)
             where = Place("nsga2-0", place, 0)
@@ -88,6 +90,16 @@ def test_a_knee_among_networks_that_all_lose_much(tmp_path: Path) -> None:
     assert pick_network(result, "macs<=0.6x").policy == POLICIES[4]
     # (1-.11/.21)(1-260/300)=.063, (1-.16/.21)(1-150/300)=.119
     assert pick_network(result, "knee,macs<=0.6x").policy == POLICIES[3]
+
+
+def test_a_network_of_just_a_relative_limit_is_picked(tmp_path: Path) -> None:
+    """0.57 times 100 is 56.99999999999999, 0.29 times 100 is 28.999999999999996."""
+    macs = (28.0, 29.0, 40.0, 57.0, 58.0, 90.0)
+    rows = [(*row[:3], of, row[4]) for row, of in zip(ROWS, macs, strict=True)]
+    result = study(tmp_path, rows)
+    assert pick_network(result, "macs<=0.57x").policy == POLICIES[5]
+    assert pick_network(result, "macs<=0.29x").policy == POLICIES[3]
+    assert pick_network(result, "macs<=0.28x").policy == POLICIES[2]
 
 
 def test_other_points_count_only_where_no_finalist_fits(tmp_path: Path) -> None:

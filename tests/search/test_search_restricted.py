@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate import Constraint, Evaluation
 from automl_compress.search import Problem, Strategy, build_strategy
 from automl_compress.search.budget_agent import BUDGETS, Budget, BudgetAgent
 from automl_compress.search.random_search import RandomSearch
@@ -87,6 +87,23 @@ def test_the_clamp_leaves_a_budget_that_later_genes_can_meet() -> None:
                 above = levels.copy()
                 above[gene] += 1
                 assert budget.cost(above) > share * budget.full
+
+
+def test_a_cost_of_just_a_relative_limit_fits_the_budget() -> None:
+    """0.57 times 100 is 56.99999999999999."""
+    limit = Constraint.parse("macs <= 0.57x").absolute({"macs": 100.0})
+    sizes = {False: 57.0, True: 100.0}
+    problem = replace(
+        NETWORK.problem(),
+        cost=lambda policy: {"macs": sizes[policy == NETWORK.space.largest]},
+        constraints=(limit,),
+    )
+    budget, indices = Budget(problem, "macs"), problem.space.sizes - 1
+    (share,) = budget.shares(1)
+    assert problem.cost_violation(NETWORK.space.smallest) == 0
+    assert problem.cost_violation(NETWORK.space.largest) > 0
+    assert budget.lower(indices, share).sum() == indices.sum() - 1
+    assert budget.clamp(indices, 0, share) == indices[0] - 1
 
 
 def test_bits_are_lowered_one_by_one_from_the_last_layer_until_they_fit() -> None:
