@@ -1,7 +1,7 @@
 """Options that several commands share, and the files those name.
 
 What a command writes at its end is checked when its words are read: a measurement of an hour must
-not be lost because a folder is missing.
+not be lost because a file cannot be written. Folders that are missing are made.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def add_page_option(parser: Any, default: str | None = None) -> None:
 
 
 def file_to_write(text: str) -> Path:
-    """A file's path, once it is seen that it can be written.
+    """A file's path, once it is seen that it can be written, its folder too where it is missing.
 
     Raises:
         argparse.ArgumentTypeError: it cannot.
@@ -84,11 +84,11 @@ def file_to_write(text: str) -> Path:
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file, but '{path}' is a folder; add a name")
-    if not path.parent.is_dir():
+    if hindrance := _hindrance(path.parent):
         raise argparse.ArgumentTypeError(
-            f"must lie in a folder that exists, but '{path.parent}' does not; create it"
+            f"must lie in a folder that can be written, but '{hindrance}' is none; give another"
         )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         raise argparse.ArgumentTypeError(f"must be writable, but '{path}' is not; give another")
     return path
 

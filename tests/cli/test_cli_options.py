@@ -24,15 +24,31 @@ PAGES = [words for words in MEASURING if words[-1] not in ("ablation", "strategi
 
 
 @pytest.mark.parametrize("words", MEASURING, ids=" ".join)
-def test_json_in_a_missing_folder(
+def test_json_in_a_folder_that_cannot_be_made(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    missing = tmp_path / "nowhere"
-    assert main([*words, "--json", str(missing / "rows.json")]) == 2
+    below = tmp_path / "file"
+    below.write_text("kept")
+    assert main([*words, "--json", str(below / "new" / "rows.json")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"--json: must lie in a folder that exists, but '{missing}' does not" in error
-    assert not missing.exists()
+    assert f"--json: must lie in a folder that can be written, but '{below}' is none" in error
+    assert below.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["space", "digits_cnn"], "-o"),
+        (["bench", "strategies", "--strategies", "random", "--evaluations", "10"], "--json"),
+    ],
+)
+def test_files_in_a_missing_folder_are_written_with_it(
+    words: list[str], option: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    assert main([*words, option, str(path)]) == 0
+    assert path.stat().st_size > 0
 
 
 def test_json_that_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
