@@ -31,7 +31,7 @@ def read_frame(path: Path, genes: Sequence[str] = ()) -> pd.DataFrame:
         if path.suffix in _PARQUET:
             frame = pd.read_parquet(path)
         else:
-            _check_commas(path)
+            _check_header(path)
             frame = _read_csv(path)
     except StudyError:
         raise
@@ -51,22 +51,29 @@ def read_frame(path: Path, genes: Sequence[str] = ()) -> pd.DataFrame:
             "give another file"
         ) from reason
     frame.columns = pd.Index([str(column).strip() for column in frame])
-    if frame.columns.has_duplicates:
-        raise StudyError(
-            f"columns must differ, but '{path}' repeats "
-            f"'{frame.columns[frame.columns.duplicated()][0]}'; rename or remove one"
-        )
+    _check_differ(frame.columns, path)
     if path.suffix not in _PARQUET:
         _put_words(frame, path, genes)
     return frame
 
 
-def _check_commas(path: Path) -> None:
-    names = _read_csv(path, nrows=0).columns
+def _check_header(path: Path) -> None:
+    """Check the names as they are written: pandas makes `x` and `x.1` of two `x`."""
+    names = _read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
     if len(names) == 1:
         raise StudyError(
             f"cells must be parted by commas, but '{path}' has none between its columns "
             f"{shown(str(names[0]))}; save it with commas"
+        )
+    written = pd.Index(names.str.strip())
+    _check_differ(written[written != ""], path)
+
+
+def _check_differ(names: pd.Index, path: Path) -> None:
+    if names.has_duplicates:
+        raise StudyError(
+            f"columns must differ, but '{path}' repeats "
+            f"'{names[names.duplicated()][0]}'; rename or remove one"
         )
 
 

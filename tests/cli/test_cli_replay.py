@@ -107,3 +107,15 @@ def test_wrong_words_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_column_that_comes_twice_is_refused(
+    table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pandas names the second one `macs.1`."""
+    header, rows = Path(table).read_text().split("\n", 1)
+    Path(table).write_text(f"{header},macs\n{rows}")
+    assert main(["replay", table, "--columns", "accuracy=top1"]) == 2
+    error = capsys.readouterr().err
+    assert "columns must differ, but 'table.csv' repeats 'macs'; rename or remove one" in error
+    assert error.count("\n") == 1

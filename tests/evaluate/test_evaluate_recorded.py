@@ -248,6 +248,8 @@ def test_the_least_compressed_policy_has_an_accuracy(tmp_path: Path) -> None:
         (lambda f: f.rename(columns={"accuracy": "Accuracy"}), "such as accuracy=Accuracy"),
         (lambda f: f.rename(columns={"macs": "cost"}), "such as macs=flops"),
         (lambda f: f.rename(columns={"note": "macs "}), "repeats 'macs'"),
+        (lambda f: f.rename(columns={"note": "macs"}), "repeats 'macs'; rename or remove one$"),
+        (lambda f: f.assign(other=1).rename(columns={"other": "note"}), "repeats 'note'"),
         (lambda f: f.assign(macs=f.macs.where(f.macs < 128, np.inf)), "of at least 0, and finite"),
         (
             lambda f: f.assign(accuracy=f.accuracy.where(f.accuracy < 0.8, 81.0)),
@@ -264,6 +266,12 @@ def test_wrong_tables_are_refused(tmp_path: Path, change: object, said: str) -> 
     )
     with pytest.raises(InputError, match=said):
         read_table(path).estimator()
+
+
+def test_columns_without_names_and_columns_that_differ_by_a_number_are_read(tmp_path: Path) -> None:
+    frame = _frame().assign(one=1, two=2).rename(columns={"note": "macs.1", "one": "", "two": ""})
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    assert read_table(tmp_path / "table.csv").estimator().recorded
 
 
 @pytest.mark.parametrize("odd", ["2", [2], pd.Timestamp(0)])
