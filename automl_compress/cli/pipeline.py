@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from automl_compress.cli.recovering import (
 from automl_compress.cli.training_progress import TrainingProgress
 from automl_compress.deploy.state import save_state
 from automl_compress.engine import Restored, Study, restore_study
+from automl_compress.engine.lock import locked
 from automl_compress.engine.pipeline import PipelineSettings, SparsifyStage
 from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.ledger import MANIFEST, RECOVERED, Manifest, StudyResult, write_text
@@ -63,8 +65,8 @@ def run_pipeline(
         The study's folder.
 
     Raises:
-        InputError: a setting, the data or the folder is wrong, or the folder holds the results
-            of another search.
+        InputError: a setting, the data or the folder is wrong, the folder holds the results of
+            another search, or another process is in it; nothing is changed.
         EngineError: a stage failed.
         InterruptedStudy: the user stopped it; the same command goes on.
     """
@@ -77,19 +79,45 @@ def run_pipeline(
         )
     folder = out or Path("results") / study.config.name
     stages = _Stages(folder, settings)
-    weights = _sparsify(stages, study) if settings.sparsify else None
-    if weights is not None:
-        sparse = [*overrides, f"workload.weights={json.dumps(str(weights))}"]
-        study = Study.from_file(sweep, sparse).with_engine(**engine_changes(workers, address))
-    _search(stages, study, weights)
-    result = StudyResult(folder)
+    workload = _load(study) if settings.sparsify else None
+    with _made_and_locked(folder):
+        weights = None if workload is None else _sparsify(stages, workload)
+        if weights is not None:
+            sparse = [*overrides, f"workload.weights={json.dumps(str(weights))}"]
+            study = Study.from_file(sweep, sparse).with_engine(**engine_changes(workers, address))
+        _search(stages, study, weights)
+        _finish(stages)
+    return folder
+
+
+@contextmanager
+def _made_and_locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder from before the first note to the last file.
+
+    Raises:
+        StudyError: it cannot be made, or another process is in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise StudyError(
+            f"--out must be a folder that can be written, but '{folder}' is not "
+            f"({reason.strerror}); choose another"
+        ) from reason
+    with locked(folder):
+        yield
+
+
+def _finish(stages: _Stages) -> None:
+    """Bring the networks that the settings pick to their files."""
+    result = StudyResult(stages.folder)
     picked = {
-        found.policy.key: found for found in (pick_network(result, r) for r in settings.picks)
+        found.policy.key: found
+        for found in (pick_network(result, r) for r in stages.settings.picks)
     }
     networks = _Networks(stages, result)
     for found in picked.values():
         networks.finish(found)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -176,12 +204,15 @@ def _content(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _sparsify(stages: _Stages, study: Study) -> Path:
+def _load(study: Study) -> Workload:
+    given = study.config.workload
+    return given if isinstance(given, Workload) else load_workload(given)
+
+
+def _sparsify(stages: _Stages, workload: Workload) -> Path:
     """Train the workload's network towards sparsity; the path of its weights."""
     stage, path = stages.settings.sparsify, stages.folder / SPARSE
     assert stage is not None
-    given = study.config.workload
-    workload = given if isinstance(given, Workload) else load_workload(given)
     inputs = {
         "workload": workload.identity,
         "sparsity": vars(stage.sparsity),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import math
 import os
@@ -39,6 +38,7 @@ from automl_compress.engine.latency import (
     predicting,
     recorded_model,
 )
+from automl_compress.engine.lock import locked
 from automl_compress.engine.promotion import climb, cross_validated, with_ladder
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
 from automl_compress.engine.rungs import build_rung, rung_cost
@@ -157,7 +157,7 @@ class Study:
             ray.enter_context(connected(study.config.engine))
             with _writable(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+            with locked(folder):
                 with _writable(folder):
                     _check_unused(folder, self.config.name)  # another may have come first
                 return study._run(prepared, folder, listener, ray)
@@ -187,7 +187,7 @@ class Study:
         kept = replace(
             prepared.manifest, environment=manifest.environment, extended=manifest.extended
         )
-        with _locked(place):
+        with locked(place):
             _check_still(place, manifest)
             return study._run(replace(prepared, manifest=kept), place, listener)
 
@@ -232,7 +232,7 @@ class Study:
             environment=manifest.environment,
             extended=(*manifest.extended, manifest.fingerprint),
         )
-        with _locked(place):
+        with locked(place):
             _check_still(place, manifest)
             reopen(place, manifest)
             return study._run(replace(prepared, manifest=kept), place, listener)
@@ -501,20 +501,6 @@ def _check_unused(folder: Path, name: str) -> None:
         )
     if (folder / LEDGER).exists():
         raise StudyError(f"--out must hold no ledger, but '{folder}' does; choose another --out")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a study's folder; the system frees the lock of a dead one."""
-    with (folder / ".lock").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as reason:
-            raise StudyError(
-                f"a study must run once at a time, but another process runs '{folder}'; "
-                "wait for it or stop it"
-            ) from reason
-        yield
 
 
 def _unfinished(folder: Path, budget: int) -> list[ContestantRecord]:

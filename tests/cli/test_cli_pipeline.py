@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import shutil
@@ -167,6 +168,20 @@ def test_bad_input_is_refused(
     assert error.count("\n") == 1
     assert said in error
     assert not (folder / "out").exists()
+
+
+def test_a_folder_that_another_process_is_in_stays_as_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "out").mkdir()
+    with (folder / "out" / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert _run() == 2
+    captured = capsys.readouterr()
+    assert "but another process runs 'out'; wait for it or stop it" in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out
+    assert [path.name for path in (folder / "out").iterdir()] == [".lock"]
 
 
 @pytest.mark.usefixtures("finished")
