@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from automl_compress.compress import Repair
 from automl_compress.engine.engine import Engine, EngineSettings, Race, RungListener
 from automl_compress.engine.latency import recorded_model
+from automl_compress.engine.lock import locked
 from automl_compress.engine.restore import Restored, restore_study
 from automl_compress.engine.rungs import RungSettings, build_rung
 from automl_compress.engine.start import started
@@ -125,7 +126,8 @@ def audit_study(
 ) -> dict[str, Any]:
     """Measure and train a spread of a study's policies, and write `audit.json`.
 
-    Every evaluation is in the study's ledger once it is made; run again, an audit goes on.
+    Every evaluation is in the study's ledger once it is made; run again, an audit goes on. No
+    other process writes to the folder meanwhile.
 
     Args:
         folder: the study's.
@@ -138,11 +140,20 @@ def audit_study(
         What `audit.json` says.
 
     Raises:
-        InputError: the folder holds no study, its network has changed, it found too little, or
-            a cluster is to train on another device than processors.
+        InputError: the folder holds no study, its network has changed, it found too little,
+            another process goes on with it, or a cluster is to train on another device than
+            processors.
         EngineError: a cluster cannot be started or reached, or failed.
         InterruptedStudy: the user stopped it; what is measured is kept.
     """
+    StudyResult(folder)  # holds a study
+    with locked(folder):
+        return _audit(folder, settings, listener, engine)
+
+
+def _audit(
+    folder: Path, settings: AuditSettings, listener: RungListener, engine: Mapping[str, Any]
+) -> dict[str, Any]:
     study, result = restore_study(folder), StudyResult(folder)
     cost = study.search.compressor.cost
     space = SearchSpace.from_dict(result.manifest.space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -287,6 +288,23 @@ def test_bad_input_is_refused(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert said in error
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_an_audit_leaves_a_study_alone_that_another_process_runs(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _copy(searched, tmp_path)
+    before = (folder / "ledger.sqlite").read_bytes()
+    with (folder / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert main(["audit", str(folder), *QUICK]) == 2
+        error = capsys.readouterr().err
+        assert main(["report", str(folder)]) == 0
+    assert error.count("\n") == 1
+    assert f"another process runs '{folder}'; wait for it or stop it" in error
+    assert (folder / "ledger.sqlite").read_bytes() == before
+    assert not (folder / "audit.json").exists()
 
 
 @pytest.mark.parametrize(
