@@ -20,7 +20,6 @@ from automl_compress.cli.export import export_network
 from automl_compress.cli.progress import Progress
 from automl_compress.cli.recovering import (
     CHECKPOINT,
-    DOCUMENT,
     NETWORK,
     RecoveryTask,
     finish_writing,
@@ -36,6 +35,7 @@ from automl_compress.ledger import MANIFEST, RECOVERED, Manifest, StudyResult, w
 from automl_compress.recover import recover_policy, train_network
 from automl_compress.recover.gradual import without_bits
 from automl_compress.report import Pick, pick_network
+from automl_compress.report.recovered import DOCUMENT
 from automl_compress.workload import Workload, load_workload
 
 NOTES: Final = "pipeline.json"

@@ -29,14 +29,12 @@ from automl_compress.recover import (
     section_of,
 )
 from automl_compress.report import Pick, pick_network, write_report
+from automl_compress.report.recovered import DOCUMENT, NEW
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Score
 
 NETWORK: Final = "network.safetensors"
-DOCUMENT: Final = "recovered.json"
 CHECKPOINT: Final = "training.checkpoint"
-_NEW: Final = ".new"
-"""Behind the names of network and document until both are written."""
 
 
 def recover_networks(
@@ -296,7 +294,7 @@ class RecoveryTask:
         workload, place = self.study.workload, self.folder / RECOVERED / picked.policy.key
         save_state(
             recovered.network,
-            place / (NETWORK + _NEW),
+            place / (NETWORK + NEW),
             picked.policy,
             architecture=workload.name,
             arguments=workload.arguments,
@@ -305,7 +303,7 @@ class RecoveryTask:
             "earlier_epochs": earlier_epochs,
             **scores_document(scores),
         }
-        write_text(place / (DOCUMENT + _NEW), json.dumps(document, indent=1) + "\n")
+        write_text(place / (DOCUMENT + NEW), json.dumps(document, indent=1) + "\n")
         finish_writing(place)
 
     def _scores(self, network: nn.Module) -> dict[str, Score]:
@@ -386,7 +384,7 @@ def finish_writing(place: Path) -> bool:
     Returns:
         Whether there was something to do.
     """
-    network, document = (place / (name + _NEW) for name in (NETWORK, DOCUMENT))
+    network, document = (place / (name + NEW) for name in (NETWORK, DOCUMENT))
     if not document.exists():
         return False
     if network.exists():

@@ -14,6 +14,8 @@ from automl_compress.ledger import RECOVERED
 from automl_compress.space import Policy
 
 DOCUMENT: Final = "recovered.json"
+NEW: Final = ".new"
+"""Behind the names of network and document until both are written."""
 VERSION: Final = 1
 
 
@@ -71,6 +73,9 @@ class RecoveredNetwork:
 def recovered_networks(folder: Path, fingerprints: Collection[str]) -> tuple[RecoveredNetwork, ...]:
     """All recovered networks of a study, the smallest first.
 
+    A new document is complete where it stands: what kept it from its place, as `kill -9` may, kept
+    it from nothing else, and the network beside it is the one that it describes.
+
     Args:
         folder: the study's.
         fingerprints: the study's, of which the networks must have come from one.
@@ -78,15 +83,24 @@ def recovered_networks(folder: Path, fingerprints: Collection[str]) -> tuple[Rec
     Raises:
         StudyError: a document is broken, newer than this program, or another study's.
     """
-    found = [
-        _read(path, fingerprints) for path in sorted((folder / RECOVERED).glob(f"*/{DOCUMENT}"))
-    ]
+    places = (folder / RECOVERED).glob(f"*/{DOCUMENT}*")
+    whole = (path for path in places if path.name in (DOCUMENT, DOCUMENT + NEW))
+    documents = sorted({path.with_name(DOCUMENT) for path in whole})
+    found = [_read(path, fingerprints) for path in documents]
     return tuple(sorted(found, key=lambda n: (n.costs["size_bytes"], n.policy.key)))
+
+
+def _newest(path: Path) -> str:
+    """The text of a document, or of the new one in front of its place."""
+    try:
+        return path.with_name(path.name + NEW).read_text(encoding="utf-8")
+    except FileNotFoundError:  # the rule; a recovery may also have just put it there
+        return path.read_text(encoding="utf-8")
 
 
 def _read(path: Path, fingerprints: Collection[str]) -> RecoveredNetwork:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(_newest(path))
         version, study = data["version"], data["study"]
         network = RecoveredNetwork.from_dict(data) if version <= VERSION else None
     except (OSError, ValueError, KeyError, TypeError) as reason:

@@ -20,6 +20,7 @@ from automl_compress.engine import restore_study
 from automl_compress.errors import InterruptedStudy
 from automl_compress.recover import training
 from automl_compress.report import pick_network
+from automl_compress.report.recovered import RecoveredNetwork, recovered_networks
 from automl_compress.workload import build_model
 
 QUICK = ["--device", "cpu", "--set", "augment.flip=false", "--set", "batch=64"]
@@ -207,8 +208,13 @@ class _Killed(BaseException):
     """In place of what leaves no time for anything."""
 
 
+def _reported(folder: Path) -> tuple[RecoveredNetwork, ...]:
+    fingerprint = ac.StudyResult(folder).manifest.fingerprint
+    return recovered_networks(folder, [fingerprint])
+
+
 @pytest.mark.usefixtures("blank_figures")
-@pytest.mark.parametrize("at", ["recovered.json.new", "network.safetensors"])
+@pytest.mark.parametrize("at", ["recovered.json.new", "network.safetensors", "recovered.json"])
 def test_network_and_document_agree_wherever_it_was_killed(
     whole: Path,
     tmp_path: Path,
@@ -231,10 +237,13 @@ def test_network_and_document_agree_wherever_it_was_killed(
         patched.setattr(Path, "replace", replacing)
         with pytest.raises(_Killed):
             _recover(folder, *arguments)
+    reported = _reported(folder)
     capsys.readouterr()
     assert _recover(folder, *arguments) == 0
     assert ("recovered already" in capsys.readouterr().out) == (at != "recovered.json.new")
     file, said = _recovered(folder)
+    if at != "recovered.json.new":  # what had ended was reported before it was put in its place
+        assert reported == _reported(folder)
     assert file.read_bytes() != began
     assert said["earlier_epochs"] == 2
     network = load_state(file, build_model("digits_cnn", {}))
