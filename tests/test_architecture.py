@@ -66,7 +66,7 @@ EXCEPTIONS = {
 ONLY_IN = {
     "ray": {"engine/asha.py", "engine/cluster.py", "engine/dispatcher.py"},
     "pymoo": {"search/nsga2.py"},
-    "optuna": {"search/optuna_search.py"},
+    "optuna": {"search/optuna_search.py", "search/optuna_tpe.py"},
     "matplotlib": {"report"},
     "scipy": {"report/replay.py", "search/gaussian_process.py"},
     "sklearn": {"workload", "evaluate/predictor.py", "engine/error_regressions.py"},

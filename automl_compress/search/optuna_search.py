@@ -10,7 +10,8 @@ What the adapter adds:
 1. A study is made afresh for every ask, from what was told and what is out, and its sampler from
    a seed of its own. So nothing hides in a sampler, and a saved search goes on exactly.
 2. A proposal that was tried before, or that is known to cost too much, is marked as failed and
-   made again; after some tries `priors.draw_new` cuts it to fit or draws from the prior.
+   made again; after some tries `priors.draw_new` cuts it to fit or draws from the prior. The
+   tree-structured Parzen estimator makes all proposals in place of one from the same densities.
 3. What others evaluated joins as a complete trial, for NSGA-II in the generation being filled.
 4. Costs are told as shares of the baseline's. The samplers model them like the error: Optuna
    has no place for objectives that can be computed.
@@ -27,17 +28,18 @@ from typing import Any, Final, Literal
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from automl_compress.evaluate import LOSSES, Evaluation, beyond
+from automl_compress.search.optuna_tpe import SharingTPE
 from automl_compress.search.priors import draw_new, mildest, scaled_indices
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
 SamplerName = Literal["tpe", "nsga2", "gp"]
 _SAMPLERS: Final[dict[SamplerName, type[BaseSampler]]] = {
-    "tpe": TPESampler,
+    "tpe": SharingTPE,
     "nsga2": NSGAIISampler,
     "gp": GPSampler,
 }
@@ -101,20 +103,17 @@ class OptunaSearch(Strategy):
 
     def _proposed(self, study: optuna.Study) -> Policy | None:
         """A new policy, which stays in the study as a running trial."""
-        left = _PROPOSALS[self._sampler]
         generation = self._generation()
+        proposals = self._proposals(study, generation)
 
         def draw() -> Indices:
-            nonlocal left, generation
-            if not left:
+            nonlocal generation
+            proposal = next(proposals, None)
+            if proposal is None:
                 mildness = self._mildest * float(self.rng.random())
                 return scaled_indices(self.problem.space, self.rng, mildness)
-            left -= 1
-            trial = study.ask(self._distributions)
-            failed = study.tell(trial, state=TrialState.FAIL)
-            generation = failed.system_attrs.get(_GENERATION, generation)
-            params = trial.params  # a copy every time
-            return np.array([params[name] for name in self._distributions])
+            generation, indices = proposal
+            return indices
 
         policy = draw_new(self.problem, self._seen, draw, self.rng)
         if policy is not None:
@@ -122,6 +121,30 @@ class OptunaSearch(Strategy):
             self._out[policy.key] = trial
             study.add_trial(trial)
         return policy
+
+    def _proposals(self, study: optuna.Study, filled: int) -> Iterator[tuple[int, Indices]]:
+        """What the sampler proposes in place of one policy, and for which generation.
+
+        Args:
+            study: where each trial is asked for, and marked as failed.
+            filled: the generation of those that do not say it.
+        """
+        left = _PROPOSALS[self._sampler]
+        while left > 0:
+            trial = study.ask(self._distributions)
+            failed = study.tell(trial, state=TrialState.FAIL)
+            generation = failed.system_attrs.get(_GENERATION, filled)
+            params = trial.params  # a copy every time
+            yield generation, self._indices(params)
+            left -= 1
+            if left and isinstance(study.sampler, SharingTPE):
+                further = study.sampler.again(left)
+                left -= len(further)
+                for others in further:
+                    yield generation, self._indices({**params, **others})
+
+    def _indices(self, params: Mapping[str, int]) -> Indices:
+        return np.array([params[name] for name in self._distributions])
 
     def _generation(self) -> int:
         """The generation NSGA-II is filling."""

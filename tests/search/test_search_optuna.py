@@ -3,14 +3,18 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from automl_compress.evaluate import Evaluation
+from automl_compress.search import optuna_tpe
 from automl_compress.search.optuna_search import OptunaSearch
+from automl_compress.search.optuna_tpe import SharingTPE
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
 NETWORK = ToyNetwork(layers=4)
@@ -87,6 +91,51 @@ def test_samplers_learn(sampler: str) -> None:
         strategy.tell(evaluations)
         errors += [evaluation.minimised("error") for evaluation in evaluations]
     assert np.mean(errors[-20:]) < np.mean(errors[:10]) - 0.05
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"multivariate": True},
+    {"constant_liar": False},
+    {"n_ei_candidates": 7, "n_startup_trials": 3},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=" ".join)
+@pytest.mark.parametrize("known", [0, 8, 60])
+def test_shared_work_proposes_what_optuna_does(known: int, settings: dict[str, Any]) -> None:
+    """The same parameters to the last bit, and the same again where the first is marked failed."""
+    constraints = ["error <= 0.3", "size_bytes <= 0.05x"]
+    strategy = OptunaSearch(NETWORK.problem(constraints=constraints), 0, "nsga2")
+    strategy.tell(_estimates(strategy.ask(known)))
+    strategy.ask(4)
+    proposed = []
+    for sampler in (TPESampler(seed=5, **settings), SharingTPE(seed=5, **settings)):
+        study = strategy._study()
+        study.sampler = sampler
+        trial = study.ask(strategy._distributions)
+        further = sampler.again(1) if isinstance(sampler, SharingTPE) else []
+        study.tell(trial, state=TrialState.FAIL)
+        again = further[0] if further else study.ask(strategy._distributions).params
+        proposed.append([trial.params, again])
+    assert proposed[0] == proposed[1]
+
+
+def test_trials_are_sorted_once_for_all_proposals_in_place_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where most proposals are known: Optuna would sort 12 trials a policy, 2 parameters each."""
+    sorted_, split = [], optuna_tpe._split_trials
+    monkeypatch.setattr(
+        optuna_tpe, "_split_trials", lambda *given: sorted_.append(1) or split(*given)
+    )
+    network = ToyNetwork(layers=2, channels=(), weight_bits=(2, 3, 4, 5, 6, 8))
+    strategy = OptunaSearch(network.problem(), 0, "tpe")
+    estimator = ToyEstimator(network)
+    for _ in range(7):
+        asked = strategy.ask(5)
+        strategy.tell([estimator.estimate(policy) for policy in asked])
+    assert len(sorted_) <= 25
 
 
 def _small(sampler: str) -> dict[str, int]:
