@@ -339,7 +339,7 @@ class _Networks:
             settings,
             checkpoint_of(path),
             TrainingProgress(),
-            fixed=workload.fixed,
+            fixed=self.study.fixed,
         )
         name, arguments = workload.name, workload.arguments
         save_state(recovered.network, path, policy, architecture=name, arguments=arguments)

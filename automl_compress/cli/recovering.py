@@ -269,7 +269,7 @@ class RecoveryTask:
             listener,
             study.compressor.model,
             trained,
-            workload.fixed,
+            study.fixed,
         )
         try:
             return train()

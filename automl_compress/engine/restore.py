@@ -17,6 +17,7 @@ from automl_compress.errors import StudyError
 from automl_compress.evaluate.latency import WithLatency
 from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.ledger import Manifest
+from automl_compress.recover.training import fixed_in
 from automl_compress.space import Policy
 from automl_compress.workload import Workload, load_workload
 
@@ -92,6 +93,11 @@ class Restored:
     def compressor(self) -> Compressor:
         """What builds the networks that are measured on the test images."""
         return self.test.compressor
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Names of its network's parameters that the workload's factory froze."""
+        return fixed_in(self.compressor.model, self.workload.model, self.workload.fixed)
 
     def build(self, policy: Policy) -> nn.Module:
         """The network that is measured on the test images for a policy.

@@ -21,6 +21,7 @@ from automl_compress.recover import (
     recover_policy,
 )
 from automl_compress.recover.settings import Augmentation, TrainingSettings
+from automl_compress.recover.training import fixed_in
 from automl_compress.settings import Section
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Workload
@@ -122,7 +123,7 @@ class TrainedEstimator(Estimator):
         self._normalization = workload.normalization
         self._task = workload.task
         self._judges = workload.splits.validation
-        self._fixed = workload.fixed
+        self._fixed = fixed_in(compressor.model, workload.model, workload.fixed)
         self._images, self._recovery = _planned(settings, workload.splits.train)
         self._device = find_device(settings.recovery.training.device)
         parts = [

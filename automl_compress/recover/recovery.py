@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
-from automl_compress.compress.modules import own_copy, unwrapped
+from automl_compress.compress.modules import own_copy
 from automl_compress.compress.quantize import is_quantized
 from automl_compress.errors import InputError
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
@@ -35,6 +35,7 @@ from automl_compress.recover.training import (
     Listener,
     Standing,
     Trainer,
+    fixed_in,
     hear_nothing,
     trainable_but,
 )
@@ -92,7 +93,7 @@ def recover(
     count = min(chosen.calibration_images, len(images))
     calibration = images.draw(count, chosen.training.seed).tensor(scaling)
     compressor = Compressor(model, calibration[:1], calibration)
-    fixed = fixed_parameters(unwrapped(model))
+    fixed = fixed_in(compressor.model, model, fixed_parameters(model))
     return recover_policy(compressor, policy, images, scaling, chosen, fixed=fixed).network
 
 
@@ -120,7 +121,7 @@ def recover_policy(
         listener: hears how far it has come.
         teacher: distilled from; the compressor's network when not given.
         trained: what an earlier recovery of the policy made, trained further.
-        fixed: names of parameters that are not trained.
+        fixed: names of the compressor's parameters that are not trained, see `fixed_in`.
 
     Raises:
         SpaceError: the policy does not fit the network.

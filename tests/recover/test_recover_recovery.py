@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import automl_compress as ac
-from automl_compress.compress import Compressor
+from automl_compress.compress import Compressor, trace
 from automl_compress.compress.quantize import levels
 from automl_compress.recover import RecoverySettings, measure, recover_policy, section_of
 from automl_compress.recover.recovery import _held_out
+from automl_compress.recover.training import fixed_in
 from automl_compress.space import Policy
-from automl_compress.workload import ImageSet, Workload
+from automl_compress.workload import ImageSet, Workload, fixed_parameters
 
 QUICK = {
     "epochs": 3,
@@ -147,3 +149,53 @@ def test_statistics_are_renewed_only_where_held_out_images_say_so(
 def test_wrong_settings_are_refused_before_anything_is_built(digits: Workload) -> None:
     with pytest.raises(ac.InputError, match="did you mean 'epochs'"):
         ac.recover(digits.model, Policy({}), digits.splits.train, epoch=3)
+
+
+class _Attentive(nn.Module):
+    """Two attentions over the rows of an image."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.first = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.second = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, 1, 8, 8) to (n, classes)."""
+        x = x.squeeze(1)
+        x = x + self.first(x, x, x, need_weights=False)[0]
+        x = x + self.second(x, x, x, need_weights=False)[0]
+        logits: torch.Tensor = self.head(x.mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_is_frozen_in_attention_is_not_trained(
+    digits: Workload, few: ImageSet, wrapped: bool
+) -> None:
+    torch.manual_seed(0)
+    model = _Attentive(10)
+    model.first.requires_grad_(False)
+    assert model.second.in_proj_weight is not None
+    model.second.in_proj_weight.requires_grad_(False)
+    given = nn.DataParallel(model) if wrapped else model
+    calibration = few.draw(16, 0).tensor(digits.normalization)
+    before = ac.compress(model, Policy({}), calibration[:1], calibration).state_dict()
+    settings = {**QUICK, "epochs": 1, "calibration_images": 16}
+    after = ac.recover(given, Policy({}), few, digits.normalization, **settings).state_dict()
+    kept = {name for name, value in after.items() if torch.equal(value, before[name])}
+    layers = ("query", "key", "value")
+    assert kept == {
+        *(f"first.{layer}.{of}" for layer in (*layers, "out_proj") for of in ("weight", "bias")),
+        *(f"second.{layer}.weight" for layer in layers),
+    }
+
+
+def test_fixed_parameters_have_the_names_of_the_network_that_was_followed() -> None:
+    model = nn.Sequential(weight_norm(nn.Conv2d(1, 4, 3)), nn.Conv2d(4, 4, 3), nn.Flatten())
+    model[0].requires_grad_(False)
+    given = nn.DataParallel(model)
+    network, _ = trace(given, torch.zeros(1, 1, 8, 8))
+    fixed = fixed_parameters(given)
+    assert fixed_in(network, given, fixed) == {"0.weight", "0.bias"}
+    assert fixed_in(network, given, ()) == set()
