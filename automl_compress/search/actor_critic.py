@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.search.networks import (
+    Adam,
     Follower,
-    descend,
     perceptron,
     restore,
     seeded,
@@ -124,12 +124,8 @@ class ActorCritic:
             Follower(self._target_critics, self._critics),
             Follower(self._target_actor, self._actor),
         )
-        self._actor_step = torch.optim.Adam(
-            self._actor.parameters(), learning.actor_rate, fused=True
-        )
-        self._critic_step = torch.optim.Adam(
-            self._critics.parameters(), learning.critic_rate, fused=True
-        )
+        self._actor_step = Adam(self._actor.parameters(), learning.actor_rate)
+        self._critic_step = Adam(self._critics.parameters(), learning.critic_rate)
 
     @torch.no_grad()
     def act(self, states: Array) -> Array:
@@ -157,7 +153,7 @@ class ActorCritic:
         targets = self._targets(batch, rng)
         pairs = torch.cat([states, actions], 1)
         losses = [nn.functional.mse_loss(critic(pairs), targets) for critic in self._critics]
-        descend(self._critic_step, torch.stack(losses).sum())
+        self._critic_step.descend(torch.stack(losses).sum())
         self._updates += 1
         if self._updates % self._learning.actor_every == 0:
             self._update_actor(states)
@@ -186,7 +182,7 @@ class ActorCritic:
         logits = self._actor(states)
         value = self._critics[0](torch.cat([states, torch.sigmoid(logits)], 1)).mean()
         beyond = nn.functional.relu(logits.abs() - self._learning.largest_logit).pow(2).mean()
-        descend(self._actor_step, self._learning.logit_penalty * beyond - value)
+        self._actor_step.descend(self._learning.logit_penalty * beyond - value)
         for follower in self._followers:
             follower.follow(self._learning.target_step)
 
@@ -198,7 +194,7 @@ class ActorCritic:
             "target_critics": self._target_critics,
         }
 
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+    def _optimizers(self) -> dict[str, Adam]:
         return {"actor_step": self._actor_step, "critic_step": self._critic_step}
 
     def state_dict(self) -> dict[str, Any]:

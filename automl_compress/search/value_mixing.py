@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.search.networks import (
+    Adam,
     Follower,
-    descend,
     restore,
     seeded,
     stored,
@@ -120,7 +120,7 @@ class TeamLearner:
             Follower(self._target_mixer, self._mixer),
         )
         parameters = [*self._agents.parameters(), *self._mixer.parameters()]
-        self._step = torch.optim.Adam(parameters, mixing.rate, fused=True)
+        self._step = Adam(parameters, mixing.rate)
 
     def memory(self, *teams: int) -> Array:
         """(*teams, agents, hidden) what agents remember before their first step: nothing."""
@@ -157,7 +157,7 @@ class TeamLearner:
         states = tensor(episodes.states)
         joint = self._mixer(_taken(values, torch.from_numpy(episodes.actions)), states)
         targets = self._targets(episodes, values.detach(), states)
-        descend(self._step, nn.functional.mse_loss(joint, targets))
+        self._step.descend(nn.functional.mse_loss(joint, targets))
         for follower in self._followers:
             follower.follow(self._mixing.target_step)
 

@@ -10,7 +10,7 @@ import torch
 from search_pendulum import Pendulum
 
 from automl_compress.search.actor_critic import ActorCritic, Learning, Transitions, twin
-from automl_compress.search.networks import one_thread
+from automl_compress.search.networks import Adam, one_thread
 
 PENDULUM = Learning(
     critic_rate=1e-3, target_step=0.01, discount=0.98, largest_logit=10.0, actor_rate=1e-3
@@ -138,3 +138,18 @@ def test_a_learner_goes_on_from_its_state() -> None:
         for learner in (first, second):
             learner.update(_one(False), np.random.default_rng(seed))
         assert first.act(state) == second.act(state)
+
+
+def test_steps_are_those_of_torchs_adam() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first = [torch.randn(size, generator=generator) for size in ((4, 3), (4,), ())]
+    ours, theirs = ([w.clone().requires_grad_() for w in first] for _ in range(2))
+    own, known = Adam(ours, 0.01), torch.optim.Adam(theirs, 0.01, fused=True)
+    for goal in (1.0, -2.0, 0.5, 3.0):
+        own.descend(torch.stack([(weight - goal).pow(2).sum() for weight in ours]).sum())
+        known.zero_grad()
+        torch.stack([(weight - goal).pow(2).sum() for weight in theirs]).sum().backward()
+        known.step()
+        for one, other, start in zip(ours, theirs, first, strict=True):
+            assert torch.equal(one, other)
+            assert not torch.equal(one, start)
