@@ -13,7 +13,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -227,11 +227,16 @@ def start_ray(settings: EngineSettings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner is not ours
     where: dict[str, Any] = {"address": address}
+    inherited: dict[str, str] = {}
+    environment: dict[str, Any] = {}
     if address == LOCAL:
+        # With an environment of its own every worker starts Python twice, and none is there early.
+        inherited = variables
         cores = (settings.workers or 0) * settings.threads or len(os.sched_getaffinity(0))
         where |= {"num_cpus": cores + 1, "include_dashboard": False}  # one more for contestants
-    with tempfile.TemporaryDirectory() as folder:
-        environment: dict[str, Any] = {"env_vars": variables}
+    else:
+        environment["env_vars"] = variables
+    with tempfile.TemporaryDirectory() as folder, _environment(inherited):
         ships = address != LOCAL and _JOB not in os.environ  # whose job ships its own
         if ships and copy_own_modules(Path(folder)):
             environment["working_dir"] = folder
@@ -247,6 +252,21 @@ def start_ray(settings: EngineSettings) -> None:
         except (ConnectionError, RuntimeError, ValueError) as reason:
             hint = "" if address == LOCAL else f" ({_AUTHENTICATE})"
             raise EngineError(f"{_UNREACHABLE}: {reason_of(reason)}{hint}") from reason
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started inside have these variables; afterwards all are as before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _address(settings: EngineSettings) -> str:
