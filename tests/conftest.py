@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -54,6 +55,11 @@ def ray_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", doubles, prepend=os.pathsep)
         patch.delenv("RAY_ADDRESS", raising=False)
+        with contextlib.suppress(ImportError, AttributeError):  # another version keeps it elsewhere
+            from ray.tune.execution import class_cache
+
+            # With variables of its own each trial starts Python twice.
+            patch.setattr(class_cache, "DEFAULT_ENV_VARS", {})
         start_ray(EngineSettings(workers=2))
         yield
         ray.shutdown()
