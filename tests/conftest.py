@@ -65,6 +65,14 @@ def ray_here() -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without what takes longest; other tests look at the figures."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write("<svg ></svg>"))
+
+
 @pytest.fixture(scope="session")
 def operators_read_once() -> Iterator[None]:
     """For tests that export: PyTorch looks for its operators anew for every file, for a second."""

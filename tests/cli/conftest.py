@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 from automl_compress.engine import Study
 
@@ -29,12 +28,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sweep.yaml").write_text(SWEEP)
     Study.from_file(folder / "sweep.yaml").run(folder / "out")
     return folder / "out"
-
-
-@pytest.fixture
-def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without what takes longest; other tests look at the figures."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write("<svg ></svg>"))
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ def test_rungs_are_charged_and_told(tmp_path: Path, built: list[Rechecking]) -> 
             assert error == RungEstimator("full").estimate(known[key]).minimised("error")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_scores_know_what_was_spent_elsewhere(tmp_path: Path, built: list[Rechecking]) -> None:
     result = _run(tmp_path)
     for scores in contestant_scores(result):

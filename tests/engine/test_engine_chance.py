@@ -13,7 +13,7 @@ def test_a_network_that_only_guesses_is_reported(
     accuracy: float, said: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The commonest of ten digits has 12 % of the images, with 200 of them 2.3 % either way."""
-    workload = load_workload(WorkloadConfig.of(model="digits_cnn"))
+    workload = load_workload(WorkloadConfig.of(model="digits_cnn", train={"epochs": 1}))
     metrics = {"accuracy": accuracy, "error": 1 - accuracy}
     _warn_of_chance(Evaluation(Policy({}), "one", metrics, images=200), workload)
     assert ("check weights, data.mean, data.std" in caplog.text) == said

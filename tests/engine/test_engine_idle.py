@@ -100,6 +100,7 @@ def test_constraints_that_nothing_in_the_space_meets_are_refused() -> None:
         Study(**settings, constraints=["macs <= 50"])._prepare()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_strategies_search_what_is_left() -> None:
     strategies = ["hybrid", "ddpg", "qmix", "knapsack", "local", "optuna-tpe", "nsga2-surrogate"]
     result = Study(

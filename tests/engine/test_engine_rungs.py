@@ -223,6 +223,7 @@ def test_as_many_steps_are_made_as_asked_for(
     assert steps <= made[0] <= steps + 2 * passes
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_study_climbs_its_ladder(tmp_path: Path) -> None:
     from automl_compress.engine import Study
 
