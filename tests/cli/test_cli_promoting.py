@@ -117,8 +117,10 @@ def test_interrupted_on_ray_and_run_again(
         text=True,
     )
     assert running.stdout is not None
+    told = ""
     for line in running.stdout:
-        if "epoch 2 of 12" in line:
+        told += line
+        if "epoch 2 of 12" in told and told.count("epoch 1 of 12") == 2:  # both have begun
             break
     running.send_signal(signal.SIGINT)
     out, said = running.communicate(timeout=300)
