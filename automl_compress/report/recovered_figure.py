@@ -30,11 +30,15 @@ _BEFORE: Final = "#777777"
 def draw_recovered(summary: Summary) -> Drawing:
     """Fronts of test quality before and after recovery, a panel for every cost.
 
+    Costs are the objectives that are known of all networks; where none is, the size, which always
+    is.
+
     Args:
         summary: of a study with recovered networks.
     """
     name = "recovered"
-    costs = [cost for cost in summary.result.manifest.objectives if cost in _known(summary)]
+    known = _known(summary)
+    costs = [cost for cost in summary.result.manifest.objectives if cost in known] or ["size_bytes"]
     with styled(name):
         figure = Figure(figsize=(max(6.0, 4.3 * len(costs)), 4.2), layout="constrained")
         panels: Sequence[Axes] = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
@@ -56,7 +60,7 @@ def draw_recovered(summary: Summary) -> Drawing:
 
 
 def _known(summary: Summary) -> set[str]:
-    """Costs that every recovered network states."""
+    """Costs that are known of every recovered network."""
     return set.intersection(*(set(network.costs) for network in summary.recovered))
 
 

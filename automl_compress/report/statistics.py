@@ -376,8 +376,14 @@ class Summary:
 
     @cached_property
     def recovered(self) -> tuple[RecoveredNetwork, ...]:
-        """Networks that were trained after the search, the smallest first."""
-        found = recovered_networks(self.result.folder, self.result.manifest.fingerprints)
+        """Networks that were trained after the search, the smallest first.
+
+        Costs that their documents lack, which is the latency, are those that the search predicted
+        for the same policies.
+        """
+        documents = recovered_networks(self.result.folder, self.result.manifest.fingerprints)
+        told = self.result.usable_evaluations() if documents else {}
+        found = tuple(_completed(n, told.get(n.policy.key)) for n in documents)
         if not self.result.manifest.extended:
             return found
         numbers = {finalist.estimate.policy.key: finalist.number for finalist in self.finalists}
@@ -471,6 +477,12 @@ def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]
         )
         for number, i in enumerate(order, start=1)
     )
+
+
+def _completed(network: RecoveredNetwork, told: Evaluation | None) -> RecoveredNetwork:
+    """A network with the costs that only the search knew, where it was told of its policy."""
+    known = {} if told is None else {n: told.metrics[n] for n in COSTS if n in told.metrics}
+    return replace(network, costs={**known, **network.costs})
 
 
 def _by_size(estimate: Evaluation, test: Evaluation | None) -> tuple[float, float, str]:

@@ -6,9 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_studies import BASELINE, TEST_IMAGES, draw_policy, manifest, write_study
+from report_studies import (
+    BASELINE,
+    TEST_IMAGES,
+    draw_policy,
+    evaluation,
+    manifest,
+    only,
+    write_study,
+)
 
 from automl_compress.errors import StudyError
+from automl_compress.evaluate import Evaluation
 from automl_compress.ledger import StudyResult
 from automl_compress.report import write_report
 from automl_compress.report.recovered_figure import draw_recovered
@@ -86,6 +95,31 @@ def test_the_front_before_and_after_is_drawn(tmp_path: Path) -> None:
     drawing = draw_recovered(summary)
     assert drawing.svg == figure
     assert "before and after recovery" in drawing.alt
+
+
+@pytest.mark.parametrize(("told", "panel"), [(True, "predicted latency"), (False, "size")])
+def test_where_the_latency_is_minimised_the_searchs_prediction_stands_with_them(
+    tmp_path: Path, told: bool, panel: str
+) -> None:
+    """Documents lack it; of a policy that the search was not told of, nobody knows it."""
+    chosen = draw_policy(np.random.default_rng(2 if told else 3), 0.4, 0.4)
+    found = evaluation(chosen, 0.9, 343_000.0)
+    found = Evaluation(chosen, found.estimator, {**found.metrics, "latency_ms": 0.25}, images=512)
+    folder = write_study(
+        tmp_path,
+        [[found]],
+        finalists=0,
+        finalists_keys=[chosen.key],
+        tests=[0.9],
+        objectives=("error", "latency_ms"),
+        contestants=only("nsga2-0"),
+        baseline={**BASELINE, "latency_ms": 0.5},
+    )
+    _recovered(folder, 2, 343_000.0)
+    (row,) = (line for line in _report(folder).splitlines() if "70.12 %" in line)
+    assert ("0.250 ms (50.0 %)" in row) == told
+    figure = (folder / "figures" / "recovered.svg").read_text()
+    assert f"{panel}, % of the baseline" in figure
 
 
 @pytest.mark.parametrize(
