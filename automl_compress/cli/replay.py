@@ -230,7 +230,10 @@ class _Race:
         return done
 
     def _contestant(self, document: dict[str, Any], name: str) -> ReplayedContestant:
-        """A contestant of a file; those of earlier versions do not say what failed."""
+        """A contestant of a file.
+
+        Those of earlier versions do not say what failed, and round to six decimals.
+        """
         import numpy as np
 
         from automl_compress.engine.replay import ReplayedContestant
@@ -249,19 +252,18 @@ class _Race:
         self.done.append(contestant)
 
     def document(self, rows: Sequence[dict[str, Any]]) -> str:
-        """The file's text.
+        """The file's text. Numbers are whole: rounded, equal results would differ from new ones.
 
         Args:
             rows: of the comparison; none while the race is on.
         """
         curves = {
             kind: {
-                f"{c.strategy}-{c.seed}": [round(float(x), 6) for x in getattr(c, curve)]
-                for c in self.done
+                f"{c.strategy}-{c.seed}": [float(x) for x in getattr(c, curve)] for c in self.done
             }
             for kind, curve in self._curves.items()
         }
-        failed = {f"{c.strategy}-{c.seed}": round(c.failed, 6) for c in self.done}
+        failed = {f"{c.strategy}-{c.seed}": c.failed for c in self.done}
         document = {
             **self._head,
             **{"seeds": self._request.seeds, "comparison": rows, "failed": failed},

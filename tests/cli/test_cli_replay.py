@@ -81,6 +81,19 @@ def test_a_replay_goes_on_with_whom_its_file_lacks(
     assert "is none" in capsys.readouterr().err
 
 
+def test_a_replay_that_goes_on_says_what_one_in_one_go_says(table: str) -> None:
+    """To the last digit: equal results are no different for having been stored."""
+    words = ["replay", table, "--columns", "accuracy=top1", "--seeds", "6", "--budget", "36"]
+    both = ["--strategies", "random", "scaled-random"]
+    assert main([*words, *both, "--json", "whole.json"]) == 0
+    assert main([*words, *both[:2], "--json", "parts.json"]) == 0
+    assert main([*words, *both, "--json", "parts.json", "--resume"]) == 0
+    whole, parts = (json.loads(Path(name).read_text()) for name in ("whole.json", "parts.json"))
+    assert parts == whole
+    last = [row for row in parts["comparison"] if row["evaluations"] == 36]
+    assert [row["p"] for row in last] == [1.0, None]  # both have seen the whole table
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
