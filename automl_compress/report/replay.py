@@ -11,6 +11,7 @@ from scipy.stats import mannwhitneyu, rankdata
 
 from automl_compress.evaluate import QUALITIES, quality_name
 from automl_compress.report.tables import Column, Table
+from automl_compress.report.ties import levelled
 
 Curves = Mapping[str, NDArray[np.float64]]
 """(n_seeds, budget) one number after each evaluation, by strategy; larger is better."""
@@ -36,12 +37,14 @@ def compare_curves(
         Rows with `strategy`, `evaluations`, mean and standard deviation of both, `rank` (mean
         over the seeds of the rank by hypervolume, 1 is best) and `p`, the two-sided
         Mann-Whitney probability against the line, corrected after Holm over all rows; None for
-        the line itself.
+        the line itself. Ranks and tests take hypervolumes as equal that differ by their rounding
+        only, see `ties.levelled`.
     """
     rows: list[dict[str, Any]] = []
     for point in points:
         ends = {name: curves[:, point - 1] for name, curves in hypervolume.items()}
-        ranks = rankdata(-np.stack(list(ends.values())), axis=0).mean(axis=1)
+        level = dict(zip(ends, levelled(np.stack(list(ends.values()))), strict=True))
+        ranks = rankdata(-np.stack(list(level.values())), axis=0).mean(axis=1)
         for (name, end), rank in zip(ends.items(), ranks, strict=True):
             best = quality[name][:, point - 1]
             rows.append(
@@ -54,7 +57,7 @@ def compare_curves(
                     judged_by: float(best.mean()),
                     f"{judged_by}_sd": _deviation(best),
                     "rank": float(rank),
-                    "p": None if name == line else _difference(end, ends[line]),
+                    "p": None if name == line else _difference(level[name], level[line]),
                 }
             )
     tested = [row for row in rows if row["p"] is not None]
@@ -88,7 +91,8 @@ def curves_table(rows: Sequence[Mapping[str, Any]], line: str, caption: str) -> 
     by_place = {(row["strategy"], row["evaluations"]): row for row in rows}
     names = dict.fromkeys(row["strategy"] for row in rows)
     quality = quality_name(rows[0])
-    order = sorted(names, key=lambda name: -by_place[name, points[-1]]["hypervolume"])
+    means = np.array([by_place[name, points[-1]]["hypervolume"] for name in names])
+    order = [list(names)[row] for row in np.argsort(-levelled(means), kind="stable")]
     titles = [f"at {point}" for point in points]
     titles += ["mean rank", f"p against {line}", f"best {QUALITIES[quality]}, %"]
     body = []

@@ -30,13 +30,12 @@ from automl_compress.pareto import Values, front_mask
 from automl_compress.report.audit import Audit, read_audit
 from automl_compress.report.recovered import RecoveredNetwork, recovered_networks
 from automl_compress.report.scores import ContestantScores, contestant_scores
+from automl_compress.report.ties import levelled
 from automl_compress.space import Policy
 
 HEADLINE_LOSSES: Final = (0.005, 0.01, 0.02)
 """Losses of test quality that the headline answers for."""
 
-_TIED: Final = 1e-9
-"""Hypervolumes that differ by less are equal."""
 _Z95: Final = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
@@ -271,11 +270,20 @@ class Summary:
     @cached_property
     def ranking(self) -> tuple[StrategyScores, ...]:
         """Strategies by their last useful hypervolume, best first; the reference comes last."""
-        return tuple(sorted(self.strategies, key=lambda g: (not g.in_race, -_score(g))))
+        level = self._level_scores
+        return tuple(sorted(self.strategies, key=lambda g: (not g.in_race, -level[g.label])))
 
     def rank(self, group: StrategyScores) -> int:
         """1 more than how many strategies of the race are ahead; equal ones share a rank."""
-        return 1 + sum(_score(other) > _score(group) + _TIED for other in self.race)
+        level = self._level_scores
+        return 1 + sum(level[other.label] > level[group.label] for other in self.race)
+
+    @cached_property
+    def _level_scores(self) -> dict[str, float]:
+        """Mean of the last useful hypervolumes by label, see `levelled`; -1 where there is none."""
+        scores = levelled(np.array([_score(group) for group in self.strategies]))
+        labels = [group.label for group in self.strategies]
+        return dict(zip(labels, scores.tolist(), strict=True))
 
     @property
     def race(self) -> tuple[StrategyScores, ...]:

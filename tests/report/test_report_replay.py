@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from automl_compress.report.replay import compare_curves, curves_table, holm
+from automl_compress.report.ties import levelled
 
 
 def test_holm_by_hand() -> None:
@@ -40,3 +41,30 @@ def test_rows_and_columns_name_what_networks_are_judged_by() -> None:
     assert table.columns[-1].title == "best mAP50, %"
     assert table.rows[0][-1] == "60.00 ± 14.14"
     assert "accuracy" not in rows[0]
+
+
+def test_the_last_bit_decides_neither_ranks_nor_order_nor_tests() -> None:
+    """Ten seeds each; one is better by what its sums were rounded by, and by more than that."""
+    noise = np.nextafter(0.3, 1) - 0.3
+    for more, ranks, order in (
+        (noise, [1.5, 1.5], ["line", "other"]),
+        (1e-6, [2.0, 1.0], ["other", "line"]),
+    ):
+        curves = {"line": np.full((10, 1), 0.3), "other": np.full((10, 1), 0.3 + more)}
+        rows = compare_curves(curves, curves, (1,), "line")
+        assert [row["rank"] for row in rows] == ranks
+        assert (rows[1]["p"] == 1.0) == (more == noise)
+        assert [row[0] for row in curves_table(rows, "line", "").rows] == order
+
+
+def test_levelled_agrees_with_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 6, (7, 5)) / 10 + rng.normal(0, 1e-15, (7, 5))
+    for row in np.ndindex(numbers.shape):
+        equal = numbers[abs(numbers - numbers[row]) < 1e-9]
+        assert levelled(numbers)[row] == equal.min()
+    apart = np.array([0.3, 0.3 + 1e-8, 0.3 + 4e-9])
+    assert levelled(apart).tolist() == apart.tolist()
+    border = np.array([0.1234567895, np.nextafter(0.1234567895, 0), np.nextafter(0.1234567895, 1)])
+    assert len(set(levelled(border).tolist())) == 1
+    assert levelled(np.empty(0)).shape == (0,)
