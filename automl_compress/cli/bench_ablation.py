@@ -80,7 +80,7 @@ def add_ablation(benches: Any) -> None:
 def run_ablation(request: AblationRequest) -> int:
     """Race all variants, print the table, write the files asked for."""
     from automl_compress.bench.ablation import WHOLE, ablate
-    from automl_compress.report import compare_curves, curves_table
+    from automl_compress.report import compare_curves, curves_caption, curves_table
 
     for name, number in (("--seeds", request.seeds), ("--budget", request.budget)):
         if number < 1:
@@ -95,10 +95,8 @@ def run_ablation(request: AblationRequest) -> int:
         WHOLE,
         landscape.judged_by,
     )
-    caption = (
-        f"{where}, mean ± standard deviation of {request.seeds} seeds; p: Mann-Whitney, "
-        f"Holm-corrected; {', '.join(landscape.problem.objectives)}"
-    ) + (f". {note}" if note else "")
+    caption = curves_caption(where, request.seeds, landscape.problem.objectives)
+    caption = ". ".join(filter(None, (caption, note)))
     table = curves_table(rows, WHOLE, caption)
     print(f"{caption}\n{table.to_text()}")
     if request.markdown:

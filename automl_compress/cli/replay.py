@@ -58,7 +58,7 @@ def run_replay(request: ReplayRequest) -> int:
     import numpy as np
 
     from automl_compress.engine.replay import replay
-    from automl_compress.report import compare_curves, curves_table
+    from automl_compress.report import compare_curves, curves_caption, curves_table
 
     _check(request)
     table, problem = read_simulation(
@@ -83,10 +83,7 @@ def run_replay(request: ReplayRequest) -> int:
     line = LINE if LINE in names else names[0]
     points = sorted({max(1, request.budget // 4), max(1, request.budget // 2), request.budget})
     rows = compare_curves(curves, quality, points, line, table.judged_by)
-    caption = (
-        f"{table.scored_by}, mean ± standard deviation of "
-        f"{request.seeds} seeds; p: Mann-Whitney, Holm-corrected; {', '.join(problem.objectives)}"
-    )
+    caption = curves_caption(table.scored_by, request.seeds, problem.objectives)
     caption = ". ".join(filter(None, (caption, table.note, _failures(done))))
     result = curves_table(rows, line, caption)
     print(result.to_text())

@@ -1,7 +1,7 @@
 """Reports of studies: statistics, figures, tables, Markdown and self-contained HTML."""
 
 from automl_compress.report.pick import Pick, pick_network
-from automl_compress.report.replay import compare_curves, curves_table
+from automl_compress.report.replay import compare_curves, curves_caption, curves_table
 from automl_compress.report.report import front_table, write_report
 from automl_compress.report.scores import ContestantScores, contestant_scores
 
@@ -10,6 +10,7 @@ __all__ = [
     "Pick",
     "compare_curves",
     "contestant_scores",
+    "curves_caption",
     "curves_table",
     "front_table",
     "pick_network",

@@ -34,11 +34,11 @@ def compare_curves(
         judged_by: which quality it is, see `QUALITIES`; rows are named by it.
 
     Returns:
-        Rows with `strategy`, `evaluations`, mean and standard deviation of both, `rank` (mean
-        over the seeds of the rank by hypervolume, 1 is best) and `p`, the two-sided
-        Mann-Whitney probability against the line, corrected after Holm over all rows; None for
-        the line itself. Ranks and tests take hypervolumes as equal that differ by their rounding
-        only, see `ties.levelled`.
+        Rows with `strategy`, `evaluations`, mean and standard deviation of both (None of a single
+        seed, which has none), `rank` (mean over the seeds of the rank by hypervolume, 1 is best)
+        and `p`, the two-sided Mann-Whitney probability against the line, corrected after Holm over
+        all rows; None for the line itself. Ranks and tests take hypervolumes as equal that differ
+        by their rounding only, see `ties.levelled`.
     """
     rows: list[dict[str, Any]] = []
     for point in points:
@@ -66,9 +66,9 @@ def compare_curves(
     return rows
 
 
-def _deviation(numbers: NDArray[np.float64]) -> float:
-    """Standard deviation of a sample; 0 of a single number."""
-    return float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+def _deviation(numbers: NDArray[np.float64]) -> float | None:
+    """Standard deviation of a sample; a single number has none."""
+    return float(numbers.std(ddof=1)) if len(numbers) > 1 else None
 
 
 def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -99,9 +99,29 @@ def curves_table(rows: Sequence[Mapping[str, Any]], line: str, caption: str) -> 
     for name in order:
         last = by_place[name, points[-1]]
         shares = [by_place[name, point] for point in points]
-        cells = [f"{row['hypervolume']:.4f} ± {row['hypervolume_sd']:.4f}" for row in shares]
+        cells = [_spread(row["hypervolume"], row["hypervolume_sd"], 4) for row in shares]
         cells += [f"{last['rank']:.1f}", "" if last["p"] is None else f"{last['p']:.2g}"]
-        cells.append(f"{100 * last[quality]:.2f} ± {100 * last[f'{quality}_sd']:.2f}")
+        deviation = last[f"{quality}_sd"]
+        percent = None if deviation is None else 100 * deviation
+        cells.append(_spread(100 * last[quality], percent, 2))
         body.append((name, *cells))
     columns = (Column("strategy", "label"), *(Column(title) for title in titles))
     return Table(caption, columns, tuple(body))
+
+
+def _spread(mean: float, deviation: float | None, digits: int) -> str:
+    """A mean and, where there is one, its standard deviation: `0.5035 ± 0.0024`."""
+    text = f"{mean:.{digits}f}"
+    return text if deviation is None else f"{text} ± {deviation:.{digits}f}"
+
+
+def curves_caption(scored_by: str, seeds: int, objectives: Sequence[str]) -> str:
+    """What a table of `compare_curves` shows.
+
+    Args:
+        scored_by: what its hypervolumes are.
+        seeds: how many, at least 1.
+        objectives: names.
+    """
+    numbers = "one seed" if seeds == 1 else f"mean ± standard deviation of {seeds} seeds"
+    return f"{scored_by}, {numbers}; p: Mann-Whitney, Holm-corrected; {', '.join(objectives)}"

@@ -94,6 +94,20 @@ def test_a_replay_that_goes_on_says_what_one_in_one_go_says(table: str) -> None:
     assert [row["p"] for row in last] == [1.0, None]  # both have seen the whole table
 
 
+@pytest.mark.parametrize("command", [["replay"], ["bench", "ablation"]])
+def test_one_seed_is_said_to_be_one(
+    table: str, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    words = [*command, table, "--columns", "accuracy=top1", "--seeds", "1", "--budget", "2"]
+    assert main([*words, "--json", "out.json", "--markdown", "out.md"]) == 0
+    found = json.loads(Path("out.json").read_text())
+    rows = found["comparison"] if "replay" in command else found
+    assert {row["hypervolume_sd"] for row in rows} == {None}
+    written = Path("out.md").read_text()
+    assert "±" not in capsys.readouterr().out + written
+    assert "one seed" in written
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

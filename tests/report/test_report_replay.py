@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from automl_compress.report.replay import compare_curves, curves_table, holm
+from automl_compress.report.replay import compare_curves, curves_caption, curves_table, holm
 from automl_compress.report.ties import levelled
 
 
@@ -68,3 +68,13 @@ def test_levelled_agrees_with_a_loop() -> None:
     border = np.array([0.1234567895, np.nextafter(0.1234567895, 0), np.nextafter(0.1234567895, 1)])
     assert len(set(levelled(border).tolist())) == 1
     assert levelled(np.empty(0)).shape == (0,)
+
+
+def test_one_seed_has_no_standard_deviation() -> None:
+    curves = {"line": np.array([[0.5, 0.7]])}
+    rows = compare_curves(curves, curves, (1, 2), "line")
+    assert [(row["hypervolume_sd"], row["accuracy_sd"]) for row in rows] == [(None, None)] * 2
+    table = curves_table(rows, "line", curves_caption("Hypervolume", 1, ("error", "macs")))
+    assert table.rows == (("line", "0.5000", "0.7000", "1.0", "", "70.00"),)
+    assert table.caption == "Hypervolume, one seed; p: Mann-Whitney, Holm-corrected; error, macs"
+    assert "mean ± standard deviation of 2 seeds" in curves_caption("Hypervolume", 2, ("error",))
