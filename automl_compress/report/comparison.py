@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -53,7 +53,8 @@ class CommonPoint:
     """A point of the front of all studies.
 
     Args:
-        point: as the first study that holds it has it, with a test quality if any study has one.
+        point: as the first study that holds it has it, with a test quality if any study has one
+            and all tested alike.
         found_by: label of each study on whose front the policy is, and how it was found there.
     """
 
@@ -65,7 +66,8 @@ class Comparison:
     """Studies that pose the same problem and estimate alike.
 
     Hypervolumes of all have the same reference points, the plain and the useful one of
-    `scores.reference_points`.
+    `scores.reference_points`. Final tests may differ, such as in the repair; their qualities then
+    are not put in one place.
 
     Args:
         folders: at least two.
@@ -103,6 +105,14 @@ class Comparison:
         return min(study.result.manifest.budget for study in self.studies)
 
     @cached_property
+    def tests(self) -> tuple[tuple[str, ...], ...]:
+        """Labels of the studies whose final tests are alike, in the order of the studies."""
+        groups: dict[str, list[str]] = {}
+        for study in self.studies:
+            groups.setdefault(study.result.manifest.test_estimator, []).append(study.label)
+        return tuple(map(tuple, groups.values()))
+
+    @cached_property
     def front(self) -> tuple[CommonPoint, ...]:
         """The front of all studies, smallest loss first."""
         held: dict[str, list[tuple[str, FrontPoint]]] = {}
@@ -111,7 +121,7 @@ class Comparison:
                 held.setdefault(point.policy.key, []).append((study.label, point))
         first = [found[0][1] for found in held.values()]
         kept = [
-            _common(found)
+            _common(found, len(self.tests) == 1)
             for found, on_front in zip(held.values(), front_mask(self.values(first)), strict=True)
             if on_front
         ]
@@ -156,7 +166,12 @@ class Comparison:
                 {
                     **common.point.to_dict(),
                     "found_by": [
-                        {"folder": label, "strategy": found.strategy, "seed": found.seed}
+                        {
+                            "folder": label,
+                            "strategy": found.strategy,
+                            "seed": found.seed,
+                            f"test_{found.quality}": found.test_quality,
+                        }
                         for label, found in common.found_by
                     ],
                 }
@@ -171,6 +186,7 @@ class Comparison:
             "folder": study.label,
             "study": study.result.manifest.study,
             "status": study.result.manifest.status,
+            "test_estimator": study.result.manifest.test_estimator,
             "evaluations": study.evaluations,
             "front": len(study.front),
             "useful": useful.share(values),
@@ -209,9 +225,12 @@ def _check_comparable(one: StudyResult, other: StudyResult) -> None:
             )
 
 
-def _common(found: list[tuple[str, FrontPoint]]) -> CommonPoint:
+def _common(found: list[tuple[str, FrontPoint]], tested_alike: bool) -> CommonPoint:
+    first = found[0][1]
+    if not tested_alike:
+        return CommonPoint(replace(first, test_quality=None), tuple(found))
     tested = [point for _, point in found if point.test_quality is not None]
-    return CommonPoint((tested or [found[0][1]])[0], tuple(found))
+    return CommonPoint((tested or [first])[0], tuple(found))
 
 
 def _numbers(spread: Spread | None) -> dict[str, float] | None:
@@ -285,7 +304,7 @@ def _front_table(comparison: Comparison) -> Table:
                 formats.cost_and_ratio(name, common.point.objectives[name], baseline[name])
                 for name in names
             ),
-            formats.percent(common.point.test_quality),
+            *(formats.percent(_tested(common, labels)) for labels in comparison.tests),
             "; ".join(
                 f"{label}: {found.strategy}, seed {found.seed}" for label, found in common.found_by
             ),
@@ -295,7 +314,21 @@ def _front_table(comparison: Comparison) -> Table:
     columns = (
         Column("policy", "label"),
         *(Column(formats.TITLES[name]) for name in names),
-        Column(f"test {quality_name(manifest.baseline)}"),
+        *map(Column, _test_titles(comparison, f"test {quality_name(manifest.baseline)}")),
         Column("found by", "text"),
     )
-    return Table("The front of all studies", columns, rows)
+    differ = "" if len(comparison.tests) == 1 else "; their final tests differ, and stand apart"
+    return Table(f"The front of all studies{differ}", columns, rows)
+
+
+def _test_titles(comparison: Comparison, title: str) -> list[str]:
+    """A title for each kind of final test; it names the studies where there are several."""
+    if len(comparison.tests) == 1:
+        return [title]
+    return [f"{title}, {', '.join(labels)}" for labels in comparison.tests]
+
+
+def _tested(common: CommonPoint, labels: Sequence[str]) -> float | None:
+    """The test quality of a point by the first of some studies that tested it."""
+    tested = (found.test_quality for label, found in common.found_by if label in labels)
+    return next((quality for quality in tested if quality is not None), None)
