@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from automl_compress.engine.cost_regression import CostRegression
 from automl_compress.engine.surrogate_quality import PROCESS, better
-from automl_compress.evaluate import Constraint, Evaluation, references
+from automl_compress.evaluate import Constraint, Evaluation, references_around
 from automl_compress.evaluate.recorded import Simulation, check_met, worst_scale
 from automl_compress.pareto import Reference
 from automl_compress.search.error_model import Known, coordinates
@@ -212,14 +212,18 @@ class Surrogate(Simulation):
     def scale(
         self, objectives: Sequence[str], constraints: Sequence[Constraint]
     ) -> tuple[Reference, float]:
-        """The worst that is recorded, or a study's reference; the best front is not known."""
+        """The worst that is recorded, or a study's reference; the best front is not known.
+
+        A study's is around what is recorded, where constraints leave the uncompressed network out.
+        """
         found = self._recordings
         values = dict(zip(self.recorded, [found.errors, *found.costs.T], strict=True))
         limits = [(limit, values[limit.metric]) for limit in constraints]
         met = check_met(limits, len(found.errors), found.source)
-        if not found.worst_counts:
-            return references(objectives, self.baseline)[1], 1.0
         columns = np.stack([values[name] for name in objectives], axis=1)
+        if not found.worst_counts:
+            known = np.where(met[:, None], columns, np.inf)
+            return references_around(objectives, self.baseline, constraints, known)[1], 1.0
         return worst_scale(columns, met, objectives)[0], 1.0
 
     def _unanswered(self, place: Array) -> str:

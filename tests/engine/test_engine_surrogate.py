@@ -15,6 +15,7 @@ from automl_compress.engine.surrogate import LEAST
 from automl_compress.errors import StudyError
 from automl_compress.evaluate.ranking import kendall
 from automl_compress.ledger import LEDGER, ContestantRecord, Ledger, Manifest, Place, StudyResult
+from automl_compress.report.scores import reference_points
 from automl_compress.search.priors import scaled_indices
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
@@ -116,6 +117,25 @@ def test_constraints_that_no_evaluation_meets_are_refused(folder: Path) -> None:
         else:
             with pytest.raises(StudyError, match="none of the ledger meets macs"):
                 surrogate.scale(problem.objectives, problem.constraints)
+
+
+def test_tight_constraints_leave_the_box_of_the_study(folder: Path) -> None:
+    """Nothing that meets them is within 10 points of the uncompressed network."""
+    result = StudyResult(folder)
+    surrogate = of_ledger(result)
+    loose, tight = (
+        table_problem(surrogate, ("error", "size_bytes"), texts)
+        for texts in ((), ["size_bytes <= 0.1x"])
+    )
+    scales = [surrogate.scale(p.objectives, p.constraints)[0] for p in (loose, tight)]
+    assert scales[0].point == pytest.approx([loose.baseline["error"] + 0.1, *scales[1].point[1:]])
+    result.manifest = replace(
+        result.manifest, objectives=tight.objectives, constraints=tight.constraints
+    )
+    assert scales[1].point == pytest.approx(reference_points(result)[1].point)
+    assert scales[1].point[0] > scales[0].point[0] + 0.01
+    (raced,) = replay(surrogate, tight, ["scaled-random"], [0], 40, lambda _: None)
+    assert raced.hypervolume[-1] > 0
 
 
 def test_small_ledgers_are_refused(tmp_path: Path) -> None:
