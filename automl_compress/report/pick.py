@@ -25,7 +25,7 @@ from automl_compress.evaluate import (
 )
 from automl_compress.ledger import StudyResult
 from automl_compress.report import formats
-from automl_compress.report.statistics import Summary
+from automl_compress.report.statistics import Summary, constraints_as_measured
 from automl_compress.space import Policy
 
 KNEE: Final = "knee"
@@ -189,7 +189,8 @@ def _exceeded(
 def _knee(result: StudyResult, picks: Sequence[Pick], limits: Sequence[Constraint]) -> Pick:
     """Who dominates alone the largest share of the useful box; of equals, the best quality."""
     manifest, baseline = result.manifest, _baseline(result, picks[0])
-    constraints = [*manifest.constraints, *(limit.absolute(baseline) for limit in limits)]
+    own = constraints_as_measured(result) if picks[0].tested else manifest.constraints
+    constraints = [*own, *(limit.absolute(baseline) for limit in limits)]
     values = objective_values([p.evaluation for p in picks], manifest.objectives)
     useful = references_around(manifest.objectives, baseline, constraints, values)[1]
     shares = [useful.share(row[None]) for row in values]

@@ -18,6 +18,7 @@ from automl_compress.evaluate import (
     LATENCY,
     LOSSES,
     QUALITIES,
+    Constraint,
     Evaluation,
     beyond,
     error_name,
@@ -195,6 +196,7 @@ class Finalist:
         broken: constraints that do not hold on the test images, or for the measured latency, as
             the user wrote them.
         latency: its measured latency, see `StudyResult.latency`; None when there is none.
+        too_slow: those of `broken` that the measured latency breaks.
     """
 
     number: int
@@ -205,6 +207,7 @@ class Finalist:
     dominated: bool
     broken: tuple[str, ...]
     latency: Evaluation | None = None
+    too_slow: tuple[str, ...] = ()
 
     @property
     def quality(self) -> float | None:
@@ -472,6 +475,8 @@ def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]
     latencies = [result.latency(estimate.policy) for estimate in chosen]
     measured = [_measured_latency(e, m) for e, m in zip(chosen, latencies, strict=True)]
     beaten = _dominated_on_test(result, measured, tests)
+    limits = constraints_as_measured(result)
+    broken = [_broken(limits, t, m) for t, m in zip(tests, latencies, strict=True)]
     return tuple(
         Finalist(
             number=number,
@@ -480,8 +485,9 @@ def _finalists(result: StudyResult, frame: pd.DataFrame) -> tuple[Finalist, ...]
             strategy=str(first.at[chosen[i].policy.key, "strategy"]),
             seed=int(str(first.at[chosen[i].policy.key, "seed"])),
             dominated=beaten[i],
-            broken=_broken(result, tests[i], latencies[i]),
+            broken=tuple(c.text for c in broken[i]),
             latency=latencies[i],
+            too_slow=tuple(c.text for c in broken[i] if c.metric == LATENCY),
         )
         for number, i in enumerate(order, start=1)
     )
@@ -517,16 +523,34 @@ def _dominated_on_test(
     return [beaten.get(i, False) for i in range(len(tests))]
 
 
+def constraints_as_measured(result: StudyResult) -> tuple[Constraint, ...]:
+    """A study's constraints as what was measured after the search is held against them.
+
+    A share of the uncompressed network's latency was one of the predicted latency for the search.
+    It is one of the measured latency here: both are off by what the prediction is.
+    """
+    whole = result.latency(Policy({}))
+    constraints = result.manifest.constraints
+    if whole is None:
+        return constraints
+    return tuple(
+        Constraint.parse(c.text).absolute(whole.metrics) if c.metric == LATENCY and c.text else c
+        for c in constraints
+    )
+
+
 def _broken(
-    result: StudyResult, test: Evaluation | None, latency: Evaluation | None
-) -> tuple[str, ...]:
-    """Constraints on the error or the latency that measuring breaks; other costs are exact."""
+    constraints: Iterable[Constraint], test: Evaluation | None, latency: Evaluation | None
+) -> list[Constraint]:
+    """Constraints on the error or the latency that measuring breaks; other costs are exact.
+
+    A latency that is predicted only breaks none: the search has held it against its own limit.
+    """
     if test is None or not test.ok:
-        return ()
+        return []
     found = _measured_latency(test, latency)
-    limited = ("error", LATENCY)
-    constraints = [c for c in result.manifest.constraints if c.metric in limited]
-    return tuple(c.text for c in constraints if violations([found], [c]).any())
+    limited = ("error",) if latency is None else ("error", LATENCY)
+    return [c for c in constraints if c.metric in limited and violations([found], [c]).any()]
 
 
 def _measured_latency(evaluation: Evaluation, latency: Evaluation | None) -> Evaluation:

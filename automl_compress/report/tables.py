@@ -193,7 +193,10 @@ def _remarks(finalist: Finalist) -> str:
     if not finalist.test.ok:
         return f"measurement failed: {finalist.test.reason}"
     remarks = ["dominated on the test images"] if finalist.dominated else []
-    remarks += [f"breaks '{text}' on the test images" for text in finalist.broken]
+    remarks += [
+        f"breaks '{text}' {'as measured' if text in finalist.too_slow else 'on the test images'}"
+        for text in finalist.broken
+    ]
     return "; ".join(remarks)
 
 

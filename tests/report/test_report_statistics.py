@@ -1,11 +1,12 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from report_studies import evaluation, manifest, only, policy, write_study
 
 from automl_compress.evaluate import Constraint, Evaluation
-from automl_compress.ledger import StudyResult
+from automl_compress.ledger import LEDGER, Ledger, Place, StudyResult
 from automl_compress.report import contestant_scores, write_report
 from automl_compress.report.comparison import Comparison, comparison_tables
 from automl_compress.report.scores import reference_points
@@ -18,6 +19,8 @@ from automl_compress.report.statistics import (
     split_sizes,
     wilson_interval,
 )
+from automl_compress.report.tables import finalists_table
+from automl_compress.space import Policy
 
 
 @pytest.fixture(scope="module")
@@ -335,3 +338,53 @@ def test_qualities_of_final_tests_that_differ_stand_apart(tmp_path):
             if c.title == "test accuracy"] == ["91.00 %"]  # fmt: skip
     assert "differ" not in table.caption
     assert alone.document()["front"][0]["test_accuracy"] == 0.91
+
+
+LATENCIES = {
+    "estimator": "latency", "threads": 1, "batch": 1, "int8": True, "runs": 6,
+    "model": {"conditions": {"runtime": "onnxruntime"}, "line": {"networks": 4}},
+}  # fmt: skip
+
+
+def timed_study(folder, rules, whole=0.6):
+    """Two finalists of 0.30 and 0.33 ms; predicted is five sixths of what is measured.
+
+    Args:
+        folder: of the study.
+        rules: constraints, shares of the predicted 0.5 ms.
+        whole: measured latency of the uncompressed network, in ms.
+    """
+    baseline = {**manifest().baseline, "latency_ms": 0.5}
+    made = [evaluation(policy(2 + i), 0.93, 1e5 + 1e4 * i) for i in range(2)]
+    made = [
+        replace(e, metrics={**e.metrics, "latency_ms": ms})
+        for e, ms in zip(made, (0.25, 0.275), strict=True)
+    ]
+    folder = write_study(
+        folder, [made], finalists=0, finalists_keys=[e.policy.key for e in made],
+        tests=[0.91, 0.93], contestants=only("nsga2-0"), baseline=baseline,
+        objectives=("error", "latency_ms"), latency=LATENCIES,
+        constraints=tuple(Constraint.parse(rule).absolute(baseline) for rule in rules),
+    )  # fmt: skip
+    with Ledger(folder / LEDGER) as ledger:
+        for place, (key, ms) in enumerate(
+            ((Policy({}), whole), (made[0].policy, 0.30), (made[1].policy, 0.33))
+        ):
+            found = {"latency_ms": ms, "latency_ms_lower": ms, "latency_ms_upper": ms}
+            ledger.add(Evaluation(key, "latency", found), Place("latencies", place, 0))
+    return StudyResult(folder)
+
+
+def test_a_share_of_the_latency_is_one_of_the_measured_latency(tmp_path):
+    rules = ("latency_ms <= 0.55x", "accuracy >= 0.92")
+    result = timed_study(tmp_path / "alike", rules)
+    assert [f.broken for f in Summary(result).finalists] == [("accuracy >= 0.92",), ()]
+    slow = Summary(timed_study(tmp_path / "slow", rules, whole=0.59))  # 0.33 is 0.559x of it
+    assert [f.broken for f in slow.finalists] == [(rules[1],), (rules[0],)]
+    fixed = Summary(timed_study(tmp_path / "fixed", ("latency_ms <= 0.31",)))
+    assert [f.broken for f in fixed.finalists] == [(), ("latency_ms <= 0.31",)]
+    remarks = [row[-1] for row in finalists_table(slow).rows[1:]]
+    assert remarks == [
+        "breaks 'accuracy >= 0.92' on the test images",
+        "breaks 'latency_ms <= 0.55x' as measured",
+    ]
