@@ -193,9 +193,20 @@ def _latency_note(summary: Summary) -> list[Block]:
 
 
 def _picks_note(summary: Summary) -> str:
+    count = len(summary.allowed)
+    out = len(summary.measured) - count
+    if not count:
+        return "Every finalist breaks a constraint as measured, see the remarks, so none is picked."
+    left_out = (
+        f" {formats.count(out, 'finalist')} that {'breaks' if out == 1 else 'break'} a constraint "
+        f"as measured {'is' if out == 1 else 'are'} left out."
+        if out
+        else ""
+    )
     return (
-        f"These picks are the best of {formats.count(len(summary.measured), 'finalist')} by test "
+        f"These picks are the best of {formats.count(count, 'finalist')} by test "
         f"{summary.quality}, so their test {summary.quality} tends to be slightly too high as well."
+        f"{left_out}"
     )
 
 

@@ -329,6 +329,11 @@ class Summary:
         """Finalists with a test quality."""
         return tuple(f for f in self.finalists if f.quality is not None)
 
+    @property
+    def allowed(self) -> tuple[Finalist, ...]:
+        """Finalists with a test quality that break no constraint as measured."""
+        return tuple(f for f in self.measured if not f.broken)
+
     @cached_property
     def front(self) -> tuple[FrontPoint, ...]:
         """The merged front, smallest error first."""
@@ -430,9 +435,9 @@ class Summary:
     def cheapest(self, loss: float, cost: str) -> Finalist | None:
         """The finalist of least cost among those that lose at most `loss` on the test images.
 
-        Of equally cheap ones, the best.
+        Of equally cheap ones, the best. Those that break a constraint do not count.
         """
-        good = [f for f in self.measured if (lost := self.lost(f)) is not None
+        good = [f for f in self.allowed if (lost := self.lost(f)) is not None
                 and beyond("error", lost, loss) <= 0]  # fmt: skip
         return min(good, key=lambda f: (f.metrics[cost], self.lost(f)), default=None)
 

@@ -301,7 +301,10 @@ def picks_table(summary: Summary) -> Table:
 def _pick(summary: Summary, loss: float, name: str) -> str:
     finalist = summary.cheapest(loss, name)
     if finalist is None:
-        return "no finalist reaches it"
+        every = len(summary.allowed) == len(summary.measured)
+        return (
+            "no finalist reaches it" if every else "no finalist within the constraints reaches it"
+        )
     baseline = summary.measured_baseline(name)
     text = formats.cost_and_ratio(name, finalist.metrics[name], baseline)
     return f"{text}: finalist {finalist.number}"

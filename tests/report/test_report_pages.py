@@ -304,6 +304,38 @@ def test_dominated_finalists_and_lost_points_are_stated(tmp_path):
     assert "| at most 2 | 100.0 kB (2.9 %): finalist 1 | 1.0 M (0.8 %): finalist 1 |" in text
 
 
+@pytest.mark.parametrize(
+    ("rule", "pick", "said"),
+    [
+        (
+            "accuracy >= 0.915",
+            "200.0 kB (5.8 %): finalist 2",
+            "the best of 1 finalist by test accuracy, so their test accuracy tends to be slightly "
+            "too high as well. 1 finalist that breaks a constraint as measured is left out.",
+        ),
+        ("accuracy >= 0.93", "no finalist within the constraints reaches it", "so none is picked"),
+    ],
+)
+def test_what_breaks_a_constraint_is_no_pick(tmp_path, rule, pick, said):
+    """The smaller finalist has 91 % on the test images, the other 92 %; estimates are higher."""
+    made = [evaluation(policy(2, i + 2), 0.935, 1e5 * (i + 1), 1e6 * (i + 1)) for i in range(2)]
+    folder = write_study(
+        tmp_path,
+        [made],
+        finalists=0,
+        finalists_keys=[e.policy.key for e in made],
+        tests=[0.91, 0.92],
+        contestants=only("nsga2-0"),
+        objectives=("error", "size_bytes"),
+        constraints=(Constraint.parse(rule),),
+    )
+    _, text = words(folder)
+    (row,) = (line for line in text.splitlines() if line.startswith("| at most 2 |"))
+    assert row.split(" | ")[1] == pick
+    assert said in text
+    assert f"breaks '{rule.replace('>', '&gt;')}' on the test images" in text
+
+
 def test_few_seeds_are_said_plainly(study, copy):
     text = (study / "report.md").read_text(encoding="utf-8")
     assert "Every strategy ran with 2 seeds" in text
