@@ -16,6 +16,8 @@ A message says the rule, the value received and the remedy, in one line.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class CompressError(Exception):
     """Root of the errors this package raises on purpose."""
@@ -59,3 +61,20 @@ class EngineError(CompressError, RuntimeError):
 
 class InterruptedStudy(CompressError, RuntimeError):
     """The user stopped a study; what is finished is saved."""
+
+
+def nothing_found(need: str, folder: Path, *, finished: bool) -> StudyError:
+    """What to raise where a study's networks are needed, but none is on its front.
+
+    Args:
+        need: the rule, such as `a pick needs a network that was found`.
+        folder: the study's.
+        finished: whether the study is, so that there is nothing to resume.
+    """
+    remedy = f"go on with 'resume {folder}'"
+    if finished:
+        remedy = (
+            f"go on beyond its end with 'extend {folder} --evaluations N', or search again with "
+            "looser constraints"
+        )
+    return StudyError(f"{need}, but '{folder}' has none; {remedy}")

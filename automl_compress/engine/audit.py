@@ -25,7 +25,7 @@ from automl_compress.engine.restore import Restored, restore_study
 from automl_compress.engine.rungs import RungSettings, build_rung
 from automl_compress.engine.start import started
 from automl_compress.engine.trained import FEWEST_STEPS, TrainedEstimator, TrainSettings
-from automl_compress.errors import InterruptedStudy, StudyError
+from automl_compress.errors import InterruptedStudy, StudyError, nothing_found
 from automl_compress.evaluate import (
     DIVERGENCE,
     USEFUL_LOSS,
@@ -206,10 +206,9 @@ def spread(
     on = sorted((e for e in found if e.policy.key in front), key=_size)
     off = sorted((e for e in found if e.policy.key not in front), key=_error)
     if not on:
-        raise StudyError(
-            f"an audit needs a study that found a front, but '{result.folder}' has none; go on "
-            f"with 'resume {result.folder}'"
-        )
+        finished = result.manifest.status == "finished"
+        need = "an audit needs a study that found a front"
+        raise nothing_found(need, result.folder, finished=finished)
     in_bands = round(_IN_BANDS * settings.policies)
     beside = settings.policies - in_bands
     chosen = [Audited(e.policy, "front") for e in _evenly(on, round(_ON_FRONT * beside))]

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.errors import StudyError
+from automl_compress.errors import StudyError, nothing_found
 from automl_compress.evaluate import (
     LATENCY,
     QUALITIES,
@@ -87,10 +87,9 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
     limits = [_limit(part, rule) for part in parts if part != KNEE]
     tiers = [tier for tier in (_tested(summary), _estimated(summary)) if tier]
     if not tiers:
-        raise StudyError(
-            f"a pick needs a network that was found, but '{result.folder}' has none; go on with "
-            f"'resume {result.folder}'"
-        )
+        finished = result.manifest.status == "finished"
+        need = "a pick needs a network that was found"
+        raise nothing_found(need, result.folder, finished=finished)
     check_quality(limits, quality_name(result.manifest.baseline))
     _check_metrics(limits, tiers[0][0].evaluation)
     for tier in tiers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from automl_compress.engine import Study, audit
 from automl_compress.engine.audit import BANDS, TOLERANCE
 from automl_compress.engine.trained import TrainedEstimator
 from automl_compress.errors import InterruptedStudy
-from automl_compress.evaluate import Evaluation, network
+from automl_compress.evaluate import Constraint, Evaluation, network
 from automl_compress.ledger import StudyResult
 from automl_compress.report import write_report
 from automl_compress.report.audit import TRUSTED
@@ -128,6 +129,16 @@ def test_trainings_outlast_what_only_measures_otherwise(
     assert after["rungs"]["trained"] == before["rungs"]["trained"]
     assert after["rungs"]["search"]["estimator"] != before["rungs"]["search"]["estimator"]
     assert after["correlations"] == before["correlations"]
+
+
+def test_a_finished_study_without_a_front_is_to_be_extended(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _copy(searched, tmp_path)
+    manifest = StudyResult(folder).manifest
+    replace(manifest, constraints=(Constraint("size_bytes", 1.0),)).write(folder)
+    assert main(["audit", str(folder), *QUICK]) == 2
+    assert f"'extend {folder} --evaluations N'" in capsys.readouterr().err
 
 
 def test_networks_that_are_built_otherwise_are_refused(

@@ -142,8 +142,15 @@ def test_wrong_rules_are_refused_in_one_line(rule: str, said: str, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_study_that_found_nothing(tmp_path: Path) -> None:
-    replace(MANIFEST, finalists=()).write(tmp_path)
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        ("interrupted", "go on with 'resume"),
+        ("finished", "'extend .* --evaluations N', or search again with looser constraints"),
+    ],
+)
+def test_a_study_that_found_nothing(status: str, remedy: str, tmp_path: Path) -> None:
+    replace(MANIFEST, status=status, finalists=()).write(tmp_path)
     Ledger(tmp_path / LEDGER).close()
-    with pytest.raises(StudyError, match="go on with 'resume"):
+    with pytest.raises(StudyError, match=remedy):
         pick_network(StudyResult(tmp_path), "knee")
