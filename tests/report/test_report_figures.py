@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
@@ -49,6 +50,43 @@ def test_eight_strategies_differ_in_colour_and_all_in_marker():
     chosen = looks(long_race(10, 1, 1)).values()
     assert len({look["color"] for look in list(chosen)[:8]}) == 8
     assert len({look["marker"] for look in chosen}) == 10
+
+
+# Machado, Oliveira and Fernandes 2009, table 1, severity 1: protanopes and deuteranopes.
+PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+          [-0.003882, -0.048116, 1.051998]]  # fmt: skip
+DEUTAN = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+          [-0.011820, 0.042940, 0.968881]]  # fmt: skip
+# Ottosson 2020, "A perceptual color space for image processing"; linear sRGB to LMS to Lab.
+LMS = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+       [0.0883024619, 0.2817188376, 0.6299787005]]  # fmt: skip
+OKLAB = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+         [0.0259040371, 0.7827717662, -0.8086757660]]  # fmt: skip
+
+
+def nearest(colours, sight):
+    """Distance of the two nearest colours in OKLab, hues counting 1.6 times.
+
+    Args:
+        colours: as matplotlib takes them.
+        sight: (3, 3) what linear sRGB is seen as.
+    """
+    shares = np.array([to_rgb(colour) for colour in colours])
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(sight), 0, 1)
+    places = np.cbrt(seen @ np.transpose(LMS)) @ np.transpose(OKLAB) * (1, 1.6, 1.6)
+    apart = np.linalg.norm(places[:, None] - places, axis=-1)
+    return apart[np.triu_indices(len(places), 1)].min()
+
+
+@pytest.mark.parametrize(
+    ("sight", "share"), [(np.eye(3), 0.95), (PROTAN, 0.75), (DEUTAN, 0.75)], ids=("all", "p", "d")
+)
+def test_sixteen_strategies_can_be_told_apart(sight, share):
+    """About as well as eight: bands and error bars have nothing but their colour."""
+    colours = [look["color"] for look in looks(long_race(16, 1, 1)).values()]
+    assert len(set(colours)) == 16
+    assert nearest(colours, sight) >= share * nearest(colours[:8], sight)
 
 
 def test_the_legend_of_finalists_fits_their_figure(tmp_path, monkeypatch):
