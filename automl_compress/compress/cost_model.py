@@ -10,7 +10,7 @@ Costs are per image and exact:
   to a byte per layer; the bitmap of a layer that lacks kernels, or its zeros, whichever takes
   less; a float32 scale per output channel of a quantized layer and per quantized input; biases
   and all vectors of normalizations in float32; two bytes per output channel of a parameter-free
-  channel shortcut.
+  channel shortcut; buffers, of those that are not persistent only what is left of cut ones.
 - `bitops`: multiply-accumulates times weight bits times activation bits, 32 where a side is not
   quantized (Guo et al. 2020, single path one-shot).
 """
@@ -248,6 +248,8 @@ class CostModel:
         params += sum(self._out[layer.name].at(channels) for layer in self._layers if layer.bias)
         for part, width in self._stored:
             kept = width.at(channels)
+            if part.only_cut and kept == part.channels:
+                continue
             size += part.bytes_per_channel * kept
             params += part.params_per_channel * kept
         return {

@@ -316,7 +316,9 @@ def _cut_part(model: nn.Module, name: str, places: Places) -> None:
     if isinstance(part, nn.Parameter):
         smaller = nn.Parameter(smaller, part.requires_grad)
     parent, _, last = name.rpartition(".")
-    setattr(module_at(model, parent), last, smaller)
+    owner = module_at(model, parent)
+    setattr(owner, last, smaller)
+    owner._non_persistent_buffers_set.discard(last)  # its code makes it whole; files need the rest
 
 
 def cut_module(module: nn.Module, keep_out: Tensor | None, keep_in: Tensor | None) -> nn.Module:

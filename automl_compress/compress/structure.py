@@ -152,12 +152,15 @@ class StoredPart:
         channels: entries along the axis that groups may cut.
         params_per_channel: parameter values each of them holds.
         bytes_per_channel: bytes each of them takes in a file, buffers included.
+        only_cut: whether a file holds it only where it is cut, as a buffer that is not persistent:
+            the network's own code makes it, but whole.
     """
 
     name: str
     channels: int
     params_per_channel: int
     bytes_per_channel: int
+    only_cut: bool = False
 
 
 @dataclass(frozen=True)

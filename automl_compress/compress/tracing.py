@@ -470,15 +470,15 @@ def _stored_parts(model: nn.Module, layers: tuple[LayerShape, ...]) -> Iterator[
         normalizes = isinstance(module, (*NORMALIZATIONS, nn.PReLU))
         for last, tensor in (*module._parameters.items(), *module._buffers.items()):
             counter = tensor is None or (tensor.dim() == 0 and not tensor.is_floating_point())
-            if counter or last in counted or last in module._non_persistent_buffers_set:
+            remade = last in module._non_persistent_buffers_set
+            if counter or last in counted or (remade and normalizes):
                 continue
             assert tensor is not None
             own = name if normalizes else f"{name}.{last}".lstrip(".")
             channels = max(1, tensor.shape[parameter_axis(tensor)] if tensor.dim() else 1)
             values = tensor.numel() // channels
-            yield StoredPart(
-                own, channels, values * (last in module._parameters), values * _bytes(tensor)
-            )
+            params = values * (last in module._parameters)
+            yield StoredPart(own, channels, params, values * _bytes(tensor), only_cut=remade)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -264,7 +264,10 @@ def in_strides(tensor: Tensor, stored: StoredTensor) -> Tensor:
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own tensors that a file must hold; step counters of BatchNorm are not."""
+    """A module's own tensors that a file must hold; step counters of BatchNorm are not.
+
+    Nor are buffers that are not persistent; cutting makes them persistent.
+    """
     tables = (*module._parameters.items(), *module._buffers.items())
     counters = {"num_batches_tracked"} if isinstance(module, BATCH_NORMS) else set()
     left_out = counters | module._non_persistent_buffers_set

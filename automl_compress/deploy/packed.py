@@ -5,7 +5,8 @@ bytes are a checksum of the others, the length of the layout, the layout (see `r
 every tensor of the network in the layout's order:
 
 - weights on a low-bit grid as `integer + 2^(bits-1)`, packed at their bits (see `packing`);
-- everything else as its little-endian values;
+- everything else as its little-endian values; of buffers that are not persistent only those that
+  are cut, since the network's own code makes them whole;
 - of four-dimensional weights with 2-D kernels that are zero, where that is smaller, a bit for
   every kernel and then the other kernels alone.
 
@@ -123,7 +124,7 @@ def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Mo
     original = original_network(head.architecture, head.arguments, model)
     reference = _reference(original)
     layout = _layout(Path(path), head, reference)
-    if not _has_room(reference, layout):
+    if not _has_room(original, reference, layout):
         raise _made_from_another(Path(path))
     try:
         tensors = decode(layout, content)
@@ -132,9 +133,10 @@ def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Mo
     return rebuild(layout, tensors, original)
 
 
-def _has_room(original: Layout, layout: Layout) -> bool:
+def _has_room(original: nn.Module, reference: Layout, layout: Layout) -> bool:
     """Whether kernels are no larger than the original's; of those left out, no bytes tell it."""
-    whole = {name: stored.shape for name, stored in original.flat()}
+    whole = {name: tuple(buffer.shape) for name, buffer in original.named_buffers()}
+    whole |= {name: stored.shape for name, stored in reference.flat()}
     return all(
         len(stored.shape) == len(whole.get(name, ()))
         and all(size <= most for size, most in zip(stored.shape, whole[name], strict=True))

@@ -236,8 +236,7 @@ def _words(layout: Layout, original: Layout) -> dict[str, Any]:
     words = {k: v for k, v in plain.to_dict().items() if v}
     others = {
         name: {last: stored.to_json() for last, stored in held.items()}
-        for name, held in layout.tensors.items()
-        if name.removesuffix(f".{QUANTIZER}") not in original.tensors
+        for name, held in _others(layout, original).items()
     }
     words |= {k: v for k, v in (("tensors", others), ("maps", layout.maps)) if v}
     if layout.bare:
@@ -255,6 +254,19 @@ def _words(layout: Layout, original: Layout) -> dict[str, Any]:
     # Through JSON, as the reader will see them.
     plain_words: dict[str, Any] = json.loads(_text(words))
     return plain_words
+
+
+def _others(layout: Layout, original: Layout) -> dict[str, dict[str, StoredTensor]]:
+    """Tensors that no column tells of: other modules', and buffers that files hold once cut."""
+    found: dict[str, dict[str, StoredTensor]] = {}
+    for name, held in layout.tensors.items():
+        layer = name.removesuffix(f".{QUANTIZER}")
+        if layer not in original.tensors:
+            found[name] = dict(held)
+        elif layer == name:
+            told = {*original.tensors[name], "bias", SCALE}
+            found[name] = {last: stored for last, stored in held.items() if last not in told}
+    return {name: others for name, others in found.items() if others}
 
 
 def _told(columns: Columns, words: Mapping[str, Any], original: Layout) -> Layout:
@@ -278,7 +290,8 @@ def _told(columns: Columns, words: Mapping[str, Any], original: Layout) -> Layou
         if name in inputs:
             tensors[f"{name}.{QUANTIZER}"] = {"scale": StoredTensor(())}
     for name, others in words.get("tensors", {}).items():
-        tensors[name] = {last: StoredTensor.from_json(value) for last, value in others.items()}
+        held = tensors.setdefault(name, {})
+        held.update((last, StoredTensor.from_json(value)) for last, value in others.items())
     kept = ("architecture", "arguments", "maps", "bare", "in_place")
     rest = {k: v for k, v in words.items() if k in kept}
     layout = in_order(Layout.from_dict({**rest, "tensors": {}}), original)

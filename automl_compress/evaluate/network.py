@@ -28,7 +28,7 @@ from automl_compress.evaluate.fast_form import FastForm, Precision, fast_precisi
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Sample, Score, Workload
 
-VERSION: Final = 15
+VERSION: Final = 16
 """Raised whenever the same policy would get another answer than before."""
 BUILDS: Final = 9
 """Raised whenever the same policy would be built into another network than before."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from compress_networks import (
     NETWORKS,
+    Positions,
     counted_bitops,
     counted_bytes,
     counted_macs,
@@ -184,3 +185,18 @@ def test_a_file_holds_no_recomputed_buffers() -> None:
     after = Compressor(model, example("mlp")).cost(Policy({}))
     assert after["size_bytes"] - before["size_bytes"] == 14
     assert after["params"] == before["params"]
+
+
+def test_a_file_holds_what_is_left_of_recomputed_buffers() -> None:
+    model = Positions()
+    compressor = Compressor(model, example("tokens"))
+    table = model.get_buffer("table")
+    whole, less, least = (
+        compressor.cost(Policy({"channels:patch": n}))["size_bytes"] for n in (12, 11, 10)
+    )
+    built = compressor.build(Policy({"channels:patch": 11}))
+    assert whole == 4 * sum(tensor.numel() for tensor in model.state_dict().values())
+    assert less == 4 * sum(tensor.numel() for tensor in built.state_dict().values())
+    assert built.get_buffer("table").shape == (1, 17, 11)
+    assert whole - less == less - least - 4 * table.numel()
+    assert "table" not in model.state_dict()

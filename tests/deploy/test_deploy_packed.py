@@ -14,14 +14,22 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from compress_networks import NETWORKS, example, flatten, network, random_policy, shared_compressor
+from compress_networks import (
+    NETWORKS,
+    Positions,
+    example,
+    flatten,
+    network,
+    random_policy,
+    shared_compressor,
+)
 from torch import Tensor, nn
 
 from automl_compress.compress import REPAIRS, Compressor, compress
 from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.deploy import load_packed, read_layout, save_packed
 from automl_compress.deploy.relative import _PHRASES, read_varint, varint
-from automl_compress.deploy.state import save_state
+from automl_compress.deploy.state import load_state, save_state
 from automl_compress.errors import DeployError, InputError, WorkloadError
 from automl_compress.space import Policy
 from automl_compress.workload import build_model
@@ -254,6 +262,44 @@ def test_other_types_and_memory_formats_are_kept(tmp_path: Path) -> None:
         assert loaded.state_dict()[name].stride() == tensor.stride()
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert torch.equal(loaded.scratch, torch.ones(2))
+
+
+@pytest.mark.parametrize("channels", [5, 11, 12])
+def test_what_is_left_of_recomputed_buffers(channels: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Positions(), example("tokens", 4)
+    policy = Policy({"channels:patch": channels, "weight_bits:mlp.0": 4})
+    compressor = Compressor(model, images[:1], images)
+    built = compressor.build(policy)
+    for name, original in (("whole", None), ("small", model)):
+        size = save_packed(built, tmp_path / name, policy, original=original)
+        least = compressor.cost(policy)["size_bytes"]
+        assert 0 < size - least <= (OVERHEAD_BESIDE_ORIGINAL if original else OVERHEAD)
+        loaded = load_packed(tmp_path / name, Positions())
+        assert bits_of(loaded(images)) == bits_of(built(images))
+        assert list(loaded.state_dict()) == list(built.state_dict())
+    assert read_layout(tmp_path / "small", Positions()) == read_layout(tmp_path / "whole")
+    save_state(built, tmp_path / "state", policy)
+    assert bits_of(load_state(tmp_path / "state", Positions())(images)) == bits_of(built(images))
+
+
+def test_what_is_left_of_recomputed_buffers_may_lack_kernels(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+            mask = (torch.arange(8) % 4 > 1).float()[None, :, None, None]
+            self.register_buffer("mask", mask, persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x) * self.mask)
+
+    images = torch.randn(2, 3, 6, 6)
+    built = compress(Masked(), Policy({"channels:stem": 5}), images[:1])
+    save_packed(built, tmp_path / "net", original=Masked())
+    loaded = load_packed(tmp_path / "net", Masked())
+    assert read_layout(tmp_path / "net", Masked()).tensors[""]["mask"].kernels is not None
+    assert bits_of(loaded(images)) == bits_of(built(images))
 
 
 def test_cut_modules_without_tensors(tmp_path: Path) -> None:
