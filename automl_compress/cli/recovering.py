@@ -223,7 +223,6 @@ class RecoveryTask:
         """
         study, name = self.study, self.study.workload.task.quality
         place = self.folder / RECOVERED / picked.policy.key
-        place.mkdir(parents=True, exist_ok=True)
         before = self._scores(study.build(picked.policy))
         recovered = self._trained(picked, listener, start, trained)
         after = self._scores(recovered.network)

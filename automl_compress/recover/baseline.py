@@ -99,8 +99,9 @@ def train_network(
         listener: hears how far it has come.
 
     Raises:
-        InputError: the device is not there, the checkpoint is broken or another training's, or the
-            penalty meets an optimizer that would rescale it.
+        InputError: the device is not there, the checkpoint is broken or another training's, the
+            penalty meets an optimizer that would rescale it, or the network cannot be trained, see
+            `Trainer`.
         EngineError: the loss is not finite.
         InterruptedStudy: the user stopped it.
     """

@@ -84,7 +84,8 @@ def recover(
         The network in evaluation mode, as `compress` builds it.
 
     Raises:
-        InputError: a setting is wrong, or the policy does not fit the network.
+        InputError: a setting is wrong, the policy does not fit the network, or this cannot be
+            trained.
         EngineError: the loss is not finite.
     """
     default = DETECTOR_RECOVERY if images.boxed else None
@@ -125,7 +126,8 @@ def recover_policy(
 
     Raises:
         SpaceError: the policy does not fit the network.
-        InputError: the checkpoint is broken or another training's, or a trained network has stages.
+        InputError: the checkpoint is broken or another training's, a trained network has stages,
+            or the network cannot be trained, see `Trainer`.
         EngineError: the loss is not finite.
         InterruptedStudy: the user stopped it.
     """

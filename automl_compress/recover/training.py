@@ -28,6 +28,7 @@ from automl_compress.recover.losses import Loss
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.schedule import learning_rate
 from automl_compress.recover.settings import TrainingSettings, find_device, uses_bfloat16
+from automl_compress.recover.training_mode import resting_modules, start_training
 from automl_compress.settings import one_line
 from automl_compress.workload import (
     CLASSIFICATION,
@@ -41,6 +42,9 @@ REPORT_SECONDS: Final = 5.0
 """Seconds between two reports inside an epoch."""
 SAVE_SECONDS: Final = 120.0
 """Seconds between two checkpoints inside an epoch; its end and an interruption are always saved."""
+
+_FEW: Final = 2
+"""Images that tell how a network answers in training mode."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def hear_nothing(_: Standing) -> None:
 
 
 class Trainer:
-    """Trains a network in place.
+    """Trains a network in place; heads that it has in training mode alone are not, nor do they run.
 
     Args:
         network: its parameters that require gradients are trained.
@@ -96,6 +100,10 @@ class Trainer:
         after_step: repairs parameters after each step.
         judges: images on which the quality is reported after every epoch.
         task: what the network does.
+
+    Raises:
+        InputError: in training mode the network gives something else than one tensor, see
+            `training_mode`.
     """
 
     def __init__(
@@ -129,6 +137,8 @@ class Trainer:
         self._optimizer = _optimizer(self.network, settings)
         self._average = WeightAverage(self.network, settings.average) if settings.average else None
         self._step = 0
+        with self._chance():
+            self._resting = resting_modules(self.network, self._batches(0)[0][:_FEW])
 
     def run(self, checkpoint: Path | None = None, listener: Listener = hear_nothing) -> None:
         """Train to the end, and leave the last weights in the network, in evaluation mode.
@@ -143,8 +153,10 @@ class Trainer:
             EngineError: the loss is not finite; the last good state is in the checkpoint.
             InterruptedStudy: the user stopped it; the state is saved.
         """
-        if checkpoint is not None and checkpoint.exists():
-            self._load(checkpoint)
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)  # fails now or never
+            if checkpoint.exists():
+                self._load(checkpoint)
         with _interruption() as stopped, _deterministic(), reading_first(self.network):
             self._steps(checkpoint, listener, stopped)
         self.network.eval()
@@ -185,7 +197,7 @@ class Trainer:
             group["lr"] = rate
         inputs, labels = self._batches(self._step)
         bfloat16 = uses_bfloat16(settings.precision, self.device)
-        self.network.train()
+        start_training(self.network, self._resting)
         with self._chance(), torch.enable_grad():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
                 loss = self._loss(self.network, inputs, labels)

@@ -149,6 +149,21 @@ def test_bad_input_is_refused(
     assert not list(folder.iterdir())
 
 
+def test_what_cannot_be_trained_is_refused_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["from torch import nn", "class Last(nn.Module):"]
+    lines += ["    def forward(self, x):", "        return (x, x) if self.training else x"]
+    lines += ["def net():", "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Last())"]
+    (folder / "pairs_of_answers.py").write_text("\n".join(lines))
+    command = ["train", "pairs_of_answers:net", "--data", "digits", "--device", "cpu"]
+    assert main([*command, "-o", "w.safetensors", "--epochs", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "must give one tensor in training mode" in error
+    assert not list(folder.glob("w.*"))
+
+
 def test_weights_of_another_number_of_classes_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
