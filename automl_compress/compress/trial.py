@@ -68,6 +68,7 @@ def tried_groups(
     generator = torch.Generator().manual_seed(0)
     lively = _lively(model, generator)
     probe = _probe(lively, example_input, generator)
+    _check_precision(lively, probe)
     known = [replace(g, protected=g.protected or _obstacle(model, g)) for g in groups]
     trial = _Trial(lively, probe)
     left = [group for group in known if not group.protected]
@@ -286,6 +287,23 @@ class _Rounding:
                 self._shifted = self._run(self._probe * (1 + _SHIFT))
         moved = (self._shifted[place][1] - self._outputs[place][1]).abs().max()
         return bool((actual - expected).abs().max() <= _MARGIN * moved)
+
+
+def _check_precision(model: nn.Module, probe: Tensor) -> None:
+    """Check that nothing is rounded so much that a wrong cut could not be told from it.
+
+    Raises:
+        TraceError: a layer or the network itself gives bfloat16, say.
+    """
+    with torch.no_grad():
+        outputs = _run(model, probe)
+    for name, output in outputs:
+        if output.is_floating_point() and output.dtype not in _TOLERANCE:
+            place = f"its layer '{name}'" if name else "it"
+            raise TraceError(
+                f"a network to compress must compute in float32, but {place} gives {output.dtype}; "
+                "remove torch.autocast and casts from its code ('precision' sets that of training)"
+            )
 
 
 def _run(model: nn.Module, probe: Tensor, *modes: Any) -> Run:

@@ -283,6 +283,23 @@ class Pair(nn.Module):
         return self.first(x) + scale * other
 
 
+class Mixed(nn.Sequential):
+    """Its layers compute in bfloat16, which hides what a wrong cut changes."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            x = super().forward(x)
+        return x.float()
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.half()
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "said"),
     [
@@ -295,6 +312,9 @@ class Pair(nn.Module):
         (network("vgg").to("meta"), example("vgg"), "on the meta device; load"),
         (nn.Sequential(nn.LazyLinear(4)), example("vgg"), "call the network on an input first"),
         (torch.jit.ScriptModule(), example("mlp"), "give the module itself"),
+        (Mixed(), torch.rand(1, 4), "layer '0' gives torch.bfloat16; remove torch.autocast"),
+        (nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2), Half()), torch.rand(1, 4),
+         "but it gives torch.float16; remove"),
         (nn.Linear, example("vgg"), "Python code, but is Linear"),
         (network("vgg").state_dict(), example("vgg"), "but is a OrderedDict"),
     ],
