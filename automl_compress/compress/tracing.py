@@ -273,6 +273,12 @@ def _check_network(model: object) -> None:
             f"a network must be an nn.Module that runs its own Python code, but is {kind}; "
             "give the module itself"
         )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"modules must run their own Python code, but '{name}' is a "
+                f"{type(module).__name__}; give the module that was scripted"
+            )
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise TraceError(

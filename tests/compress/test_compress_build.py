@@ -312,6 +312,8 @@ class Half(nn.Module):
         (network("vgg").to("meta"), example("vgg"), "on the meta device; load"),
         (nn.Sequential(nn.LazyLinear(4)), example("vgg"), "call the network on an input first"),
         (torch.jit.ScriptModule(), example("mlp"), "give the module itself"),
+        (nn.Sequential(nn.Linear(4, 8), nn.Sequential(torch.jit.ScriptModule())),
+         torch.zeros(1, 4), "but '1.0' is a ScriptModule; give the module that was scripted"),
         (Mixed(), torch.rand(1, 4), "layer '0' gives torch.bfloat16; remove torch.autocast"),
         (nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2), Half()), torch.rand(1, 4),
          "but it gives torch.float16; remove"),
