@@ -17,14 +17,15 @@ from automl_compress.report.statistics import Summary
 from automl_compress.report.tables import terminal_table
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path | StudyResult) -> Path:
     """Write a study's report into its folder.
 
     Writes `evaluations.parquet`, `front.json`, `figures/*.svg`, `report.md` and `report.html`.
     The study may be running, interrupted or finished. The same study gives the same bytes.
 
     Args:
-        folder: holds `run.json` and `ledger.sqlite`.
+        folder: holds `run.json` and `ledger.sqlite`; of what a study returned it is the folder,
+            which is read as it is now.
 
     Returns:
         The path of `report.html`.
@@ -32,11 +33,11 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         StudyError: a file is missing or broken, or the folder cannot be written.
     """
-    result = StudyResult(folder)
+    result = StudyResult(folder.folder if isinstance(folder, StudyResult) else folder)
     if not os.access(result.folder, os.W_OK):
         raise StudyError(
-            f"a report is written into its study's folder, but '{folder}' cannot be written; "
-            "correct its permissions or copy it elsewhere"
+            f"a report is written into its study's folder, but '{result.folder}' cannot be "
+            "written; correct its permissions or copy it elsewhere"
         )
     summary = Summary(result)
     recovered, audit = summary.recovered, summary.audit  # broken ones, before anything is drawn

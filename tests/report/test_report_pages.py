@@ -109,6 +109,18 @@ def change(folder, **changes):
     replace(Manifest.read(folder), **changes).write(folder)
 
 
+def test_a_report_of_what_a_study_returned(study, copy):
+    """Its folder is read as it is now, and no file is another than of the folder's name."""
+    result = StudyResult(copy)
+    shutil.rmtree(copy / "figures")
+    change(copy, study="renamed")
+    assert write_report(result) == copy / "report.html"
+    assert "renamed" in (copy / "report.md").read_text()
+    change(copy, study=StudyResult(study).manifest.study)
+    write_report(result)
+    assert contents(copy) == contents(study)
+
+
 def test_every_file_is_written(study):
     assert sorted(contents(study)) == [
         "evaluations.parquet",
