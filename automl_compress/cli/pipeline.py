@@ -2,6 +2,7 @@
 
 Each stage leaves a note of what it was given in the study's folder. Run again, a stage whose
 result is there and whose inputs are the same is skipped, and one that was interrupted goes on.
+Losses count against the network that was given, not against what sparsity training made of it.
 """
 
 from __future__ import annotations
@@ -82,9 +83,10 @@ def run_pipeline(
     workload = _load(study) if settings.sparsify else None
     with _made_and_locked(folder):
         weights = None if workload is None else _sparsify(stages, workload)
-        if weights is not None:
+        if workload is not None and weights is not None:
             sparse = [*overrides, f"workload.weights={json.dumps(str(weights))}"]
             study = Study.from_file(sweep, sparse).with_engine(**engine_changes(workers, address))
+            study = study.with_given(workload.model)
         _search(stages, study, weights)
         _finish(stages)
     return folder
@@ -230,8 +232,12 @@ def _train_sparse(workload: Workload, stage: SparsifyStage, path: Path) -> None:
         workload, stage.training, stage.sparsity, checkpoint_of(path), TrainingProgress()
     )
     trained.write(path)
-    quality = trained.card[workload.task.quality]
-    print(f"  {quality['held_out']:.2%} held out, {quality['test']:.2%} on the test images; {path}")
+    name = workload.task.quality
+    before, after = trained.card["given"][name], trained.card[name]
+    print(
+        f"  {after['held_out']:.2%} held out (given network: {before['held_out']:.2%}), "
+        f"{after['test']:.2%} on the test images ({before['test']:.2%}); {path}"
+    )
 
 
 def _search(stages: _Stages, study: Study, weights: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from automl_compress.deploy.state import load_state, save_state
 from automl_compress.engine import Restored, restore_study
 from automl_compress.errors import InputError, OtherTrainingError, StudyError
 from automl_compress.evaluate import QUALITIES, error_name, quality_name
-from automl_compress.ledger import RECOVERED, StudyResult, write_text
+from automl_compress.ledger import RECOVERED, Manifest, StudyResult, write_text
 from automl_compress.recover import (
     DETECTOR_RECOVERY,
     Listener,
@@ -239,13 +239,19 @@ class RecoveryTask:
             scores = {"original": original, "before": before, "after": after}
             self._write(picked, recovered, earlier_epochs, scores)
         _remove_checkpoints(place)
+        given = f" (given network: {self._given[name]:.2%})" if self._given else ""
         print(
             f"  test {QUALITIES[name]} {before['test'].metrics[name]:.2%} before, "
-            f"{after['test'].metrics[name]:.2%} after; "
+            f"{after['test'].metrics[name]:.2%} after{given}; "
             f"{place / NETWORK}",
             flush=True,
         )
         return {split: score.metrics[name] for split, score in after.items()}
+
+    @cached_property
+    def _given(self) -> Mapping[str, float]:
+        """Metrics on the test images of what the user gave, where that was trained to sparsity."""
+        return Manifest.read(self.folder).test_given
 
     def _trained(
         self,
@@ -302,6 +308,8 @@ class RecoveryTask:
             "earlier_epochs": earlier_epochs,
             **scores_document(scores),
         }
+        if self._given:
+            document["given"] = {"test": dict(self._given)}
         write_text(place / (DOCUMENT + NEW), json.dumps(document, indent=1) + "\n")
         finish_writing(place)
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from automl_compress.compress import (
     Compressor,
@@ -58,6 +58,7 @@ from automl_compress.evaluate import (
 )
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.latency import CostsWithLatency, WithLatency
+from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.ledger import (
     LEDGER,
     MANIFEST,
@@ -100,6 +101,9 @@ class Study:
         InputError: a key or value is wrong.
     """
 
+    given: nn.Module | None = None
+    """What the user gave, where the workload's network was trained from it before the search."""
+
     def __init__(self, **settings: Any) -> None:
         self.config = config_of_mapping(settings)
 
@@ -131,7 +135,23 @@ class Study:
             changes = {"kind": "cluster", **changes}
         engine = replace(self.config.engine, **changes)
         automatic = self.config.automatic - {f"engine.{name}" for name in changes}
-        return self._of(replace(self.config, engine=engine, automatic=automatic))
+        return self._with(replace(self.config, engine=engine, automatic=automatic))
+
+    def with_given(self, network: nn.Module) -> Study:
+        """The same study, whose report counts losses against another network than it compresses.
+
+        Args:
+            network: what the workload's network was trained from, of the same architecture; in
+                evaluation mode.
+        """
+        study = self._of(self.config)
+        study.given = network
+        return study
+
+    def _with(self, config: StudyConfig) -> Study:
+        study = self._of(config)
+        study.given = self.given
+        return study
 
     def run(self, out: str | Path | None = None, listener: Listener = ignore) -> StudyResult:
         """Search, and measure the finalists on the final test images.
@@ -151,7 +171,7 @@ class Study:
         folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="automl_compress_"))
         with _writable(folder):
             _check_unused(folder, self.config.name)
-        study = self._of(tuned(self.config))
+        study = self._with(tuned(self.config))
         prepared = study._prepare()
         with ExitStack() as ray:
             ray.enter_context(connected(study.config.engine))
@@ -185,7 +205,11 @@ class Study:
         prepared = study._prepare(manifest.latency)
         _check_unchanged(folder, manifest, prepared.manifest)
         kept = replace(
-            prepared.manifest, environment=manifest.environment, extended=manifest.extended
+            prepared.manifest,
+            environment=manifest.environment,
+            extended=manifest.extended,
+            given=manifest.given,
+            test_given=manifest.test_given,
         )
         with locked(place):
             _check_still(place, manifest)
@@ -231,6 +255,8 @@ class Study:
             prepared.manifest,
             environment=manifest.environment,
             extended=(*manifest.extended, manifest.fingerprint),
+            given=manifest.given,
+            test_given=manifest.test_given,
         )
         with locked(place):
             _check_still(place, manifest)
@@ -331,6 +357,7 @@ class Study:
                 cost = CostsWithLatency(cost, model)
                 latency = latency_record(config.latency, model, search.identity)
             baseline, test_baseline = (_baseline(e) for e in (search, test))
+            given, test_given = (_given(self.given, e) for e in (network, test_network))
         _warn_of_chance(baseline, workload)
         derived = _without_idle_choices(derived, cost, config)
         minimised = minimised_metrics(baseline.metrics)
@@ -367,7 +394,9 @@ class Study:
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
         )
         networks = (network.networks, test_network.networks)
-        manifest = replace(manifest, latency=latency, networks=networks)
+        manifest = replace(
+            manifest, latency=latency, networks=networks, given=given, test_given=test_given
+        )
         manifest = with_ladder(manifest, config.ladder, offers)
         return _Prepared(
             manifest, problem, search, test, compressor, workload.example_input(), rungs
@@ -426,6 +455,11 @@ def _baseline(estimator: Estimator) -> Evaluation:
             "check model and data"
         )
     return evaluation
+
+
+def _given(network: nn.Module | None, estimator: NetworkEstimator) -> dict[str, float]:
+    """Quality of what the user gave on an estimator's images; empty where it is the baseline."""
+    return {} if network is None else estimator.qualities(network)
 
 
 def _warn_of_chance(baseline: Evaluation, workload: Workload) -> None:

@@ -255,8 +255,10 @@ class NetworkEstimator(Estimator):
             seconds=time.perf_counter() - start,
         )
 
-    def quality(self, network: Callable[[Tensor], Tensor]) -> float:
-        """Quality of a network on all images, in [0, 1].
+    def qualities(self, network: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Quality of a network on all images, in [0, 1], by its metric's name.
+
+        Where the standard error does not follow from a count, it stands beside it.
 
         Args:
             network: maps (n, channels, height, width) to the task's outputs; called as it is.
@@ -264,7 +266,12 @@ class NetworkEstimator(Estimator):
         Raises:
             EstimateError: an output is not finite.
         """
-        return self._quality(network(images) for images in self._batches())
+        with torch.inference_mode():
+            return dict(self._score(network(images) for images in self._batches()).metrics)
+
+    def quality(self, network: Callable[[Tensor], Tensor]) -> float:
+        """The quality alone, see `qualities`."""
+        return self.qualities(network)[self._task.quality]
 
     def quality_of_answers(self, network: Callable[[Tensor], Tensor]) -> float:
         """The same of a network that maps images to answers, see `Task.answers`."""

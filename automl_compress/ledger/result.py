@@ -28,6 +28,7 @@ from automl_compress.evaluate import (
     minimised_metrics,
     objective_values,
     quality_name,
+    quality_of,
     violations,
 )
 from automl_compress.ledger.store import Charge, Ledger
@@ -103,6 +104,9 @@ class Manifest:
         test_estimator: identity of the estimator on the final test images.
         baseline: metrics of the uncompressed network on the search's images.
         test_baseline: the same on the final test images.
+        given: quality of the network the user gave on the search's images, where sparsity training
+            made the uncompressed network of it; empty where the two are one, and in older studies.
+        test_given: the same on the final test images.
         contestants: everyone who asks for evaluations.
         finalists: keys of the policies measured on the final test images.
         space: the search space, `SearchSpace.to_dict()`.
@@ -141,6 +145,8 @@ class Manifest:
     predictor: Mapping[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
     extended: tuple[str, ...] = ()
+    given: Mapping[str, float] = field(default_factory=dict)
+    test_given: Mapping[str, float] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
     @property
@@ -205,6 +211,9 @@ class FrontPoint:
         quality_se: standard error of it on the search's images, as a share; NaN where it is not
             known.
         test_quality: share in [0, 1] on the final test images; None unless a finalist.
+        test_lost: share of quality on them that is lost against the network the user gave, negative
+            where gained; None unless a finalist of a study whose network was trained towards
+            sparsity.
         strategy: who found it first: its round decides, then the order of contestants.
         seed: that contestant's seed.
     """
@@ -217,6 +226,7 @@ class FrontPoint:
     test_quality: float | None
     strategy: str
     seed: int
+    test_lost: float | None = None
 
     @property
     def test_accuracy(self) -> float | None:
@@ -226,11 +236,13 @@ class FrontPoint:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as in `front.json`."""
         known = math.isfinite(self.quality_se)
+        lost = {} if self.test_lost is None else {f"test_{self.quality}_lost": self.test_lost}
         return {
             "policy": self.policy.to_dict(),
             "objectives": dict(self.objectives),
             error_name(self.quality): self.quality_se if known else None,
             f"test_{self.quality}": self.test_quality,
+            **lost,
             "strategy": self.strategy,
             "seed": self.seed,
         }
@@ -367,15 +379,18 @@ class StudyResult:
         key = evaluation.policy.key
         # A finalist of before the study was extended may be none now.
         test = self._tests.get(key) if key in self.manifest.finalists else None
+        quality = test.quality if test is not None and test.ok else None
+        given = self.manifest.test_given
         return FrontPoint(
             policy=evaluation.policy,
             objectives={n: evaluation.minimised(n) for n in self.manifest.objectives},
             quality=quality_name(evaluation.metrics),
             search_quality=evaluation.quality,
             quality_se=evaluation.quality_se,
-            test_quality=test.quality if test is not None and test.ok else None,
+            test_quality=quality,
             strategy=record.strategy,
             seed=record.seed,
+            test_lost=quality_of(given) - quality if given and quality is not None else None,
         )
 
     def front_document(self) -> dict[str, Any]:
@@ -387,7 +402,22 @@ class StudyResult:
             "version": 1,
             "objectives": [_objective(name, quality) for name in names],
             "baseline": {n: baseline[n] for n in names},
+            **self._sparsified(quality),
             "points": [point.to_dict() for point in self.front()],
+        }
+
+    def _sparsified(self, quality: str) -> dict[str, dict[str, float]]:
+        """What `front.json` says of a network before and after its sparsity training."""
+        manifest = self.manifest
+        if not manifest.given:
+            return {}
+        found = {
+            "given_network": (manifest.given, manifest.test_given),
+            "sparsified_network": (manifest.baseline, manifest.test_baseline),
+        }
+        return {
+            name: {quality: quality_of(search), f"test_{quality}": quality_of(test)}
+            for name, (search, test) in found.items()
         }
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -133,19 +133,11 @@ def train_network(
     trainer.run(checkpoint, listener)
     trainer.use_average()
     splits = workload.splits
-    found = {
-        name: measure(network, images, workload.normalization, device, workload.task).score
-        for name, images in (("held_out", splits.validation), ("test", splits.test))
-    }
-    qualities = {
-        name: {part: {**score.metrics, **score.further}[name] for part, score in found.items()}
-        for name in (workload.task.quality, *found["test"].further)
-    }
     card = {
         "version": CARD_VERSION,
         "model": workload.name,
         "quality": workload.task.quality,
-        **qualities,
+        **_qualities(network, workload, device),
         **described,
         "images": {
             name: {"images": len(part), "content_hash": part.content_hash}
@@ -163,8 +155,25 @@ def train_network(
     }
     if penalty is not None:
         card["penalty"] = {"before": before, "after": penalty.value()}
+        given = copy.deepcopy(workload.model).to(device)
+        card["given"] = _qualities(given, workload, device)
     result = network.cpu().to(memory_format=torch.contiguous_format).eval()
     return Trained(result.requires_grad_(False), card)
+
+
+def _qualities(
+    network: nn.Module, workload: Workload, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Quality and further metrics by name, each on the held-out and on the test images."""
+    splits = workload.splits
+    found = {
+        name: measure(network, images, workload.normalization, device, workload.task).score
+        for name, images in (("held_out", splits.validation), ("test", splits.test))
+    }
+    return {
+        name: {part: {**score.metrics, **score.further}[name] for part, score in found.items()}
+        for name in (workload.task.quality, *found["test"].further)
+    }
 
 
 def _penalty(network: nn.Module, workload: Workload, settings: SparsitySettings) -> Penalty:

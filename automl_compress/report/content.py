@@ -126,18 +126,30 @@ def _baseline(summary: Summary) -> str:
     takes = f" It takes {costs}." if costs else ""
     if summary.test_quality is None:
         return f"The uncompressed network is not measured on the test images yet.{takes}"
-    images = f" {summary.test_images:,}" if summary.test_images else ""
-    share = formats.percent(summary.test_quality)
-    bounds = (
-        f" (95 % interval {formats.interval(summary.test_interval)})"
-        if summary.test_interval
-        else ""
+    told = _told(summary, summary.test_quality, summary.test_interval)
+    if summary.given_quality is None:
+        return f"The uncompressed network {told}.{takes}"
+    given = _told(summary, summary.given_quality, summary.given_interval)
+    return (
+        f"The given network {given}. Before the search, sparsity training made the sparsified "
+        f"network of it, which {told} and is what was compressed.{takes} Points lost are against "
+        "the given network."
     )
+
+
+def _told(summary: Summary, quality: float, bounds: tuple[float, float] | None) -> str:
+    """How good a network is on the test images, as a predicate."""
+    images = f" {summary.test_images:,}" if summary.test_images else ""
+    share = formats.percent(quality)
+    interval = f" (95 % interval {formats.interval(bounds)})" if bounds else ""
     if summary.quality == "accuracy":
-        told = f"is right on {share} of the{images} test images"
-    else:
-        told = f"has {share} {summary.quality} on the{images} test images"
-    return f"The uncompressed network {told}{bounds}.{takes}"
+        return f"is right on {share} of the{images} test images{interval}"
+    return f"has {share} {summary.quality} on the{images} test images{interval}"
+
+
+def _reference(summary: Summary) -> str:
+    """What losses and costs are compared with."""
+    return "uncompressed network" if summary.given_quality is None else "given network"
 
 
 def _headline_note(summary: Summary) -> str:
@@ -145,8 +157,8 @@ def _headline_note(summary: Summary) -> str:
     has = "has" if waiting == 1 else "have"
     missing = f" {formats.count(waiting, 'finalist')} {has} no test result." if waiting else ""
     return (
-        "The search never saw these images. Shares in brackets are of the uncompressed network "
-        f"in 32-bit floats. The search estimate comes from the search images; "
+        f"The search never saw these images. Shares in brackets are of the {_reference(summary)} "
+        "in 32-bit floats. The search estimate comes from the search images; "
         f"{_estimate_note(summary)}. What stands after ± is its standard error, for "
         f"the number of search images. {_interval_note(summary)}{missing}"
     )
@@ -266,7 +278,7 @@ def _recovered_note(summary: Summary) -> str:
         f"{formats.count(len(summary.recovered), 'network')} of the search, trained on the "
         "training images after it. The test images are those of the finalists: no training saw "
         "them, and no decision of a training was made by them. Points lost are against the "
-        "uncompressed network."
+        f"{_reference(summary)}."
     )
 
 
@@ -318,8 +330,8 @@ def _hypervolume_note(summary: Summary) -> str:
     loss = loss_of(summary.result.manifest.objectives)
     return (
         "Hypervolume is the share of a box that the networks found so far dominate; more is "
-        f"better. The plain box reaches from 0 to {loss} 1 and to the costs of the uncompressed "
-        f"network.{_useful_note(summary, loss)} {loss.capitalize()}s are search "
+        f"better. The plain box reaches from 0 to {loss} 1 and to the costs of the "
+        f"{summary.whole}.{_useful_note(summary, loss)} {loss.capitalize()}s are search "
         "estimates. Failed evaluations and those that break a constraint count nothing. A dash "
         "means that not every seed has come that far."
     )
@@ -329,7 +341,7 @@ def _useful_note(summary: Summary, loss: str) -> str:
     """How far the useful box reaches, if that is known."""
     share = useful_loss(loss)
     useful = f"{share:g}" if loss == DIVERGENCE else f"{100 * share:g} points"
-    least = f"the {loss} of the uncompressed network"
+    least = f"the {loss} of the {summary.whole}"
     if is_left_out(summary.result.manifest):
         if not summary.has_values:
             return ""

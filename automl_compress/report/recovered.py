@@ -27,7 +27,8 @@ class RecoveredNetwork:
         policy: what it was built by.
         finalist: the finalist's number in the report; None for another point.
         costs: metrics by name, in their units.
-        original: quality of the uncompressed network by split, in [0, 1].
+        original: quality of the uncompressed network by split, in [0, 1]; where sparsity training
+            made it, of the sparsified one.
         before: the compressed network's before training.
         after: and after it.
         tested: quality after training on the test images by name, with its standard error where

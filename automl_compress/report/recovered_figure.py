@@ -45,7 +45,7 @@ def draw_recovered(summary: Summary) -> Drawing:
         for axes, cost in zip(panels, costs, strict=True):
             _draw_panel(axes, summary, cost)
         panels[0].set_ylabel(f"{summary.quality} on the test images, %")
-        draw_legend(figure, _handles())
+        draw_legend(figure, _handles(summary))
         svg = svg_text(figure, name)
     titles = " and ".join(TITLES[cost] for cost in costs)
     return Drawing(
@@ -88,7 +88,10 @@ def _draw_panel(axes: Axes, summary: Summary, cost: str) -> None:
         interval = quality_interval(network.tested, network.test_images)
         if interval is not None:
             axes.plot([x, x], [100 * bound for bound in interval], color=colour, linewidth=1.1)
-    axes.axhline(100 * recovered[0].original["test"], color=_INK, linewidth=0.9, linestyle=":")
+    given, original = summary.given_quality, recovered[0].original["test"]
+    axes.axhline(
+        100 * (original if given is None else given), color=_INK, linewidth=0.9, linestyle=":"
+    )
     everything = np.concatenate([others, before])[:, 0]
     cost_axis(axes, everything.min(), everything.max())
     axes.set_xlabel(f"{TITLES[cost]}, % of the baseline")
@@ -106,7 +109,8 @@ def _draw_front(axes: Axes, points: NDArray[np.float64], colour: str, style: str
     axes.plot(*best.T, drawstyle="steps-post", color=colour, linestyle=style, linewidth=1.2)
 
 
-def _handles() -> list[Line2D]:
+def _handles(summary: Summary) -> list[Line2D]:
+    whole = "baseline" if summary.given_quality is None else "given network"
     colour = band_colours(0)
     marks: dict[str, Any] = {"marker": "o", "linewidth": 1.2}
     return [
@@ -114,5 +118,5 @@ def _handles() -> list[Line2D]:
         Line2D([], [], color=colour, linestyle="none", markerfacecolor="white", label="before",
                marker="o"),
         Line2D([], [], color=colour, linestyle="-", label="after recovery", **marks),
-        Line2D([], [], color=_INK, linestyle=":", label="baseline"),
+        Line2D([], [], color=_INK, linestyle=":", label=whole),
     ]  # fmt: skip

@@ -381,6 +381,29 @@ class Summary:
         return bool(networks) and len(set(networks)) == 1
 
     @property
+    def given_quality(self) -> float | None:
+        """Test quality of what the user gave, where sparsity training made another of it."""
+        given = self.result.manifest.test_given
+        return quality_of(given) if given else None
+
+    @property
+    def given_interval(self) -> tuple[float, float] | None:
+        """95 % interval of `given_quality`."""
+        if self.given_quality is None or not self.test_images:
+            return None
+        return quality_interval(self.result.manifest.test_given, self.test_images)
+
+    @property
+    def reference_quality(self) -> float | None:
+        """Test quality that losses count against: of the network the user gave."""
+        return self.test_quality if self.given_quality is None else self.given_quality
+
+    @property
+    def whole(self) -> str:
+        """What the network that policies compress is called."""
+        return f"{'uncompressed' if self.given_quality is None else 'sparsified'} network"
+
+    @property
     def optimism(self) -> Optimism | None:
         """How far the finalists' estimates lie above their test qualities; None before a test."""
         if not self.measured or self.test_quality is None:
@@ -427,10 +450,10 @@ class Summary:
         return read_audit(self.result.folder, self.result.manifest.fingerprints)
 
     def lost(self, finalist: Finalist) -> float | None:
-        """Test quality lost against the baseline, as a share; negative when gained."""
-        if self.test_quality is None or finalist.quality is None:
+        """Test quality lost against `reference_quality`, as a share; negative when gained."""
+        if self.reference_quality is None or finalist.quality is None:
             return None
-        return self.test_quality - finalist.quality
+        return self.reference_quality - finalist.quality
 
     def cheapest(self, loss: float, cost: str) -> Finalist | None:
         """The finalist of least cost among those that lose at most `loss` on the test images.

@@ -16,6 +16,7 @@ from automl_compress.evaluate.ranking import kendall
 from automl_compress.ledger import FrontPoint, RungRecord
 from automl_compress.report import formats, markdown_text
 from automl_compress.report.formats import MISSING
+from automl_compress.report.recovered import RecoveredNetwork
 from automl_compress.report.statistics import (
     HEADLINE_LOSSES,
     Finalist,
@@ -112,7 +113,10 @@ def _columns(*titles: str) -> tuple[Column, ...]:
 
 
 def finalists_table(summary: Summary) -> Table:
-    """Finalists on the final test images, the smallest first, below the baseline."""
+    """Finalists on the final test images, the smallest first, below the baseline.
+
+    Above all, where that is a sparsified network, stands the one the user gave.
+    """
     columns = _columns(
         "<finalist",
         f"test {summary.quality}",
@@ -125,17 +129,40 @@ def finalists_table(summary: Summary) -> Table:
         "<found by",
         "~remarks",
     )
-    rows = [_baseline_row(summary), *(_finalist_row(summary, f) for f in summary.finalists)]
+    rows = [*_whole_rows(summary), *(_finalist_row(summary, f) for f in summary.finalists)]
     return Table("Finalists on the untouched test images, the smallest first", columns, tuple(rows))
+
+
+def _whole_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Networks that nothing is cut from: what the user gave, and what policies compress."""
+    given = [] if summary.given_quality is None else [_given_row(summary)]
+    return [*given, _baseline_row(summary)]
+
+
+def _given_row(summary: Summary) -> tuple[str, ...]:
+    manifest = summary.result.manifest
+    costs = manifest.baseline
+    return (
+        "given network",
+        formats.percent(summary.given_quality),
+        formats.interval(summary.given_interval),
+        formats.points(0.0),
+        *(formats.cost_and_ratio(n, costs[n], costs[n]) for n in summary.costs),
+        *_latency_cells(summary, summary.latency),  # sparsity training leaves the layers' shapes
+        formats.percent(quality_of(manifest.given)),
+        *(MISSING for _ in summary.rungs),
+        MISSING,
+        "",
+    )
 
 
 def _baseline_row(summary: Summary) -> tuple[str, ...]:
     baseline = summary.result.manifest.baseline
     return (
-        "baseline",
+        "baseline" if summary.given_quality is None else summary.whole,
         formats.percent(summary.test_quality),
         formats.interval(summary.test_interval),
-        formats.points(0.0),
+        formats.points(_whole_lost(summary)),
         *(formats.cost_and_ratio(n, baseline[n], baseline[n]) for n in summary.costs),
         *_latency_cells(summary, summary.latency),
         formats.percent(quality_of(baseline)),
@@ -143,6 +170,13 @@ def _baseline_row(summary: Summary) -> tuple[str, ...]:
         MISSING,
         "",
     )
+
+
+def _whole_lost(summary: Summary) -> float:
+    """What the sparsity training lost; 0 where there was none."""
+    if summary.given_quality is None or summary.test_quality is None:
+        return 0.0
+    return summary.given_quality - summary.test_quality
 
 
 def _finalist_row(summary: Summary, finalist: Finalist) -> tuple[str, ...]:
@@ -213,22 +247,29 @@ def recovered_table(summary: Summary) -> Table:
         "time, last run",
         "~device",
     )
-    rows = tuple(
-        (
-            f"finalist {n.finalist}" if n.finalist is not None else n.policy.key[:12],
-            formats.percent(n.before["test"]),
-            formats.percent(n.after["test"]),
-            formats.interval(quality_interval(n.tested, n.test_images)),
-            formats.points(n.original["test"] - n.after["test"]),
-            *_cost_cells(summary, n.costs),
-            f"{n.epochs:,}",
-            formats.duration(n.seconds),
-            n.device,
-        )
-        for n in summary.recovered
+    whole = _whole_rows(summary) if summary.given_quality is not None else []
+    rest = (MISSING,) * 3
+    rows = (
+        *((r[0], r[1], MISSING, *r[2 : 4 + len(summary.costs)], *rest) for r in whole),
+        *(_recovered_row(summary, network) for network in summary.recovered),
     )
     return Table(
         "Recovered networks on the untouched test images, the smallest first", columns, rows
+    )
+
+
+def _recovered_row(summary: Summary, n: RecoveredNetwork) -> tuple[str, ...]:
+    whole = n.original["test"] if summary.given_quality is None else summary.given_quality
+    return (
+        f"finalist {n.finalist}" if n.finalist is not None else n.policy.key[:12],
+        formats.percent(n.before["test"]),
+        formats.percent(n.after["test"]),
+        formats.interval(quality_interval(n.tested, n.test_images)),
+        formats.points(whole - n.after["test"]),
+        *_cost_cells(summary, n.costs),
+        f"{n.epochs:,}",
+        formats.duration(n.seconds),
+        n.device,
     )
 
 
@@ -434,7 +475,7 @@ def terminal_table(summary: Summary) -> Table:
         "<found by",
         "~remarks",
     )
-    whole = [_baseline_row(summary), *(_finalist_row(summary, f) for f in summary.finalists)]
+    whole = [*_whole_rows(summary), *(_finalist_row(summary, f) for f in summary.finalists)]
     return Table(
         "Finalists on the test images", columns, tuple((r[0], r[1], *r[3:]) for r in whole)
     )

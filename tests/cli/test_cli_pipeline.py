@@ -17,6 +17,7 @@ import automl_compress as ac
 from automl_compress.cli import main
 from automl_compress.compress import Compressor
 from automl_compress.deploy.state import load_state
+from automl_compress.engine.extension import reopen
 from automl_compress.errors import InterruptedStudy
 from automl_compress.recover import training
 from automl_compress.recover.gradual import without_bits
@@ -111,6 +112,47 @@ def test_all_stages_run_once_and_again_only_where_something_changed(
     assert _times(*kept).items() <= before.items()
     again = _times("recovered/*/network.safetensors", "exported/*")
     assert all(before[path] != time for path, time in again.items())
+
+
+def test_losses_count_against_the_network_that_was_given(finished: str) -> None:
+    given = ac.load_workload(ac.WorkloadConfig.of(model="digits_cnn", train={"epochs": 2}))
+    images = given.splits.test
+    answers = given.model(images.tensor(given.normalization)).argmax(1).numpy()
+    right = float((answers == images.labels).mean())
+    manifest = ac.StudyResult("out").manifest
+    assert manifest.test_given["accuracy"] == pytest.approx(right)
+    assert manifest.test_baseline["accuracy"] != pytest.approx(right)
+    front = json.loads(Path("out/front.json").read_text())
+    assert front["given_network"]["test_accuracy"] == pytest.approx(right)
+    assert front["sparsified_network"]["accuracy"] == manifest.baseline["accuracy"]
+    tested = [point for point in front["points"] if point["test_accuracy"] is not None]
+    for point in tested:
+        assert point["test_accuracy_lost"] == pytest.approx(right - point["test_accuracy"])
+    assert tested
+    card = json.loads(Path("out/sparse/weights.json").read_text())
+    assert card["given"]["accuracy"]["test"] == pytest.approx(right)
+    (recovered,) = Path("out").glob("recovered/*/recovered.json")
+    said = json.loads(recovered.read_text())
+    assert said["given"]["test"]["accuracy"] == pytest.approx(right)
+    lost = f"{100 * (right - said['accuracy']['after']['test']):.2f}"
+    report = Path("out/report.md").read_text()
+    assert f"The given network is right on {100 * right:.2f} %" in report
+    (row,) = (r for r in report.splitlines() if "| finalist 1 |" in r and "cpu" in r)
+    assert row.split(" | ")[4] == lost.replace("-0.00", "0.00")
+    for text in (finished, report):
+        assert text.count("given network") >= 2
+        assert "sparsified network" in text
+
+
+@pytest.mark.usefixtures("finished")
+def test_what_was_given_is_still_known_after_an_extension_and_a_resumption() -> None:
+    before = ac.StudyResult("out").manifest
+    manifest = ac.Study.extend("out", 1).manifest
+    assert (manifest.given, manifest.test_given) == (before.given, before.test_given)
+    assert manifest.given
+    reopen(Path("out"), manifest)
+    again = ac.Study.resume("out").manifest
+    assert (again.given, again.test_given) == (before.given, before.test_given)
 
 
 @pytest.mark.usefixtures("finished")

@@ -244,6 +244,24 @@ def test_the_cheapest_within_a_loss_includes_the_limit(tmp_path):
     assert summary.cheapest(-0.01, "size_bytes") is None
 
 
+def test_losses_count_against_the_network_the_user_gave(tmp_path):
+    """Sparsity training had made a worse one of it; only where it is not known they do not."""
+    tests = [(1e5, 0.9187), (2e5, 0.9287), (3e5, 0.9337)]
+    sparse = {"test_baseline": {**manifest().baseline, "accuracy": 0.9187}}
+    given = {"given": {"accuracy": 0.94}, "test_given": {"accuracy": 0.9337}}
+    summary = finalists_of(tmp_path / "told", tests, **sparse, **given)
+    assert summary.cheapest(0.005, "size_bytes").number == 2
+    assert [summary.lost(f) for f in summary.finalists] == pytest.approx([0.015, 0.005, 0])
+    rows = finalists_table(summary).rows
+    assert [(row[0], row[1], row[3]) for row in rows[:2]] == [
+        ("given network", "93.37 %", "0.00"),
+        ("sparsified network", "91.87 %", "1.50"),
+    ]
+    untold = finalists_of(tmp_path / "untold", tests, **sparse)
+    assert untold.cheapest(0.005, "size_bytes").number == 1
+    assert finalists_table(untold).rows[0][0] == "baseline"
+
+
 def test_finalists_that_failed_or_wait_are_kept_apart(tmp_path):
     summary = finalists_of(tmp_path, [(1e5, None), (2e5, 0.93), (3e5, "killed")])
     assert [finalist.quality for finalist in summary.finalists] == [None, 0.93, None]
