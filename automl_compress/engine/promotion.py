@@ -203,7 +203,7 @@ def climb(
             record = _predicted(rung, race, result, chosen)
         else:
             record = _measured(rung, race, engine, chosen, listener)
-        records.append(record)
+        records.append(replace(record, climbers=tuple(policy.key for policy in chosen)))
         with Ledger(race.ledger) as ledger:
             found = ledger.find([policy.key for policy in chosen], record.estimator)
         answers = {key: evaluation for key, evaluation in found.items() if evaluation.ok}

@@ -95,7 +95,9 @@ def fingerprint_of(manifest: Manifest) -> str:
     fingerprint = _digest(decisive)
     if not manifest.rungs:
         return fingerprint
-    return _digest((fingerprint, [asdict(record) for record in manifest.rungs]))
+    rungs = [asdict(record) for record in manifest.rungs]
+    # Who climbed came of the evaluations; studies of before it was stated keep their fingerprints.
+    return _digest((fingerprint, [{n: rung[n] for n in rung if n != "climbers"} for rung in rungs]))
 
 
 def _digest(decisive: tuple[Any, ...]) -> str:

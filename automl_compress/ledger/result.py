@@ -78,6 +78,8 @@ class RungRecord:
         cost: evaluations of a contestant's budget that one of its evaluations is charged; 0 where
             strategies cannot ask for it.
         baseline: metrics of the uncompressed network there; empty where it has none.
+        climbers: keys of the policies that came to it when the race was over; None until then, and
+            in older studies.
     """
 
     name: str
@@ -86,6 +88,13 @@ class RungRecord:
     settings: Mapping[str, Any]
     cost: int = 0
     baseline: Mapping[str, float] = field(default_factory=dict)
+    climbers: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RungRecord:
+        """What `run.json` says."""
+        climbers = data.get("climbers")
+        return cls(**{**data, "climbers": None if climbers is None else tuple(climbers)})
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,7 @@ class Manifest:
             data["finalists"] = tuple(data["finalists"])
             data["networks"] = tuple(data.get("networks", ()))
             data["extended"] = tuple(data.get("extended", ()))
-            data["rungs"] = tuple(RungRecord(**rung) for rung in data.get("rungs", ()))
+            data["rungs"] = tuple(RungRecord.from_dict(rung) for rung in data.get("rungs", ()))
             return cls(**data)
         except OSError as reason:
             raise StudyError(
@@ -317,15 +326,18 @@ class StudyResult:
         return self._tests.get(policy.key)
 
     def rung(self, name: str) -> dict[str, Evaluation]:
-        """What a rung of the fidelity ladder measured, by policy key.
+        """What a rung of the fidelity ladder measured of those who climbed it, by policy key.
 
-        The uncompressed network is not among it.
+        What a strategy, an audit, or the study before an extension had measured there is not among
+        it, nor is the uncompressed network; where it is not known who climbed, the former is.
 
         Raises:
             KeyError: there is no such rung.
         """
-        whole = Policy({}).key
-        return {key: found for key, found in self._rungs[name].items() if key != whole}
+        found = self._rungs[name]
+        rung = next(rung for rung in self.manifest.rungs if rung.name == name)
+        climbers = found.keys() if rung.climbers is None else set(rung.climbers)
+        return {key: e for key, e in found.items() if key in climbers and len(e.policy)}
 
     def usable_evaluations(self) -> dict[str, Evaluation]:
         """What the search measured without failing, by policy key, in the order it was found."""

@@ -23,6 +23,8 @@ from automl_compress.evaluate import Constraint, Evaluation, network
 from automl_compress.ledger import StudyResult
 from automl_compress.report import write_report
 from automl_compress.report.audit import TRUSTED
+from automl_compress.report.statistics import Summary
+from automl_compress.report.tables import ladder_table
 from automl_compress.space import Policy
 
 SWEEP = """
@@ -168,6 +170,12 @@ def test_the_report_carries_it(finished: Path) -> None:
     assert "figures/audit.svg" in report
     assert (finished / "figures/audit.svg").stat().st_size < 200_000
     assert "Kendall's tau with it" in report  # of the ladder's rungs
+
+
+def test_an_audit_leaves_the_ladder_as_it_was_climbed(searched: Path, finished: Path) -> None:
+    """Although it measures other policies on the ladder's rungs, into the same ledger."""
+    before, after = (ladder_table(Summary(StudyResult(f))).rows for f in (searched, finished))
+    assert after == before
 
 
 @pytest.mark.usefixtures("blank_figures")

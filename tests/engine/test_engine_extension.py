@@ -75,6 +75,7 @@ def _check_same(extended: StudyResult, whole: StudyResult) -> None:
     assert extended.manifest.fingerprint == whole.manifest.fingerprint
     assert extended.manifest.finalists == whole.manifest.finalists
     assert extended.manifest.rungs == whole.manifest.rungs
+    assert extended.rung("full").keys() == whole.rung("full").keys()
     assert extended.manifest.status == "finished"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from engine_races import BUDGET, FINALISTS, LADDER, RungEstimator, climbed
 from automl_compress.engine.config import config_of_mapping
 from automl_compress.engine.promotion import with_ladder
 from automl_compress.engine.rungs import RungSettings, best_fronts, places, read_ladder
+from automl_compress.engine.statement import fingerprint_of
 from automl_compress.engine.trained import TrainedEstimator, TrainSettings
 from automl_compress.errors import EngineError, InputError, InterruptedStudy
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import answer
 from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
-from automl_compress.ledger import StudyResult
+from automl_compress.ledger import LEDGER, MANIFEST, Ledger, Place, StudyResult
 from automl_compress.pareto import Reference, front_mask
 from automl_compress.recover import RecoverySettings, section_of
 from automl_compress.report import write_report
@@ -85,6 +87,29 @@ def test_a_ladder_is_part_of_the_study_and_no_ladder_is_not(tmp_path: Path) -> N
         for keep in (0.5, 0.4)
     )
     assert len({manifest.fingerprint, one, two}) == 3
+
+
+def test_only_climbers_count_where_they_are_known(tmp_path: Path) -> None:
+    _, manifest = climbed(tmp_path)
+    full = manifest.rungs[0]
+    climbers = StudyResult(tmp_path).rung("full").keys()
+    assert set(full.climbers or ()) == climbers
+    raced = StudyResult(tmp_path).usable_evaluations()
+    other = next(e.policy for key, e in raced.items() if key not in climbers)
+    with Ledger(tmp_path / LEDGER) as ledger:
+        ledger.add(answer(RungEstimator("full"), other), Place("audit full", 0, 0))
+    assert StudyResult(tmp_path).rung("full").keys() == climbers
+    stated = json.loads((tmp_path / MANIFEST).read_text())
+    for rung in stated["rungs"]:
+        del rung["climbers"]
+    (tmp_path / MANIFEST).write_text(json.dumps(stated))
+    assert StudyResult(tmp_path).rung("full").keys() == {*climbers, other.key}
+
+
+def test_who_climbed_is_no_part_of_what_decides_evaluations(tmp_path: Path) -> None:
+    _, manifest = climbed(tmp_path)
+    untold = tuple(replace(rung, climbers=None) for rung in manifest.rungs)
+    assert fingerprint_of(replace(manifest, rungs=untold)) == fingerprint_of(manifest)
 
 
 # Promotion
