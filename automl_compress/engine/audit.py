@@ -77,8 +77,9 @@ class AuditSettings:
         policies: how many are trained.
         train: how.
         repairs: of networks whose estimates on the search's images are compared too.
-        short: steps of trainings that are compared too, as a rung of a ladder may have; they begin
-            from another seed than the training that they foretell.
+        short: steps of trainings that are compared too, as a rung of a ladder may have; they, and
+            the rungs of the study's ladder that train, begin from another seed than the training
+            that they foretell.
         twice: whether every policy is trained twice, from two seeds and on two draws of images, to
             be ranked by the mean; how the two trainings rank each other limits what any estimate
             can reach.
@@ -344,6 +345,24 @@ def _rungs(study: Restored, result: StudyResult, settings: AuditSettings) -> dic
     return rungs
 
 
+def _unshared(rung: RungSettings, settings: AuditSettings) -> RungSettings:
+    """A ladder's rung that shares no seed with the trainings that it is to foretell.
+
+    With the same seed, and so the same images in the same order, it would share their luck, and be
+    judged by nearly itself. What the ledger holds of the rung was measured with its own seed; of
+    another one, it is another estimator, and measures anew.
+    """
+    seeds = {settings.train.recovery.training.seed}
+    if settings.twice:
+        seeds.add(_from_another_seed(settings, None, 2).recovery.training.seed)
+    if rung.train is None or rung.train.recovery.training.seed not in seeds:
+        return rung
+    other = _from_another_seed(settings, None, 1).recovery.training.seed
+    recovery = rung.train.recovery
+    training = replace(recovery.training, seed=other)
+    return replace(rung, train=replace(rung.train, recovery=replace(recovery, training=training)))
+
+
 def _from_another_seed(settings: AuditSettings, steps: int | None, number: int) -> TrainSettings:
     """A training of so many steps that differs from the audit's by its seed, and so its images."""
     recovery = settings.train.recovery
@@ -365,7 +384,7 @@ def _more_rungs(study: Restored, settings: AuditSettings) -> list[RungSettings]:
     train = study.workload.splits.train
     longest = settings.train.shown_images(train)
     ladder = [
-        replace(rung, name=f"ladder's {rung.name}")
+        replace(_unshared(rung, settings), name=f"ladder's {rung.name}")
         for rung in study.config.ladder
         if not rung.learned and (rung.train is None or rung.train.shown_images(train) < longest)
     ]

@@ -17,7 +17,8 @@ from scipy.stats import kendalltau, spearmanr
 from automl_compress.cli import main
 from automl_compress.engine import Study, audit
 from automl_compress.engine.audit import BANDS, TOLERANCE
-from automl_compress.engine.trained import TrainedEstimator
+from automl_compress.engine.rungs import RungSettings
+from automl_compress.engine.trained import BRIEF, TrainedEstimator, TrainSettings
 from automl_compress.errors import InterruptedStudy
 from automl_compress.evaluate import Constraint, Evaluation, network
 from automl_compress.ledger import StudyResult
@@ -235,6 +236,37 @@ def test_a_stopped_audit_goes_on_and_ends_alike(
         for rung in document["rungs"].values():
             rung.pop("seconds")
     assert one == two == loaded
+
+
+def test_a_ladder_that_trains_is_judged_by_a_training_of_another_seed(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the same seed would be judged by itself: the longer goes on from where it ends."""
+    folder, trained = _copy(finished, tmp_path), set()
+    plain = TrainedEstimator.estimate
+
+    def noted(self: TrainedEstimator, policy: Policy) -> Evaluation:
+        trained.add((self.settings.steps, self.settings.recovery.training.seed))
+        return plain(self, policy)
+
+    monkeypatch.setattr(TrainedEstimator, "estimate", noted)
+    quick = ["--policies", str(POLICIES), "--steps", "6", "--device", "cpu"]
+    assert main(["audit", str(folder), *quick]) == 0
+    assert trained == {(4, 1), (6, 0)}
+    rungs, climbed = _document(folder)["rungs"], StudyResult(folder).manifest.rungs[1]
+    assert rungs["ladder's long"]["estimator"] != climbed.estimator
+    assert rungs["ladder's more"]["estimator"] == StudyResult(folder).manifest.rungs[0].estimator
+
+
+@pytest.mark.parametrize(
+    ("own", "twice", "other"), [(0, False, 4), (0, True, 4), (5, True, 4), (5, False, 5)]
+)
+def test_only_a_shared_seed_is_replaced(own: int, twice: bool, other: int) -> None:
+    def of_seed(seed: int) -> TrainSettings:
+        return TrainSettings(4, replace(BRIEF, training=replace(BRIEF.training, seed=seed)))
+
+    settings = audit.AuditSettings(train=of_seed(0), twice=twice, seed=3)
+    assert audit._unshared(RungSettings("r", train=of_seed(own)), settings).train == of_seed(other)
 
 
 def test_policies_that_are_trained_twice_are_ranked_by_the_mean(
