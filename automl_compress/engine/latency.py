@@ -16,6 +16,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from automl_compress.compress import Compressor
+from automl_compress.deploy.latency import Latency
 from automl_compress.deploy.latency_calibration import (
     LatencySettings,
     calibrated_table,
@@ -87,6 +88,9 @@ def measure_latencies(
 ) -> None:
     """Measure policies and the uncompressed network in turn, into the ledger.
 
+    A machine's speed differs from one session to the next, by more than intervals say. So where one
+    of them is not known yet, all are measured again, and the ledger holds the last session alone.
+
     Raises:
         InputError: a network cannot be exported.
         EngineError: the measuring process fails.
@@ -97,11 +101,16 @@ def measure_latencies(
         if len(found) == len(everyone) or not policies:
             return
         taken = measure_policies(settings.measure, compressor, everyone, example_input)
-        for position, (policy, latency) in enumerate(taken.items()):
-            metrics = {
-                LATENCY: latency.median_ms,
-                f"{LATENCY}_lower": latency.lower_ms,
-                f"{LATENCY}_upper": latency.upper_ms,
-            }
-            evaluation = Evaluation(policy, record["estimator"], metrics)
-            store.add(evaluation, Place(LATENCIES, position, 0))
+        session = [
+            (Evaluation(policy, record["estimator"], _metrics(latency)), Place(LATENCIES, place, 0))
+            for place, (policy, latency) in enumerate(taken.items())
+        ]
+        store.replace(record["estimator"], session)
+
+
+def _metrics(latency: Latency) -> dict[str, float]:
+    return {
+        LATENCY: latency.median_ms,
+        f"{LATENCY}_lower": latency.lower_ms,
+        f"{LATENCY}_upper": latency.upper_ms,
+    }

@@ -227,7 +227,8 @@ class Study:
         """Go on with a finished study beyond its end.
 
         Its evaluations are those of a study that was stated so from its start; what the ledger
-        holds is not run again. Finalists are chosen and measured anew.
+        holds is not run again. Finalists are chosen and measured anew; latencies of all of them
+        where one is not known, for only those of one session can be compared.
 
         Args:
             folder: the study's folder.

@@ -190,6 +190,23 @@ class Ledger:
             "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [row]
         )
 
+    def replace(self, estimator: str, evaluations: Sequence[tuple[Evaluation, Place]]) -> None:
+        """Commit evaluations in place of all of their estimator, at once or not at all.
+
+        For what can be compared within one measurement only; nobody may have been charged for it.
+
+        Args:
+            estimator: whose evaluations go.
+            evaluations: its new ones, each with who asked.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
+        with self.together():
+            self._write("DELETE FROM evaluations WHERE estimator = ?", [(estimator,)])
+            for evaluation, place in evaluations:
+                self.add(evaluation, place)
+
     def charge(self, places: Sequence[Place], evaluations: Sequence[Evaluation]) -> None:
         """Commit what a contestant is charged, before it is told.
 

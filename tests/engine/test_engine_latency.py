@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from automl_compress.engine import Study, restore_study
 from automl_compress.engine import study as study_module
 from automl_compress.engine.config import config_of_mapping
 from automl_compress.errors import InputError, StudyError
-from automl_compress.ledger import Manifest, StudyResult
+from automl_compress.ledger import LEDGER, Ledger, Manifest, StudyResult
 from automl_compress.report import pick_network, write_report
 from automl_compress.space import Policy
 
@@ -159,6 +160,38 @@ def test_a_study_is_resumed_with_the_table_it_began_with(
     with pytest.raises(StudyError, match="where its table was made, but that was with another"):
         Study.resume(tmp_path / "out")
     assert restore_study(tmp_path / "out").build(whole.front()[0].policy)
+
+
+def test_latencies_of_an_extended_study_are_of_one_session(
+    tmp_path: Path, timers: FakeTimers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although those of the uncompressed network and of old finalists were known."""
+    first = _study(tmp_path).run(tmp_path / "out")
+    plain = timers.alone
+
+    def slower(*given: Any) -> dict[str, Latency]:
+        names = ("median_ms", "lower_ms", "upper_ms")
+        return {
+            key: replace(taken, **{n: 1.5 * getattr(taken, n) for n in names})
+            for key, taken in plain(*given).items()
+        }
+
+    monkeypatch.setattr(latency_calibration, "measure_alone", slower)
+    second = Study.extend(tmp_path / "out", 12, ["local"])
+    old, new = (set(r.manifest.finalists) for r in (first, second))
+    assert old & new
+    assert new - old
+    restored = restore_study(tmp_path / "out")
+    policies = {point.policy.key: point.policy for point in second.front()}
+    for policy in (Policy({}), *(policies[key] for key in new)):
+        measured = second.latency(policy)
+        assert measured is not None
+        parameters = sum(p.numel() for p in restored.build(policy).parameters())
+        assert measured.metrics["latency_ms"] == pytest.approx(1.5 * (0.3 + 1e-5 * parameters))
+    measurer = second.manifest.latency["estimator"]
+    with Ledger(tmp_path / "out" / LEDGER) as ledger:
+        held = {e.policy.key for e in ledger.evaluations(measurer)}
+    assert held == {Policy({}).key, *new}  # none of the session before
 
 
 def _reset(folder: Path, **conditions: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,25 @@ def test_the_first_answer_stays(path: Path) -> None:
         ledger.add(Evaluation(POLICIES[0], "e", {"accuracy": 0.9}), Place("b-0", 0, 0))
         assert ledger.find([POLICIES[0].key], "e") == {POLICIES[0].key: first}
         assert len(ledger) == 1
+
+
+def test_a_session_takes_the_place_of_the_one_before_or_changes_nothing(path: Path) -> None:
+    def session(name: str, *policies: int) -> list[tuple[Evaluation, Place]]:
+        place = Place(name, 0, 0)
+        return [(Evaluation(POLICIES[p], "e", {"accuracy": 0.5}), place) for p in policies]
+
+    with Ledger(path) as ledger:
+        other = Evaluation(POLICIES[0], "f", {"accuracy": 0.5})
+        ledger.add(other, Place("a-0", 0, 0))
+        ledger.replace("e", session("first", 0, 1))
+        ledger.replace("e", session("second", 1, 2))
+        expected = {POLICIES[1].key, POLICIES[2].key}
+        assert {e.policy.key for e in ledger.evaluations("e")} == expected
+        broken: Any = [*session("third", 3), (None, Place("third", 1, 0))]
+        with pytest.raises(AttributeError):
+            ledger.replace("e", broken)
+        assert {e.policy.key for e in ledger.evaluations("e")} == expected
+        assert list(ledger.evaluations("f")) == [other]
 
 
 def test_one_policy_has_an_answer_per_estimator(path: Path) -> None:
