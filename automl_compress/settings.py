@@ -8,6 +8,7 @@ nearest known one. `settings_file` reads them from YAML.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -229,6 +230,17 @@ def shown(value: Any) -> str:
     """A value as messages show it, shortened to 60 characters."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A measured number with so many significant digits: `0.01603`, `12.35`, `1,235`.
+
+    All digits before the point are shown, however many.
+    """
+    if not math.isfinite(value):
+        return str(value)
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # of the rounded number
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
 
 
 def one_line(reason: BaseException) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from automl_compress.errors import InputError, SpaceError
-from automl_compress.settings import Origin, Section, suggestion
+from automl_compress.settings import Origin, Section, significant, suggestion
 from automl_compress.settings_file import read_settings
 from automl_compress.space import SpaceRules, load_rules
 
@@ -249,3 +249,18 @@ def test_close_names_the_key_nobody_read(tmp_path: Path) -> None:
         section.close()
     section.plain()
     section.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.016034, 4, "0.01603"), (0.85, 4, "0.8500"), (9.99996, 4, "10.00"), (12.346, 4, "12.35"),
+        (73.494, 4, "73.49"), (1234.56, 4, "1,235"), (123456.0, 4, "123,456"),
+        (-0.457, 4, "-0.4570"), (0.0, 4, "0.000"), (49.9, 3, "49.9"),
+        (float("nan"), 4, "nan"), (float("inf"), 4, "inf"),
+    ],
+)  # fmt: skip
+def test_measured_numbers_have_as_many_digits_whatever_their_size(
+    value: float, digits: int, text: str
+) -> None:
+    assert significant(value, digits) == text

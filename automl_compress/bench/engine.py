@@ -19,6 +19,7 @@ from automl_compress.errors import InputError
 from automl_compress.evaluate import loss_of, minimised_metrics, useful_loss
 from automl_compress.ledger import ContestantRecord, Ledger
 from automl_compress.search import Problem
+from automl_compress.settings import significant
 from automl_compress.space import Policy, SpaceRules, load_rules
 
 STRATEGY: Final = "random"
@@ -132,7 +133,7 @@ def engine_table(cost: EngineCost) -> str:
             f"| evaluators | {cost.workers} |",
             f"| contestants x evaluations | {cost.contestants} x "
             f"{cost.evaluations // cost.contestants} |",
-            f"| dispatcher, processor ms per evaluation | {cost.dispatcher_ms:.2f} |",
+            f"| dispatcher, processor ms per evaluation | {significant(cost.dispatcher_ms, 3)} |",
             f"| evaluators' time spent on estimates | {cost.busy:.1%} |",
             f"| private memory of Python and torch | {cost.baseline_mb:.0f} MB |",
             f"| of an evaluator beyond that, at most | {most:.0f} MB |",

@@ -23,6 +23,7 @@ from automl_compress.deploy.latency_calibration import (
 from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.deploy.measuring import MeasureSettings
 from automl_compress.errors import InputError
+from automl_compress.settings import significant
 from automl_compress.space import ChannelRule, Policy, SearchSpace, SpaceRules, Value
 
 BLOCK: Final = 16
@@ -200,8 +201,9 @@ def speedup_page(found: Speedups) -> str:
         f"# How much faster {found.network} becomes",
         "",
         f"{first.runtime}, threads {first.threads}, medians of {first.runs} runs, networks in",
-        "turn; in brackets the 95 % interval of the median. Times faster than the original network",
-        "in float32. Weights are random. Other work on the machine disturbs the numbers.",
+        "turn; in brackets the 95 % interval of the median within this session: another may give",
+        "medians outside of it. Times faster than the original network in float32. Weights are",
+        "random. Other work on the machine disturbs the numbers.",
         "",
         "| form | channels | MACs | " + " | ".join(_head(batch) for batch in batches) + " |",
         "| --- | ---: | ---: |" + " ---: | ---: |" * len(batches),
@@ -210,8 +212,11 @@ def speedup_page(found: Speedups) -> str:
         cells = [f"{row.channels:.1%}", f"{row.macs:.1%}"]
         for batch in batches:
             taken = row.latencies[batch]
-            interval = f"({taken.lower_ms:.3f}-{taken.upper_ms:.3f})"
-            cells += [f"{taken.median_ms:.3f} {interval}", f"{found.ratio(row, batch):.2f}"]
+            interval = f"({significant(taken.lower_ms)}-{significant(taken.upper_ms)})"
+            cells += [
+                f"{significant(taken.median_ms)} {interval}",
+                f"{found.ratio(row, batch):.2f}",
+            ]
         lines.append(f"| {row.form} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

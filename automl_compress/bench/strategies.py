@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from automl_compress.errors import InputError
 from automl_compress.search import build_strategy, check_strategy
+from automl_compress.settings import significant
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
 LIMIT = 50.0
@@ -100,7 +101,7 @@ def overhead_table(rows: Iterable[OverheadRow]) -> str:
     ]
     lines += [
         f"| {row.strategy} | {row.genes} | {row.known} | {row.evaluations} | "
-        f"{row.milliseconds:.1f} | {row.last_milliseconds:.1f} | "
+        f"{significant(row.milliseconds, 3)} | {significant(row.last_milliseconds, 3)} | "
         f"{f'above {LIMIT:.0f} ms' if row.milliseconds > LIMIT else ''} |"
         for row in rows
     ]

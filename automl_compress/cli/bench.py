@@ -21,6 +21,7 @@ from automl_compress.cli.options import (
 )
 from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
+from automl_compress.settings import significant
 
 
 def add_bench(subparsers: Any) -> None:
@@ -219,7 +220,7 @@ def bench_strategies(
     rows = []
     for row in measure_strategies(tuple(names) or strategy_names(), genes, evaluations, known):
         rows.append(row)
-        print(f"{row.strategy}: {row.milliseconds:.1f} ms", flush=True)
+        print(f"{row.strategy}: {significant(row.milliseconds, 3)} ms", flush=True)
     print(f"\n{overhead_table(rows)}")
     if output is not None:
         write_file(output, json.dumps([asdict(row) for row in rows], indent=1) + "\n")

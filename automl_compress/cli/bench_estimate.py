@@ -20,6 +20,7 @@ from automl_compress.cli.options import write_file
 from automl_compress.engine.config import read_config
 from automl_compress.errors import InputError
 from automl_compress.evaluate import QUALITIES
+from automl_compress.settings import significant
 from automl_compress.space import SpaceRules, load_rules
 from automl_compress.workload import CLASSIFICATION, Workload, load_workload
 
@@ -108,8 +109,8 @@ def _findings(bench: EstimateBench) -> list[str]:
     part = bench.breakdown
     passes = part.forward_share + part.statistics_forward_share
     return [
-        f"- cutting and rounding {part.build_share:.0%} ({part.build_ms:.1f} ms), BatchNorm "
-        f"statistics {part.statistics_share:.0%}, forward passes and judging "
+        f"- cutting and rounding {part.build_share:.0%} ({significant(part.build_ms, 3)} ms), "
+        f"BatchNorm statistics {part.statistics_share:.0%}, forward passes and judging "
         f"{part.forward_share:.0%}; with the pass that statistics are taken in "
         f"({part.statistics_forward_share:.0%}), forward passes are {passes:.0%};",
         f"- {part.over_forward:.2f} times the bare forward passes of the same compressed network, "

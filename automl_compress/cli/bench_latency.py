@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from automl_compress.cli.options import write_file
 from automl_compress.errors import InputError
+from automl_compress.settings import significant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,8 +146,8 @@ def _findings(bench: LatencyBench) -> Sequence[str]:
         f"Spearman {bench.spearman:.3f} (of MACs alone {bench.macs_spearman:.3f}), Pearson "
         f"{bench.pearson:.3f}, median error {bench.median_error:.1%} over {len(bench.rows)} "
         "networks.",
-        f"Predicted: {bench.run_ms:.3f} ms + {bench.slope:.3f} x the sum of layers, fitted to "
-        f"{bench.calibrated_by} other networks; the space needs {bench.entries} layers.",
+        f"Predicted: {significant(bench.run_ms)} ms + {bench.slope:.3f} x the sum of layers, "
+        f"fitted to {bench.calibrated_by} other networks; the space needs {bench.entries} layers.",
     )
 
 
@@ -160,7 +161,8 @@ def _page(bench: LatencyBench) -> tuple[str, str]:
         f"# Predicted and measured latencies of {bench.network}",
         *(f"\n{finding}" for finding in _findings(bench)),
         "\nIntervals hold the median in 95 % of cases, by order statistics; runs close to each",
-        "other are not quite independent, and other work on the machine disturbs them.",
+        "other are not quite independent, and other work on the machine disturbs them. They hold",
+        "within this one session: another may give medians outside of them.",
         f"\n![{drawing.alt}](FIGURE)",
         f"\n{drawing.caption}",
         f"\n{_table(bench).to_markdown()}\n",

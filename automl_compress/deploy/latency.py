@@ -22,6 +22,7 @@ from automl_compress.compress.modules import own_copy
 from automl_compress.deploy.onnx import onnx_content
 from automl_compress.deploy.runtime import Runner, library_version
 from automl_compress.errors import InputError
+from automl_compress.settings import significant
 
 Provider = Literal["onnxruntime", "torch"]
 PROVIDERS: Final[tuple[Provider, ...]] = ("onnxruntime", "torch")
@@ -34,6 +35,9 @@ WARMUP: Final = 5
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds of one run, and how they were measured; smaller is better.
+
+    The interval is of the one session in which the runs were made, for they follow each other and
+    share the processor's speed of these seconds. Another session may give a median outside of it.
 
     Args:
         median_ms: median over the runs.
@@ -58,9 +62,9 @@ class Latency:
     def __str__(self) -> str:
         """The latency in one line that says how it was measured."""
         return (
-            f"{self.median_ms:.3f} ms ({self.confidence:.1%} interval {self.lower_ms:.3f}-"
-            f"{self.upper_ms:.3f}) for batch {self.batch}, threads {self.threads}, "
-            f"{self.runtime}, {self.runs} runs"
+            f"{significant(self.median_ms)} ms ({self.confidence:.1%} interval "
+            f"{significant(self.lower_ms)}-{significant(self.upper_ms)}) for batch {self.batch}, "
+            f"threads {self.threads}, {self.runtime}, {self.runs} runs"
         )
 
 
@@ -196,7 +200,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
     Of n independent values, the (k+1)-th smallest and the (k+1)-th largest do so unless at most k
     fall on one side of it: 1 - 2 P(Binomial(n, 1/2) <= k) (Conover 1999, section 3.2). Runs close
-    to each other are not quite independent, so the interval is rather too narrow.
+    to each other are not quite independent, so the interval is rather too narrow, and it says
+    nothing of what other runs, at another time, would give.
 
     Args:
         values: at least one.

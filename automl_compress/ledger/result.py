@@ -351,7 +351,7 @@ class StudyResult:
         """The measured latency of a finalist or of the uncompressed network, or None.
 
         Its metrics are the median `latency_ms` and the ends of its 95 % interval,
-        `latency_ms_lower` and `latency_ms_upper`.
+        `latency_ms_lower` and `latency_ms_upper`, which hold within the session of all of them.
         """
         return self._latencies.get(policy.key)
 

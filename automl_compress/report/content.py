@@ -199,7 +199,9 @@ def _latency_note(summary: Summary) -> list[Block]:
             f"table of single layers, fitted to {line['networks']} measured networks. A measured "
             f"latency is the median of {latency['runs']} runs, networks in turn, in a process of "
             "its own when the search was over, with a 95 % interval of the median by order "
-            "statistics. Picks go by measured latencies."
+            "statistics. It takes runs as independent, which those of one session are not quite, "
+            "and holds within that session only: in another, medians may differ by several per "
+            "cent; networks of one session can be compared. Picks go by measured latencies."
         )
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from automl_compress.evaluate import LATENCY, LOSSES
+from automl_compress.settings import significant
 
 MISSING: Final = "–"
 """Stands for a number that does not exist (yet)."""
@@ -83,8 +84,8 @@ def cost(name: str, value: float | None, baseline: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A latency as `0.853 ms`."""
-    return f"{value:,.3f} ms"
+    """A latency as `0.8531 ms`."""
+    return f"{significant(value)} ms"
 
 
 def ratio(value: float, baseline: float) -> str:

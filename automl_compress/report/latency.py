@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from automl_compress.report.figures import Drawing, styled, svg_text
 from automl_compress.report.tables import Column, Table
+from automl_compress.settings import significant
 
 Interval = tuple[float, float, float]
-"""Median of a measured latency and the ends of its interval, in ms."""
+"""Median of a measured latency and the ends of its interval within the session, in ms."""
 _COLOUR: Final = "#0072B2"
 _LINE: Final = "#6b6b6b"
 
@@ -46,7 +47,8 @@ def draw_latencies(
         name,
         svg,
         f"Measured against predicted latencies of {len(measured)} forms of {network}",
-        f"Medians with 95 % intervals, {conditions}. On the dashed line both are equal.",
+        f"Medians with 95 % intervals within the session, {conditions}. On the dashed line both "
+        "are equal.",
     )
 
 
@@ -70,9 +72,9 @@ def latency_table(
             (
                 name,
                 f"{macs:,.2f}",
-                f"{predicted:.3f}",
-                f"{median:.3f}",
-                f"{low:.3f}..{high:.3f}",
+                significant(predicted),
+                significant(median),
+                f"{significant(low)}..{significant(high)}",
                 f"{predicted / median:.2f}",
             )
             for (name, macs, predicted), (median, low, high) in zip(rows, measured, strict=True)

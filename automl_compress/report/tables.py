@@ -25,6 +25,7 @@ from automl_compress.report.statistics import (
     common_reasons,
     quality_interval,
 )
+from automl_compress.settings import significant
 from automl_compress.space import KINDS
 
 CHECKPOINTS: Final = (("1/3", 1, 3), ("2/3", 2, 3))
@@ -210,7 +211,7 @@ def _latency_columns(summary: Summary) -> tuple[str, ...]:
 
 
 def _latency_cells(summary: Summary, latency: Evaluation | None) -> tuple[str, ...]:
-    """Median and interval: `0.853 ms (0.850..0.861)`."""
+    """Median and interval: `0.8531 ms (0.8502..0.8613)`."""
     if not summary.result.manifest.latency:
         return ()
     if latency is None:
@@ -218,7 +219,7 @@ def _latency_cells(summary: Summary, latency: Evaluation | None) -> tuple[str, .
     median, low, high = (
         latency.metrics[name] for name in (LATENCY, f"{LATENCY}_lower", f"{LATENCY}_upper")
     )
-    return (f"{formats.milliseconds(median)} ({low:,.3f}..{high:,.3f})",)
+    return (f"{formats.milliseconds(median)} ({significant(low)}..{significant(high)})",)
 
 
 def _remarks(finalist: Finalist) -> str:

@@ -119,7 +119,7 @@ def test_the_page_states_ratios_to_naive_rows() -> None:
     classes = EstimateBench(rates, part, 1 / 512, 0.995, 12, 30, 512, 27, 30, "accuracy")
     page = estimate_page(classes, "tiny")
     assert "| ours | 2 x 1 | 8.00 | 10.00 | 9.50..11.00 | 5.00 | 2.00 | 300 |" in page
-    assert "(8.0 ms)" in page
+    assert "(8.00 ms)" in page
     assert "the pass that statistics are taken in (7%), forward passes are 87%" in page
     assert "at most 1 of 512 images, over 30 policies" in page
     boxes = EstimateBench(rates, part, 0.0123, 0.995, 12, 30, 512, 27, 30, "map50")

@@ -230,8 +230,9 @@ def test_picks_and_reports_go_by_the_measured_latency(
     write_report(result.folder)
     text = (result.folder / "report.md").read_text()
     assert re.search(r"measured latency \\?\(onnxruntime [\d.]+, threads 1, batch 2\\?\)", text)
-    assert f"{least:.3f} ms ({least - 0.01:.3f}..{least + 0.02:.3f})" in text.replace("\\", "")
+    assert f"{least:.4f} ms ({least - 0.01:.4f}..{least + 0.02:.4f})" in text.replace("\\", "")
     assert "the median of 6 runs" in text
+    assert "holds within that session only" in text
     assert main(["report", str(result.folder)]) == 0
     assert "threads 1, batch 2" in capsys.readouterr().out
 
