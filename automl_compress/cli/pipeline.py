@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ from automl_compress.recover import recover_policy, train_network
 from automl_compress.recover.gradual import without_bits
 from automl_compress.report import Pick, pick_network
 from automl_compress.report.recovered import DOCUMENT
-from automl_compress.workload import Workload, load_workload
+from automl_compress.workload import Workload, card_data, load_workload
 
 NOTES: Final = "pipeline.json"
 SPARSE: Final = Path("sparse") / "weights.safetensors"
@@ -80,10 +80,12 @@ def run_pipeline(
         )
     folder = out or Path("results") / study.config.name
     stages = _Stages(folder, settings)
-    workload = _load(study) if settings.sparsify else None
+    given = _given(study) if settings.sparsify else None
     with _made_and_locked(folder):
-        weights = None if workload is None else _sparsify(stages, workload)
-        if workload is not None and weights is not None:
+        weights = None
+        if given is not None and settings.sparsify is not None:
+            workload, data = given
+            weights = _sparsify(stages, workload, settings.sparsify, data)
             sparse = [*overrides, f"workload.weights={json.dumps(str(weights))}"]
             study = Study.from_file(sweep, sparse).with_engine(**engine_changes(workers, address))
             study = study.with_given(workload.model)
@@ -206,31 +208,49 @@ def _content(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _load(study: Study) -> Workload:
+def _given(study: Study) -> tuple[Workload, dict[str, Any]]:
+    """What is trained towards sparsity, and what the card of its weights says of their data."""
     given = study.config.workload
-    return given if isinstance(given, Workload) else load_workload(given)
+    assert not isinstance(given, Workload)  # a sweep file states it
+    return load_workload(given), card_data(given.weights)
 
 
-def _sparsify(stages: _Stages, workload: Workload) -> Path:
-    """Train the workload's network towards sparsity; the path of its weights."""
-    stage, path = stages.settings.sparsify, stages.folder / SPARSE
-    assert stage is not None
+def _sparsify(
+    stages: _Stages, workload: Workload, stage: SparsifyStage, data: Mapping[str, Any]
+) -> Path:
+    """Train the workload's network towards sparsity; the path of its weights.
+
+    Args:
+        stages: of the folder.
+        workload: what is trained.
+        stage: how.
+        data: what the card of its weights says of them, for the card of the new ones: the sweep may
+            leave it to the card which images were not trained on, and how they are normalised.
+    """
+    path = stages.folder / SPARSE
     inputs = {
         "workload": workload.identity,
         "sparsity": vars(stage.sparsity),
         "training": stage.training.to_dict(),
+        **({"data": data} if data else {}),
     }
     if (stages.folder / MANIFEST).exists() and stages.given("sparsify") != _digest(inputs):
         raise _other_search(stages.folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stages.run("sparsify", "sparsify", inputs, path, partial(_train_sparse, workload, stage, path))
+    work = partial(_train_sparse, workload, stage, data, path)
+    stages.run("sparsify", "sparsify", inputs, path, work)
     return path
 
 
-def _train_sparse(workload: Workload, stage: SparsifyStage, path: Path) -> None:
+def _train_sparse(
+    workload: Workload, stage: SparsifyStage, data: Mapping[str, Any], path: Path
+) -> None:
     trained = train_network(
         workload, stage.training, stage.sparsity, checkpoint_of(path), TrainingProgress()
     )
+    if data:
+        card = {**trained.card, "workload": {"model": workload.name, "data": data}}
+        trained = replace(trained, card=card)
     trained.write(path)
     name = workload.task.quality
     before, after = trained.card["given"][name], trained.card[name]

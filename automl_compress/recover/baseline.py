@@ -155,7 +155,7 @@ def train_network(
     }
     if penalty is not None:
         card["penalty"] = {"before": before, "after": penalty.value()}
-        given = copy.deepcopy(workload.model).to(device)
+        given = own_copy(workload.model).to(device)
         card["given"] = _qualities(given, workload, device)
     result = network.cpu().to(memory_format=torch.contiguous_format).eval()
     return Trained(result.requires_grad_(False), card)

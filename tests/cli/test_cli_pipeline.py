@@ -22,7 +22,7 @@ from automl_compress.errors import InterruptedStudy
 from automl_compress.recover import training
 from automl_compress.recover.gradual import without_bits
 from automl_compress.report import pick_network
-from automl_compress.workload import build_model
+from automl_compress.workload import Workload, build_model
 
 SWEEP = """
 study: whole
@@ -142,6 +142,27 @@ def test_losses_count_against_the_network_that_was_given(finished: str) -> None:
     for text in (finished, report):
         assert text.count("given network") >= 2
         assert "sparsified network" in text
+
+
+def test_sparse_weights_are_searched_on_the_data_of_the_given_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which their card names: other images, and others of them held out from training."""
+    train = ["train", "digits_cnn", "--device", "cpu", "--epochs", "1", "--set", "seed=3"]
+    assert main([*train, "--set", "augment.flip=false", "-o", "base.safetensors"]) == 0
+    given = ac.load_workload(ac.WorkloadConfig.of(model="digits_cnn", weights="base.safetensors"))
+
+    def searched(study: ac.Study, *_: Any) -> None:
+        assert not isinstance(study.config.workload, Workload)
+        sparse = ac.load_workload(study.config.workload)
+        assert sparse.normalization == given.normalization
+        for name in ("train", "validation", "test"):
+            one, two = (getattr(w.splits, name).content_hash for w in (sparse, given))
+            assert one == two
+        raise InterruptedStudy("seen")
+
+    monkeypatch.setattr(ac.Study, "run", searched)
+    assert _run("--set", "workload={model: digits_cnn, weights: base.safetensors}") == 130
 
 
 @pytest.mark.usefixtures("finished")
