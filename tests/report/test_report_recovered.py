@@ -117,7 +117,7 @@ def test_where_the_latency_is_minimised_the_searchs_prediction_stands_with_them(
     )
     _recovered(folder, 2, 343_000.0)
     (row,) = (line for line in _report(folder).splitlines() if "70.12 %" in line)
-    assert ("0.250 ms (50.0 %)" in row) == told
+    assert ("0.2500 ms (50.0 %)" in row) == told
     figure = (folder / "figures" / "recovered.svg").read_text()
     assert f"{panel}, % of the baseline" in figure
 
