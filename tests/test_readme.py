@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from automl_compress.cli.main import _parser
-from automl_compress.engine import read_config
+from automl_compress.engine import Study, read_config
+from automl_compress.report import write_report
 from automl_compress.search import strategy_names
-from automl_compress.space import load_rules
+from automl_compress.space import SearchSpace, load_rules
+from automl_compress.testing import STRATEGY_CHECKS, strategy_builder
 from automl_compress.workload import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +30,35 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "genes" in printed
     assert "tensor(" in printed
+
+
+def test_the_example_of_own_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its strategy keeps to what it says."""
+    (example,) = _blocks("py")
+    (tmp_path / "plug.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "plug", raising=False)
+    for check in STRATEGY_CHECKS:
+        check(strategy_builder("plug:Milder"))
+    study = Study(
+        study="own",
+        workload={"model": "digits_cnn", "train": {"epochs": 1}},
+        estimate={"images": 50, "calibration_images": 16},
+        strategies=["plug:Milder"],
+        seeds=1,
+        budget={"evaluations": 6},
+        finalists=2,
+        engine={"kind": "serial"},
+    )
+    result = study.run(tmp_path / "out")
+    told = result.charges("plug:Milder-0")
+    assert len(told) == 6
+    space = SearchSpace.from_dict(result.manifest.space)
+    for charge in told:
+        assert (space.encode(charge.evaluation.policy) >= space.sizes // 2).all()
+    assert "plug:Milder" in write_report(tmp_path / "out").read_text()
+    del sys.modules["plug"]
 
 
 def test_the_example_of_a_sweep_file_is_complete(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from automl_compress.errors import InputError
-from automl_compress.search import build_strategy, check_strategy
+from automl_compress.search import build_strategy, find_strategy
 from automl_compress.settings import significant
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
@@ -20,7 +20,7 @@ class OverheadRow:
     """What one strategy needed.
 
     Args:
-        strategy: registered name.
+        strategy: registered name, or the user's callable.
         genes: of the space.
         known: evaluations it was told before.
         evaluations: asked for and told; fewer than wanted when it ended by itself.
@@ -42,7 +42,7 @@ def measure_strategies(
     """Run every strategy, in its own batches, with seed 0.
 
     Args:
-        strategies: registered names.
+        strategies: registered names, or callables of the user's.
         genes: of the space, half of them channels, half of them bits; even.
         evaluations: asked of each.
         known: what `scaled-random` evaluated is told before the clock starts, so that the time of
@@ -50,7 +50,7 @@ def measure_strategies(
 
     Raises:
         InputError: the numbers are out of range.
-        StudyError: a strategy is unknown.
+        StudyError: a strategy is unknown, or one of the user's does something wrong.
     """
     if genes < 2 or genes % 2:
         raise InputError(f"--genes must be even and at least 2, but is {genes}; correct it")
@@ -59,7 +59,7 @@ def measure_strategies(
     if known < 0:
         raise InputError(f"--known must be at least 0, but is {known}; correct it")
     for name in strategies:
-        check_strategy(name)
+        find_strategy(name)
     network = ToyNetwork(layers=genes // 2)
     for name in strategies:
         spent = _spent(name, network, evaluations, known)

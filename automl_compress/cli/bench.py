@@ -40,7 +40,9 @@ def add_bench(subparsers: Any) -> None:
         run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.output, a.json)
     )
     strategies = benches.add_parser("strategies", help="what strategies need for themselves")
-    add_list_option(strategies, "--strategies", "NAME", "default: all registered")
+    add_list_option(
+        strategies, "--strategies", "NAME", "or package.module:callable; default: all registered"
+    )
     strategies.add_argument("--genes", type=int, default=120, metavar="N", help="default: 120")
     strategies.add_argument(
         "--evaluations", type=int, default=1000, metavar="N", help="of each; default: 1000"

@@ -133,7 +133,8 @@ def _add_extend(subparsers: Any) -> None:
         default=[],
         metavar="NAME",
         dest="strategies",
-        help="competes from now on, with the same budget and seeds; may be given several times",
+        help="registered or package.module:callable; competes from now on, with the same budget "
+        "and seeds; may be given several times",
     )
     _add_engine_options(parser)
     parser.set_defaults(
@@ -207,7 +208,9 @@ def _add_replay(subparsers: Any) -> None:
         metavar="TABLE|DIR",
         help=".csv or .parquet of a search space or a part of one, or the folder of a study",
     )
-    add_list_option(parser, "--strategies", "NAME", "default: all registered")
+    add_list_option(
+        parser, "--strategies", "NAME", "or package.module:callable; default: all registered"
+    )
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
     parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
     add_list_option(parser, "--objectives", "NAME", "default: all recorded")

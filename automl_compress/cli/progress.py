@@ -66,7 +66,8 @@ class Progress:
         return sum(standing.done for standing in self._standings.values() if standing.in_race)
 
     def _show(self, now: float) -> None:
-        lines = [self._summary(now), *map(self._line, sorted(self._standings))]
+        width = max(18, *map(len, self._standings))  # those of the user's own may be long
+        lines = [self._summary(now), *(self._line(n, width) for n in sorted(self._standings))]
         if self._over:
             lines.append("the race is over: the best networks are measured again ...")
         if self._terminal and self._lines:
@@ -85,12 +86,13 @@ class Progress:
         left = max(0, self._total - self._done) / rate
         return f"{text}, {rate:.1f} per second, about {duration(left)} left"
 
-    def _line(self, name: str) -> str:
+    def _line(self, name: str, width: int) -> str:
         s = self._standings[name]
         failed = f", {s.failed} failed" if s.failed else ""
         useful = "" if s.useful is None else f"useful hypervolume {s.useful:.3f}  "
         return (
-            f"  {name:<18} {s.done:>5}/{self._budget}  {s.hits:>4} hits  {useful}{_best(s)}{failed}"
+            f"  {name:<{width}} {s.done:>5}/{self._budget}  {s.hits:>4} hits  "
+            f"{useful}{_best(s)}{failed}"
         )
 
 

@@ -28,7 +28,7 @@ class ReplayRequest:
 
     Args:
         table: the recorded table, or a study's folder.
-        strategies: registered names; empty for all.
+        strategies: registered names, or callables of the user's; empty for all registered.
         seeds: how many, from 0.
         budget: evaluations of each contestant.
         objectives: names; empty for all recorded.

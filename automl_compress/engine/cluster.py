@@ -41,7 +41,7 @@ from automl_compress.engine.engine import (
     ignore,
 )
 from automl_compress.engine.shipping import copy_own_modules, import_roots
-from automl_compress.errors import EngineError, InputError, InterruptedStudy
+from automl_compress.errors import EngineError, InputError, InterruptedStudy, StudyError
 from automl_compress.ledger import ContestantRecord
 from automl_compress.search import Problem
 from automl_compress.space import Policy
@@ -127,8 +127,9 @@ class ClusterEngine:
         if results.errors:
             raise EngineError(reason_of(results.errors[0]))
         for result in results:
-            if failure := (result.metrics or {}).get("failure"):
-                raise EngineError(failure)
+            metrics = result.metrics or {}
+            if failure := metrics.get("failure"):
+                raise (StudyError if metrics["blames_user"] else EngineError)(failure)
         if any(not (result.metrics or {}).get("finished") for result in results):
             raise InterruptedStudy("stopped; all finished evaluations are saved")
 
@@ -327,7 +328,8 @@ def this_machine() -> str:
 
 
 def _trial_name(trial: Any) -> str:
-    return str(trial.config["contestant"])
+    """The folder's name; a strategy of the user's own has a colon, which not all systems take."""
+    return str(trial.config["contestant"]).replace(":", "+")
 
 
 def _hear_standings(listener: Listener, result: dict[str, Any]) -> None:
@@ -362,20 +364,33 @@ def _run_contestant(
     dispatcher: Any,
 ) -> None:
     """A Tune trial: rounds of one contestant, from its checkpoint when it was restarted."""
-    contestant = Contestant(records[config["contestant"]], problem, budget)
+    last: dict[str, Any] = {}
+    try:
+        _race(Contestant(records[config["contestant"]], problem, budget), dispatcher, last)
+    except (EngineError, InputError) as reason:
+        # Another start of this contestant would not change it.
+        failure = {"failure": str(reason.args[0]), "blames_user": isinstance(reason, InputError)}
+        tune.report({**last, "finished": False, **failure})
+        return
+    tune.report({**last, "finished": True})
+
+
+def _race(contestant: Contestant, dispatcher: Any, last: dict[str, Any]) -> None:
+    """All rounds of a contestant.
+
+    Args:
+        contestant: as it begins.
+        dispatcher: answers it.
+        last: is given its standing after every round, as it is reported.
+    """
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as saved:
             contestant.load_state_dict(load_state(Path(saved) / _CHECKPOINT))
     saved_at = reported_at = time.monotonic()
-    last: dict[str, Any] = {}
     while requests := contestant.next_round():
-        try:
-            evaluations, hits = ray.get(dispatcher.answer.remote(requests))
-        except EngineError as reason:  # which another start of this contestant would not change
-            tune.report({**last, "finished": False, "failure": str(reason.args[0])})
-            return
-        last = {"standing": contestant.finish_round(evaluations, hits).to_dict()}
+        evaluations, hits = ray.get(dispatcher.answer.remote(requests))
+        last["standing"] = contestant.finish_round(evaluations, hits).to_dict()
         now = time.monotonic()
         if now - saved_at >= CHECKPOINT_SECONDS:
             with tempfile.TemporaryDirectory() as folder:
@@ -386,4 +401,3 @@ def _run_contestant(
         elif now - reported_at >= REPORT_SECONDS:
             tune.report({**last, "finished": False})
             reported_at = now
-    tune.report({**last, "finished": True})

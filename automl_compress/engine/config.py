@@ -46,7 +46,7 @@ class StudyConfig:
         constraints: limits, still relative to the baseline where written so.
         estimate: how candidates are measured.
         latency: how latencies are measured; None where the study has no latency.
-        strategies: who competes.
+        strategies: who competes: registered names, or callables of the user's.
         seeds: one contestant per strategy and seed.
         evaluations: budget of each contestant.
         engine: where it runs.

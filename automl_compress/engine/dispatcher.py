@@ -196,11 +196,12 @@ class _Dispatcher:
 
     async def answer(self, requests: list[Request]) -> tuple[list[Evaluation], int]:
         """Evaluations of one contestant's round, charged, and how many were hits."""
+        places = [request.place for request in requests]
+        self._ledger.check_asked_again(places, [request.policy for request in requests])
         answers = await asyncio.gather(
             *(self._evaluation(r, self._identities[r.rung]) for r in requests)
         )
         evaluations = [evaluation for evaluation, _ in answers]
-        places = [request.place for request in requests]
         await self._scribe.write(lambda ledger: ledger.charge(places, evaluations))
         return evaluations, sum(hit for _, hit in answers)
 

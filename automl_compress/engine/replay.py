@@ -15,7 +15,7 @@ from automl_compress.evaluate.estimator import answer
 from automl_compress.evaluate.recorded import Simulation
 from automl_compress.ledger import ContestantRecord
 from automl_compress.pareto import Reference
-from automl_compress.search import Problem, check_strategy
+from automl_compress.search import Problem, find_strategy
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ReplayedContestant:
     """What one strategy with one seed reached on a table.
 
     Args:
-        strategy: registered name.
+        strategy: registered name, or the user's callable.
         seed: its seed.
         hypervolume: (budget,) after each evaluation, in [0, 1], by the table's `scale`. Who
             exhausts the space earlier keeps the last value.
@@ -86,17 +86,17 @@ def replay(
     Args:
         table: the recorded space.
         problem: `table_problem` of it.
-        strategies: registered names.
+        strategies: registered names, or callables of the user's.
         seeds: one contestant per strategy and seed.
         budget: evaluations of each contestant.
         listener: hears of each contestant when it is done.
         known: contestants of an earlier replay of the same problem and budget, not raced again.
 
     Raises:
-        StudyError: a strategy is unknown.
+        StudyError: a strategy is unknown, or one of the user's does something wrong.
     """
     for name in strategies:
-        check_strategy(name)
+        find_strategy(name)
     scale = table.scale(problem.objectives, problem.constraints)
     before = {(contestant.strategy, contestant.seed): contestant for contestant in known}
     done = []

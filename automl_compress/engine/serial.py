@@ -52,11 +52,13 @@ class SerialEngine:
         requests = contestant.next_round()
         if not requests:
             return False
+        places = [request.place for request in requests]
+        self._ledger.check_asked_again(places, [request.policy for request in requests])
         estimators = [self._race.estimator(request) for request in requests]
         asked = list(zip(requests, estimators, strict=True))
         hits = sum(len(self._ledger.find([r.policy.key], e.identity)) for r, e in asked)
         evaluations = [self._answer(request, estimator) for request, estimator in asked]
-        self._ledger.charge([r.place for r in requests], evaluations)
+        self._ledger.charge(places, evaluations)
         listener(contestant.finish_round(evaluations, hits))
         return True
 

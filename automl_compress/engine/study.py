@@ -67,7 +67,13 @@ from automl_compress.ledger import (
     Manifest,
     StudyResult,
 )
-from automl_compress.search import Problem, RungOffer
+from automl_compress.search import (
+    Problem,
+    RungOffer,
+    build_strategy,
+    find_strategy,
+    own_strategies,
+)
 from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
 from automl_compress.workload import BoxTask, Workload
 
@@ -342,6 +348,9 @@ class Study:
             recorded: what a study's manifest says of latencies, to go on by.
         """
         config = self.config
+        own = own_strategies(config.strategies)
+        for name in own:
+            find_strategy(name)
         rules = SpaceRules() if config.space is None else load_rules(config.space)
         with torch_threads(config.engine.threads):
             workload, network, test_network = load_estimators(config)
@@ -391,6 +400,8 @@ class Study:
             rungs=offers,
             useful_loss=useful_loss(loss_of(config.objectives)),
         )
+        for name in own:  # whose mistakes are told before anything is written
+            build_strategy(name, problem, config.seeds[0])
         manifest = state_manifest(
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)
         )

@@ -55,7 +55,7 @@ class ContestantRecord:
 
     Args:
         name: unique in the study, `strategy-seed`.
-        strategy: the strategy's registered name.
+        strategy: the strategy's registered name, or the user's callable.
         seed: its seed.
         in_race: False for the uniform line that is drawn for reference only.
     """

@@ -231,6 +231,28 @@ class Ledger:
             rows.append((*astuple(place), evaluation.policy.key, evaluation.estimator, int(hit)))
         self._write("INSERT OR IGNORE INTO charges VALUES (?, ?, ?, ?, ?, ?)", rows)
 
+    def check_asked_again(self, places: Sequence[Place], policies: Sequence[Policy]) -> None:
+        """Check that who walks again through what it was charged asks for the same.
+
+        Args:
+            places: n places; those that nobody was charged for are free.
+            policies: n policies that are asked for there.
+
+        Raises:
+            StudyError: a strategy asks for another policy than before it was interrupted.
+        """
+        for place, policy in zip(places, policies, strict=True):
+            before = self._read(
+                "SELECT policy_key FROM charges WHERE contestant = ? AND position = ?",
+                (place.contestant, place.position),
+            )
+            if before not in ([], [(policy.key,)]):
+                raise StudyError(
+                    f"a strategy must ask again for what it asked before it was interrupted, but "
+                    f"'{place.contestant}' asks otherwise at evaluation {place.position}; restore "
+                    "its code, or start another study"
+                )
+
     def forget_charges(self) -> None:
         """Charge nobody for anything; every evaluation stays.
 

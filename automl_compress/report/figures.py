@@ -417,12 +417,17 @@ def _legend(
     extra: Sequence[Line2D] = (),
 ) -> None:
     """The legend of strategies, of the baseline where it is drawn, and of what else is."""
-    handles = [Line2D([], [], label=label, **look) for label, look in looks(strategies).items()]
+    handles = [Line2D([], [], label=_said(label), **k) for label, k in looks(strategies).items()]
     if baseline:
         handles.append(
             Line2D([], [], color=_INK, marker="*", markersize=10, linestyle=":", label="baseline")
         )
     draw_legend(figure, [*handles, *extra])
+
+
+def _said(label: str) -> str:
+    """The label as a legend shows it: matplotlib leaves out what begins with an underscore."""
+    return f" {label}" if label.startswith("_") else label
 
 
 def draw_legend(figure: Figure, handles: Sequence[Line2D]) -> None:

@@ -1,6 +1,12 @@
 """Search strategies: ask, tell, and nothing else. They never see a model."""
 
-from automl_compress.search.registry import build_strategy, check_strategy, strategy_names
+from automl_compress.search.registry import (
+    build_strategy,
+    check_strategy,
+    find_strategy,
+    own_strategies,
+    strategy_names,
+)
 from automl_compress.search.strategy import OnRung, Problem, RungOffer, State, Strategy
 from automl_compress.search.uniform import uniform_policies
 
@@ -12,6 +18,8 @@ __all__ = [
     "Strategy",
     "build_strategy",
     "check_strategy",
+    "find_strategy",
+    "own_strategies",
     "strategy_names",
     "uniform_policies",
 ]

@@ -1,15 +1,17 @@
-"""Strategies by name."""
+"""Strategies by name: those shipped here, and the user's own by `package.module:callable`."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
 from automl_compress.errors import StudyError
+from automl_compress.search.own_strategy import OwnStrategy
 from automl_compress.search.strategy import Problem, Strategy
 from automl_compress.settings import suggestion
+from automl_compress.user_code import is_factory, resolve
 
 Builder = Callable[[Problem, int], Strategy]
 
@@ -48,31 +50,49 @@ def strategy_names() -> tuple[str, ...]:
 
 
 def check_strategy(name: str) -> None:
-    """Check that a name is registered.
+    """Check that a name is registered or written as a callable; nothing is imported.
 
     Raises:
-        StudyError: it is not.
+        StudyError: it is neither.
     """
-    if name not in _PLACES:
+    if name not in _PLACES and not is_factory(name):
         raise StudyError(
-            f"a strategy must be one of {', '.join(_PLACES)}, but is '{name}'"
-            f"{suggestion(name, _PLACES)}; correct it"
+            f"a strategy must be one of {', '.join(_PLACES)}, or of your own by "
+            f"'package.module:callable', but is '{name}'{suggestion(name, _PLACES)}; correct it"
         )
+
+
+def own_strategies(names: Iterable[str]) -> list[str]:
+    """Those of the user's own among names."""
+    return [name for name in names if name not in _PLACES]
+
+
+def find_strategy(name: str) -> Builder:
+    """What makes a strategy, imported.
+
+    Args:
+        name: a registered name, or `package.module:callable`; the current folder is importable.
+
+    Raises:
+        StudyError: the name is unknown, or there is no such callable.
+    """
+    check_strategy(name)
+    if name not in _PLACES:
+        return partial(OwnStrategy, name=name, build=resolve(name, StudyError))
+    module, kind, settings = _PLACES[name]
+    found = getattr(importlib.import_module(f"automl_compress.search.{module}"), kind)
+    return partial(found, **settings)
 
 
 def build_strategy(name: str, problem: Problem, seed: int) -> Strategy:
     """A fresh strategy.
 
     Args:
-        name: a registered name.
+        name: a registered name, or `package.module:callable`.
         problem: what it searches.
         seed: decides its random choices.
 
     Raises:
-        StudyError: the name is unknown.
+        StudyError: the name is unknown, or the user's own callable does not make a strategy.
     """
-    check_strategy(name)
-    module, kind, settings = _PLACES[name]
-    found = getattr(importlib.import_module(f"automl_compress.search.{module}"), kind)
-    builder: Builder = partial(found, **settings)
-    return builder(problem, seed)
+    return find_strategy(name)(problem, seed)

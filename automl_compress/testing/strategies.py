@@ -13,7 +13,6 @@ holds for strategies that draw at random; neither is part of `STRATEGY_CHECKS`.
 
 from __future__ import annotations
 
-import importlib
 import io
 import itertools
 import json
@@ -38,6 +37,7 @@ from automl_compress.search import (
 )
 from automl_compress.space import Policy
 from automl_compress.testing.toy import ToyEstimator, ToyNetwork
+from automl_compress.user_code import resolve
 
 Builder = Callable[[Problem, int], Strategy]
 Check = Callable[[Builder], None]
@@ -50,9 +50,7 @@ def strategy_builder(name: str) -> Builder:
     """The builder behind a registered name, or behind `package.module:callable`."""
     if name in strategy_names():
         return lambda problem, seed: build_strategy(name, problem, seed)
-    module, _, attribute = name.partition(":")
-    builder: Builder = getattr(importlib.import_module(module), attribute)
-    return builder
+    return resolve(name)
 
 
 # What is asked.

@@ -1,30 +1,19 @@
-"""The user's own code: finding it by name, and turning what it raises into one line."""
+"""The user's networks and data, found by name: what is wrong with them is a `WorkloadError`."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
+from automl_compress import user_code as anyones
 from automl_compress.errors import WorkloadError
+from automl_compress.user_code import described, is_factory
 
-_LONGEST: Final = 300
-
-
-def described(reason: BaseException) -> str:
-    """`ValueError: what it says`, on one line of at most 300 characters."""
-    text = " ".join(str(reason).split())
-    name = type(reason).__name__
-    line = f"{name}: {text}" if text else name
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+__all__ = ["described", "is_factory", "resolve", "user_code"]
 
 
-@contextmanager
-def user_code(what: str) -> Iterator[None]:
+def user_code(what: str) -> AbstractContextManager[None]:
     """Run the user's code; whatever it raises becomes one line.
 
     Args:
@@ -33,70 +22,14 @@ def user_code(what: str) -> Iterator[None]:
     Raises:
         WorkloadError: the code raised or tried to leave the program.
     """
-    try:
-        yield
-    except WorkloadError:
-        raise
-    except (Exception, SystemExit) as reason:
-        raise WorkloadError(
-            f"{what} must not fail, but raised {described(reason)}; correct it"
-        ) from reason
-
-
-def is_factory(name: str) -> bool:
-    """Whether a name is written as `package.module:attribute`."""
-    module, colon, attribute = name.partition(":")
-    return bool(colon) and all(
-        part.isidentifier() for part in (*module.split("."), *attribute.split("."))
-    )
+    return anyones.user_code(what, WorkloadError)
 
 
 def resolve(name: str) -> Callable[..., Any]:
-    """The callable that `package.module:attribute` names.
-
-    The current folder is importable. Importing and looking up attributes is all that happens;
-    the text is never evaluated.
+    """The callable that `package.module:attribute` names, see `automl_compress.user_code`.
 
     Raises:
         WorkloadError: the name is malformed, the module or attribute does not exist, the import
             raises, or the attribute cannot be called.
     """
-    if not is_factory(name):
-        raise WorkloadError(
-            f"a factory must be written 'package.module:function', but is '{name}'; correct it"
-        )
-    module_name, _, attributes = name.partition(":")
-    found: Any = _imported(module_name, name)
-    for attribute in attributes.split("."):
-        if not hasattr(found, attribute):
-            raise WorkloadError(
-                f"'{name}' must exist, but module '{module_name}' has no '{attribute}'; "
-                f"correct the part after the colon"
-            )
-        found = getattr(found, attribute)
-    if not callable(found):
-        raise WorkloadError(
-            f"'{name}' must be a function or class, but is of type {type(found).__name__}; "
-            f"name something that can be called"
-        )
-    return found  # type: ignore[no-any-return]
-
-
-def _imported(module_name: str, name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        with user_code(f"importing '{module_name}'"):
-            return importlib.import_module(module_name)
-    except WorkloadError as error:
-        missing = getattr(error.__cause__, "name", None)
-        if not isinstance(error.__cause__, ModuleNotFoundError) or not missing:
-            raise
-        if module_name != missing and not module_name.startswith(f"{missing}."):
-            raise
-        raise WorkloadError(
-            f"'{name}' must name an importable module, but there is no module '{missing}'; "
-            f"correct the part before the colon or start in the folder that holds it"
-        ) from error
+    return anyones.resolve(name, WorkloadError)

@@ -128,6 +128,34 @@ def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
     assert fronts[0] == fronts[1]
 
 
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
+def test_a_strategy_of_ones_own_races_and_is_shown(
+    kind: str,
+    sweep: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It asks for what it would ask for under a registered name."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "engine")
+    own = "engine_doubles:own_random"
+    sweep.write_text(SWEEP.replace("[nsga2, ddpg]", f"[{own}]").replace("36", "10"))
+    for name, strategy, where in (("one", own, kind), ("other", "random", "serial")):
+        if where == "cluster":
+            request.getfixturevalue("ray_here")
+        words = [f"engine.kind={where}", f"strategies=[{strategy}]"]
+        assert main(["search", str(sweep), "-o", name, "--set", words[0], "--set", words[1]]) == 0
+    assert f"{own}-0 " in capsys.readouterr().out
+    one, other = (_table(Path(name)).query("in_race") for name in ("one", "other"))
+    assert set(one["contestant"]) == {f"{own}-0"}
+    named = ["contestant", "strategy"]
+    pd.testing.assert_frame_equal(one.drop(columns=named), other.drop(columns=named))
+    assert own in Path("one/report.html").read_text()
+    assert main(["compare", "one", "other"]) == 0
+    assert own in capsys.readouterr().out
+
+
 def test_a_search_leaves_all_its_files(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shorter = ("--set", "budget.evaluations=6")
     assert main(["search", str(sweep), "--set", "engine.kind=serial", *shorter]) == 0

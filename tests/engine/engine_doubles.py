@@ -1,4 +1,5 @@
-"""What the tests of engines run in place of real parts: toy estimators, and a trial that dies.
+"""What the tests of engines run in place of real parts: toy estimators, strategies of a user's own,
+and a trial that dies.
 
 Ray's processes load this file, each anew: it needs no torch, which takes seconds.
 """
@@ -8,11 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator
+from automl_compress.search import Problem
+from automl_compress.search.random_search import RandomSearch
 from automl_compress.space import Policy
 from automl_compress.testing import ToyEstimator, ToyNetwork
 
@@ -90,6 +94,18 @@ class RungEstimator(ToyEstimator):
 
     def _whole(self, policy: Policy) -> Evaluation:
         return Evaluation(policy, self._identity, {"accuracy": 0.94}, images=100)
+
+
+def own_random(problem: Problem, seed: int) -> RandomSearch:
+    """A user's strategy."""
+    return RandomSearch(problem, seed)
+
+
+class FailingStrategy(RandomSearch):
+    """A user's strategy that does not know what to ask after it was told."""
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        raise ValueError(f"{len(evaluations)} are\ntoo many")
 
 
 class FailingOnce:

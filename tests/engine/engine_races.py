@@ -22,6 +22,7 @@ CONTESTANTS = (
     ContestantRecord("nsga2-0", "nsga2", 0),
     ContestantRecord("scaled-random-0", "scaled-random", 0),
     ContestantRecord("scaled-random-1", "scaled-random", 1),
+    ContestantRecord("engine_doubles:own_random-0", "engine_doubles:own_random", 0),
     ContestantRecord("uniform-line", "uniform", 0, in_race=False),
 )
 BUDGET = 24

@@ -27,8 +27,8 @@ from ray.exceptions import RayError
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.engine import EngineSettings, Race, RungStanding
 from automl_compress.engine.serial import SerialEngine
-from automl_compress.errors import EngineError, InputError
-from automl_compress.ledger import Ledger, StudyResult
+from automl_compress.errors import EngineError, InputError, StudyError
+from automl_compress.ledger import ContestantRecord, Ledger, StudyResult
 
 pytestmark = [
     pytest.mark.cluster,
@@ -111,6 +111,38 @@ def test_evaluators_that_cannot_start_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_here")
+def test_a_failing_strategy_of_the_users_own_is_told_and_not_restarted(tmp_path: Path) -> None:
+    from automl_compress.engine.cluster import ClusterEngine
+
+    own = "engine_doubles:FailingStrategy"
+    engine = ClusterEngine(race(tmp_path), EngineSettings(workers=2), tmp_path)
+    try:
+        with pytest.raises(StudyError) as caught:
+            engine.run([ContestantRecord(f"{own}-0", own, 0)], lambda _: None)
+    finally:
+        engine.close()
+    said = "must not fail, but raised ValueError: 8 are too many; correct it"
+    assert str(caught.value) == f"'tell' of strategy '{own}' {said}"
+    assert len(race(tmp_path).search.made()) == 8
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_strategy_that_asks_otherwise_than_before_is_refused(tmp_path: Path) -> None:
+    from automl_compress.engine.cluster import ClusterEngine
+
+    def run(strategy: str) -> None:
+        engine = ClusterEngine(race(tmp_path), EngineSettings(workers=2), tmp_path)
+        try:
+            engine.run([ContestantRecord("mine-0", strategy, 0)], lambda _: None)
+        finally:
+            engine.close()
+
+    run("engine_doubles:own_random")
+    with pytest.raises(StudyError, match="'mine-0' asks otherwise at evaluation 0; restore"):
+        run("scaled-random")
+
+
+@pytest.mark.usefixtures("ray_here")
 def test_contestants_are_kept_beside_their_files() -> None:
     import ray
 
@@ -153,6 +185,7 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
 
     cluster, other = climbed(folder, on_ray, heard["cluster"].append)
     pd.testing.assert_frame_equal(table(folder), table(tmp_path / "serial"))
+    assert (folder / "tune/engine_doubles+own_random-0").is_dir()
     assert cluster == serial
     assert other.rungs == one.rungs
     found, expected = (StudyResult(tmp_path / kind) for kind in ("cluster", "serial"))

@@ -12,7 +12,7 @@ from automl_compress import Study
 from automl_compress.engine.contestant import Contestant, Standing
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
-from automl_compress.errors import InterruptedStudy
+from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.ledger import Ledger
 from automl_compress.search import RungOffer
 
@@ -34,6 +34,18 @@ def test_every_contestant_spends_its_budget_or_its_space(tmp_path: Path) -> None
     assert 0 < done["uniform-line"] <= BUDGET
     table = frame(tmp_path)
     assert table.groupby("contestant").size().to_dict() == done
+
+
+def test_a_strategy_that_asks_otherwise_than_before_is_refused(tmp_path: Path) -> None:
+    """The table would say that it was told what it never asked for."""
+    _run(tmp_path)
+    before = frame(tmp_path)
+    changed = [replace(c, strategy="scaled-random", seed=7) for c in CONTESTANTS[:1]]
+    engine = SerialEngine(race(tmp_path))
+    with pytest.raises(StudyError, match="'nsga2-0' asks otherwise at evaluation 0; restore its"):
+        engine.run(changed, lambda _: None)
+    engine.close()
+    pd.testing.assert_frame_equal(frame(tmp_path), before)
 
 
 def test_nothing_is_estimated_twice(tmp_path: Path) -> None:

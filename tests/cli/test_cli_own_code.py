@@ -1,0 +1,182 @@
+"""Strategies of the user's own, named `package.module:callable`, in every command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from automl_compress import Study
+from automl_compress.cli import main
+from automl_compress.engine.contestant import Standing
+from automl_compress.errors import InterruptedStudy
+from automl_compress.ledger import TIMING_COLUMNS, StudyResult
+
+SWEEP = """
+study: tiny
+workload: {model: digits_cnn, train: {epochs: 1}}
+estimate: {images: 50, calibration_images: 16, repair: none}
+strategies: ['own_of_tests:Mine']
+seeds: 1
+budget: {evaluations: 6}
+finalists: 1
+engine: {kind: serial}
+"""
+MINE = """
+from automl_compress.search.random_search import RandomSearch
+
+class Mine(RandomSearch):
+    batch = 2
+
+def _hidden(problem, seed):
+    return RandomSearch(problem, seed, scaled=True)
+
+def later(model, groups, images, seed):
+    model.fc = None
+    return {group.name: list(range(group.channels)) for group in groups}
+
+value = 3
+"""
+OWN = "own_of_tests:Mine"
+Write = Callable[[str], None]
+
+
+@pytest.fixture
+def write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Writes the user's module into the current folder; the next import reads it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("sweep.yaml").write_text(SWEEP)
+
+    def anew(text: str) -> None:
+        sys.modules.pop("own_of_tests", None)
+        (folder / "own_of_tests.py").write_text(text)
+
+    anew(MINE)
+    yield anew
+    sys.modules.pop("own_of_tests", None)
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on standard error of a command that exits with 2."""
+    capsys.readouterr()
+    assert main(list(words)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+def _table(folder: str) -> pd.DataFrame:
+    return StudyResult(folder).to_dataframe().drop(columns=list(TIMING_COLUMNS))
+
+
+@pytest.mark.usefixtures("write")
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("strategies=[plug]", "'package.module:callable', but is 'plug'"),
+        ("strategies=['no_such:Mine']", "no module 'no_such'; correct the part before the colon"),
+        ("strategies=['own_of_tests:Yours']", "has no 'Yours'; correct the part after the colon"),
+        ("strategies=['own_of_tests:value']", "but is of type int; name something that can be"),
+        ("strategies=['own_of_tests:later']", "strategy 'own_of_tests:later' must not fail, but"),
+        ("strategies=['builtins:divmod']", "'builtins:divmod' must not fail, but raised TypeError"),
+    ],
+)
+def test_what_is_no_strategy_is_refused_before_anything_is_written(
+    setting: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in _refused(capsys, "search", "sweep.yaml", "-o", "out", "--set", setting)
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_mistake_is_told_and_the_study_goes_on_once_it_is_corrected(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", "sweep.yaml", "-o", "whole"]) == 0
+    late = "    def tell(self, evaluations):\n        super().tell(evaluations)\n"
+    late += "        if len(self._seen) > 4:\n            raise RuntimeError('too\\nmany')\n"
+    write(MINE.replace("    batch = 2\n", f"    batch = 2\n{late}"))
+    said = _refused(capsys, "search", "sweep.yaml", "-o", "out")
+    assert f"'tell' of strategy '{OWN}' must not fail, but raised RuntimeError: too many;" in said
+    write(MINE.replace("batch = 2", "batch = 2\n    pass"))
+    assert main(["resume", "out"]) == 0
+    pd.testing.assert_frame_equal(_table("out"), _table("whole"))
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_an_interrupted_study_goes_on_with_the_same_strategy_only(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: Standing) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedStudy):
+        Study.from_file("sweep.yaml").run("out", interrupt)
+    other = MINE.replace("class Mine", "class Other") + "\n\nclass Mine(Other):\n"
+    other += "    def __init__(self, problem, seed):\n        super().__init__(problem, seed + 1)\n"
+    write(other)
+    said = _refused(capsys, "resume", "out")
+    assert f"'{OWN}-0' asks otherwise at evaluation 0; restore its code" in said
+    Path("own_of_tests.py").unlink()
+    sys.modules.pop("own_of_tests")
+    assert "there is no module 'own_of_tests'" in _refused(capsys, "resume", "out")
+    write(MINE)
+    assert main(["resume", "out"]) == 0
+    assert main(["search", "sweep.yaml", "-o", "whole"]) == 0
+    pd.testing.assert_frame_equal(_table("out"), _table("whole"))
+    capsys.readouterr()
+    assert main(["extend", "out", "--strategy", "own_of_tests:_hidden"]) == 0
+    assert "own_of_tests:_hidden-0 " in capsys.readouterr().out
+    assert StudyResult("out").spent("own_of_tests:_hidden-0") == 6
+
+
+@pytest.mark.usefixtures("write")
+def test_the_legend_names_every_strategy() -> None:
+    """matplotlib leaves out what begins with an underscore."""
+    Path("_own_too.py").write_text(MINE)
+    strategies = ["_own_too:Mine", OWN]
+    settings = {"estimate": {"images": 50, "calibration_images": 16, "repair": "none"}}
+    study = Study(
+        study="tiny",
+        workload={"model": "digits_cnn", "train": {"epochs": 1}},
+        strategies=strategies,
+        seeds=1,
+        budget={"evaluations": 3},
+        engine={"kind": "serial"},
+        **settings,
+    )
+    study.run("out")
+    assert main(["report", "out"]) == 0
+    figure = Path("out/figures/hypervolume_useful.svg").read_text()
+    assert all(name in figure for name in strategies)
+    sys.modules.pop("_own_too")
+
+
+@pytest.mark.usefixtures("write")
+def test_a_replay_and_a_benchmark_take_it(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{a},{b},{90 - a * b},{100 - a - b}" for a in range(1, 6) for b in range(1, 6)]
+    Path("table.csv").write_text("\n".join(["channels_a,channels_b,accuracy,macs", *rows]))
+    words = ["replay", "table.csv", "--strategies", OWN, "random", "--budget", "8"]
+    words += ["--seeds", "2", "--json", "out.json", "--markdown", "out.md"]
+    assert main(words) == 0
+    document = json.loads(Path("out.json").read_text())
+    curves = document["hypervolume"]
+    assert list(curves) == [f"{OWN}-0", f"{OWN}-1", "random-0", "random-1"]
+    assert curves[f"{OWN}-0"] == curves["random-0"]
+    assert OWN in Path("out.md").read_text().replace("\\_", "_")
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 0
+    assert "racing" not in capsys.readouterr().out
+    assert json.loads(Path("out.json").read_text())["hypervolume"] == curves
+    small = ("--genes", "4", "--evaluations", "10")
+    assert main(["bench", "strategies", "--strategies", OWN, *small]) == 0
+    assert f"| {OWN} | 4 |" in capsys.readouterr().out
+    missing = ("--strategies", "random", "own_of_tests:Yours")
+    assert "has no 'Yours'" in _refused(capsys, "replay", "table.csv", *missing)
+    assert "has no 'Yours'" in _refused(capsys, "bench", "strategies", *missing, *small)
