@@ -1,6 +1,6 @@
 """The user's own code: finding it by name, and turning what it raises into one line.
 
-Networks, data and strategies may be the user's. Which `InputError` they are blamed by is
+Networks, data, strategies and criteria may be the user's. Which `InputError` they are blamed by is
 for those to say who asked for them.
 """
 

@@ -6,10 +6,11 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from automl_compress.cli.main import _parser
-from automl_compress.engine import Study, read_config
+from automl_compress.engine import Study, read_config, restore_study
 from automl_compress.report import write_report
 from automl_compress.search import strategy_names
 from automl_compress.space import SearchSpace, load_rules
@@ -33,7 +34,7 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_example_of_own_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its strategy keeps to what it says."""
+    """Its strategy keeps to what it says, and its criterion decides which channels stay."""
     (example,) = _blocks("py")
     (tmp_path / "plug.py").write_text(example)
     monkeypatch.chdir(tmp_path)
@@ -44,7 +45,7 @@ def test_the_example_of_own_code_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     study = Study(
         study="own",
         workload={"model": "digits_cnn", "train": {"epochs": 1}},
-        estimate={"images": 50, "calibration_images": 16},
+        estimate={"images": 50, "calibration_images": 16, "criterion": "plug:later"},
         strategies=["plug:Milder"],
         seeds=1,
         budget={"evaluations": 6},
@@ -57,6 +58,8 @@ def test_the_example_of_own_code_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     space = SearchSpace.from_dict(result.manifest.space)
     for charge in told:
         assert (space.encode(charge.evaluation.policy) >= space.sizes // 2).all()
+    order = restore_study(tmp_path / "out").compressor.order
+    assert all((channels == np.arange(len(channels))[::-1]).all() for channels in order.values())
     assert "plug:Milder" in write_report(tmp_path / "out").read_text()
     del sys.modules["plug"]
 

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     )
     from automl_compress.compress.feature_ranks import layer_ranks
     from automl_compress.compress.features import FEATURES, gene_features, low_rank_shares
-    from automl_compress.compress.importance import CRITERIA, Criterion
+    from automl_compress.compress.importance import (
+        CRITERIA,
+        Criterion,
+        check_criterion,
+        is_own_criterion,
+    )
     from automl_compress.compress.kernel_sparsity import KERNEL_CRITERIA, KernelCriterion
     from automl_compress.compress.repair import REPAIRS, Repair
     from automl_compress.compress.structure import Structure
@@ -46,10 +51,12 @@ _PLACES = {
     "REPAIRS": "automl_compress.compress.repair",
     "Repair": "automl_compress.compress.repair",
     "Structure": "automl_compress.compress.structure",
+    "check_criterion": "automl_compress.compress.importance",
     "compress": "automl_compress.compress.compressor",
     "cost": "automl_compress.compress.compressor",
     "derive_space": "automl_compress.compress.derive",
     "gene_features": "automl_compress.compress.features",
+    "is_own_criterion": "automl_compress.compress.importance",
     "layer_ranks": "automl_compress.compress.feature_ranks",
     "low_rank_shares": "automl_compress.compress.features",
     "space_of_structure": "automl_compress.compress.derive",
@@ -70,10 +77,12 @@ __all__ = [
     "LayerCost",
     "Repair",
     "Structure",
+    "check_criterion",
     "compress",
     "cost",
     "derive_space",
     "gene_features",
+    "is_own_criterion",
     "layer_ranks",
     "low_rank_shares",
     "space_of_structure",

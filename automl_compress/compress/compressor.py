@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
@@ -54,7 +55,8 @@ class Compressor:
         example_input: (1, channels, height, width), or whatever the network takes.
         calibration: (n, channels, height, width) images that choose clips and repair the
             network; without them, weights are quantized by rule and activations cannot be.
-        criterion: a name in `importance.CRITERIA`, or a function like those.
+        criterion: a name in `importance.CRITERIA`, `package.module:callable`, or a function like
+            those.
         repair: what is done to every built network: `layerwise` by `LayerwiseFits`, everything
             else by `Repairer`.
         kernel_criterion: which kernels a `kernel_sparsity` gene removes, see `kernel_sparsity`.
@@ -129,6 +131,11 @@ class Compressor:
         self._fits = LayerwiseFits(self.model, self._samples, followed.values())
         few = calibration[:STATISTICS_IMAGES]
         self._statistics = PairedStatistics(self.model, few, low_precision, followed)
+
+    @property
+    def order(self) -> Mapping[str, NDArray[np.int64]]:
+        """By group name, (channels,) its channels from the most to the least important."""
+        return self._order
 
     def with_repair(self, repair: Repair, low_precision: bool = False) -> Compressor:
         """The same with another repair; what was found out about the network is shared.

@@ -7,6 +7,7 @@ layers are scored together; what stands for a channel in them is said at each cr
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -22,6 +23,8 @@ from automl_compress.compress.slicing import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.compress.structure import ChannelGroup, GroupMember
 from automl_compress.compress.taylor import taylor_importance
 from automl_compress.errors import InputError
+from automl_compress.settings import suggestion
+from automl_compress.user_code import is_factory, resolve, user_code
 from automl_compress.workload import CLASSIFICATION, Task
 
 Scores = dict[str, NDArray[np.float64]]
@@ -155,11 +158,43 @@ CRITERIA: Final[dict[str, Criterion]] = {
 }
 
 
+def is_own_criterion(name: str) -> bool:
+    """Whether a name is that of a criterion of the user's own."""
+    return name not in CRITERIA and is_factory(name)
+
+
+def check_criterion(name: str) -> None:
+    """Check that a name is in `CRITERIA` or written as a callable; nothing is imported.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if name not in CRITERIA and not is_factory(name):
+        raise InputError(
+            f"criterion must be one of {', '.join(CRITERIA)}, or of your own by "
+            f"'package.module:callable', but is '{name}'{suggestion(name, CRITERIA)}; correct it"
+        )
+
+
+def _own_criterion(name: str) -> Criterion:
+    """The user's function, whose failures become one line; it is given a network of its own."""
+    score = resolve(name)
+
+    def criterion(
+        model: nn.Module, groups: Sequence[ChannelGroup], images: Tensor | None, seed: int
+    ) -> Scores:
+        with user_code(f"criterion '{name}'"):
+            scores = score(copy.deepcopy(model), groups, images, seed)
+            return {group: np.asarray(found, dtype=float) for group, found in scores.items()}
+
+    return criterion
+
+
 def find_criterion(criterion: str | Criterion, task: Task = CLASSIFICATION) -> Criterion:
     """The criterion of a name; a criterion itself is given back.
 
     Args:
-        criterion: a name in `CRITERIA`, or a criterion.
+        criterion: a name in `CRITERIA`, `package.module:callable`, or a criterion.
         task: what the network does, for criteria that ask for its loss.
 
     Raises:
@@ -167,10 +202,9 @@ def find_criterion(criterion: str | Criterion, task: Task = CLASSIFICATION) -> C
     """
     if not isinstance(criterion, str):
         return criterion
-    if criterion not in CRITERIA:
-        raise InputError(
-            f"criterion must be one of {', '.join(CRITERIA)}, but is '{criterion}'; correct it"
-        )
+    check_criterion(criterion)
+    if is_own_criterion(criterion):
+        return _own_criterion(criterion)
     found = CRITERIA[criterion]
     return partial(taylor_importance, task=task) if found is taylor_importance else found
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from automl_compress.compress import CRITERIA, KERNEL_CRITERIA, REPAIRS, Repair
+from automl_compress.compress import KERNEL_CRITERIA, REPAIRS, Repair, check_criterion
 from automl_compress.deploy.latency_calibration import LatencySettings
 from automl_compress.deploy.measuring import FEWEST_RUNS, RUNTIMES, MeasureSettings
 from automl_compress.engine.engine import ENGINES, EngineSettings
 from automl_compress.engine.pipeline import PipelineSettings, read_pipeline
 from automl_compress.engine.rungs import RungSettings, read_ladder
-from automl_compress.errors import StudyError
+from automl_compress.errors import InputError, StudyError
 from automl_compress.evaluate import LATENCY, Constraint, check_objectives
 from automl_compress.evaluate.draw import DRAWS
 from automl_compress.evaluate.fast_form import PRECISIONS
@@ -236,7 +236,7 @@ def _estimate(section: Section) -> EstimateSettings:
         precision=default.precision if given == "auto" else given,  # type: ignore[arg-type]
         batch=_number_or_auto(section, "batch", default.batch),
         floor=section.number("floor", float, default.floor, low=0.0, high=1.0),
-        criterion=section.choice("criterion", CRITERIA, default.criterion),
+        criterion=_criterion(section, default.criterion),
         kernel_criterion=section.choice(  # type: ignore[arg-type]
             "kernel_criterion", KERNEL_CRITERIA, default.kernel_criterion
         ),
@@ -245,6 +245,15 @@ def _estimate(section: Section) -> EstimateSettings:
     )
     section.close()
     return settings
+
+
+def _criterion(section: Section, default: str) -> str:
+    name: str = section.get("criterion", str, default)
+    try:
+        check_criterion(name)
+    except InputError as reason:
+        raise section.fail(str(reason), "criterion") from reason
+    return name
 
 
 def _latency(outer: Section, base: Path) -> LatencySettings | None:

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from automl_compress.compress import Compressor, KernelCriterion, Repair
+from automl_compress.compress import Compressor, KernelCriterion, Repair, is_own_criterion
 from automl_compress.errors import WorkloadError
 from automl_compress.evaluate.draw import Draw, draw_images
 from automl_compress.evaluate.estimator import Estimator
@@ -64,7 +64,7 @@ class EstimateSettings:
         floor: share of the uncompressed network's accuracy; a network that is plainly below it
             after `COLLAPSE_IMAGES` images is measured on these only. 0 measures all on all.
             Only where answers can be counted: of detectors nothing is known before the end.
-        criterion: importance criterion of channels.
+        criterion: importance criterion of channels, by name or `package.module:callable`.
         kernel_criterion: importance criterion of single kernels.
         split: `validation` for searching, `test` for the final word.
         draw: how the images are drawn, see `evaluate.draw`; where outputs have no margins, as those
@@ -139,11 +139,6 @@ class NetworkEstimator(Estimator):
         calibration = workload.splits.train.draw(settings.calibration_images, settings.seed)
         self._task = workload.task
         self._split, self._normalization = split, workload.normalization
-        self._networks = _hash(
-            BUILDS, workload.identity, calibration.content_hash, _building(settings)
-        )
-        # Not of the images drawn: margins that nearly tie may fall otherwise on another machine.
-        self._identity = _hash(VERSION, self._networks, split.content_hash, asdict(settings))
         self.compressor = compressor or Compressor(
             workload.model,
             workload.example_input(),
@@ -155,6 +150,12 @@ class NetworkEstimator(Estimator):
             low_precision=settings.precision == "bfloat16",
             task=workload.task,
         )
+        self._networks = _hash(
+            *(BUILDS, workload.identity, calibration.content_hash, _building(settings)),
+            *_own_order(settings, self.compressor),
+        )
+        # Not of the images drawn: margins that nearly tie may fall otherwise on another machine.
+        self._identity = _hash(VERSION, self._networks, split.content_hash, asdict(settings))
         self._form = FastForm(
             self.compressor.model,
             workload.example_input(),
@@ -383,6 +384,13 @@ def _building(settings: EstimateSettings) -> dict[str, Any]:
     """Settings that decide which network a policy is built into."""
     measuring = ("images", "batch", "floor", "split", "draw")
     return {name: value for name, value in asdict(settings).items() if name not in measuring}
+
+
+def _own_order(settings: EstimateSettings, compressor: Compressor) -> tuple[Any, ...]:
+    """What a criterion of the user's own says, for its code may change under one name."""
+    if not is_own_criterion(settings.criterion):
+        return ()
+    return ({name: order.tolist() for name, order in compressor.order.items()},)
 
 
 def _hash(*parts: Any) -> str:

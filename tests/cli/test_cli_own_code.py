@@ -1,4 +1,4 @@
-"""Strategies of the user's own, named `package.module:callable`, in every command."""
+"""Strategies and criteria of the user's own, named `package.module:callable`, in every command."""
 
 from __future__ import annotations
 
@@ -85,9 +85,14 @@ def _table(folder: str) -> pd.DataFrame:
         ("strategies=['own_of_tests:value']", "but is of type int; name something that can be"),
         ("strategies=['own_of_tests:later']", "strategy 'own_of_tests:later' must not fail, but"),
         ("strategies=['builtins:divmod']", "'builtins:divmod' must not fail, but raised TypeError"),
+        ("estimate.criterion=tailor", "but is 'tailor', did you mean 'taylor'?; correct it (--set"),
+        ("estimate.criterion='no_such:l3'", "no module 'no_such'; correct the part before the"),
+        ("estimate.criterion='own_of_tests:Yours'", "has no 'Yours'; correct the part after the"),
+        ("estimate.criterion='own_of_tests:Mine'", "criterion 'own_of_tests:Mine' must not fail"),
+        ("estimate.criterion='builtins:print'", "criterion 'builtins:print' must not fail, but"),
     ],
 )
-def test_what_is_no_strategy_is_refused_before_anything_is_written(
+def test_what_is_no_strategy_or_criterion_is_refused_before_anything_is_written(
     setting: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in _refused(capsys, "search", "sweep.yaml", "-o", "out", "--set", setting)
@@ -156,6 +161,27 @@ def test_the_legend_names_every_strategy() -> None:
     figure = Path("out/figures/hypervolume_useful.svg").read_text()
     assert all(name in figure for name in strategies)
     sys.modules.pop("_own_too")
+
+
+@pytest.mark.usefixtures("write", "blank_figures")
+def test_networks_of_another_criterion_are_other_networks(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where its code has changed under one name."""
+    criterion = ("--set", "estimate.criterion='own_of_tests:later'")
+    assert main(["search", "sweep.yaml", "-o", "later", *criterion]) == 0
+    assert main(["search", "sweep.yaml", "-o", "l1"]) == 0
+    assert main(["export", "later", "--pick", "knee", "-o", "later.packed"]) == 0
+    write(MINE.replace("range(group.channels)", "range(group.channels, 0, -1)"))
+    said = _refused(capsys, "export", "later", "--pick", "knee", "-o", "other.packed")
+    assert "have changed; restore them" in said
+    assert main(["search", "sweep.yaml", "-o", "sooner", *criterion]) == 0
+    write(MINE.replace("value = 3", "value = 4"))
+    assert main(["export", "later", "--pick", "knee", "-o", "same.packed"]) == 0
+    assert Path("same.packed").read_bytes() == Path("later.packed").read_bytes()
+    manifests = [StudyResult(name).manifest for name in ("later", "sooner", "l1")]
+    assert len({manifest.estimator for manifest in manifests}) == 3
+    assert len({networks for manifest in manifests for networks in manifest.networks}) == 6
 
 
 @pytest.mark.usefixtures("write")
