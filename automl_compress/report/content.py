@@ -244,7 +244,7 @@ def _optimism_note(summary: Summary) -> str:
     return (
         f"The finalists' estimates {they} their test {summary.quality} by "
         f"{formats.points(abs(found.finalists))}{error} points on average, and that of the "
-        f"uncompressed network, which nobody chose, {it} its own by "
+        f"{summary.whole}, which nobody chose, {it} its own by "
         f"{formats.points(abs(found.baseline))}. The difference, "
         f"{formats.points(found.beyond)} points, {reason}."
     )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -345,13 +345,13 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
         axes = figure.subplots()
         for finalist in summary.measured:
             _draw_finalist(axes, summary, finalist, cost, chosen)
-        baseline = 100 * (summary.test_quality or 0.0)
-        axes.axhline(baseline, color=_INK, linewidth=0.9, linestyle=":")
+        for quality, _, style in _uncompressed(summary):
+            axes.axhline(100 * quality, color=_INK, linewidth=0.9, linestyle=style)
         shares = [_cost_share(summary, finalist, cost) for finalist in summary.measured]
         cost_axis(axes, min(shares), max(shares))
         axes.set_xlabel(f"{title}, % of the baseline")
         axes.set_ylabel(f"{summary.quality}, %")
-        _legend(figure, summary.strategies, baseline=False, extra=_finalist_handles())
+        _legend(figure, summary.strategies, baseline=False, extra=_finalist_handles(summary))
         svg = svg_text(figure, name)
     return Drawing(
         name,
@@ -390,14 +390,27 @@ def _found_by(summary: Summary, finalist: Finalist) -> str:
     )
 
 
-def _finalist_handles() -> list[Line2D]:
+def _uncompressed(summary: Summary) -> list[tuple[float, str, Literal[":", "--"]]]:
+    """Test quality, name and line style of what was compressed, and of what the user gave."""
+    whole = "baseline" if summary.given_quality is None else summary.whole
+    found: list[tuple[float, str, Literal[":", "--"]]]
+    found = [(summary.test_quality or 0.0, whole, ":")]
+    if summary.given_quality is not None:
+        found.append((summary.given_quality, "given network", "--"))
+    return found
+
+
+def _finalist_handles(summary: Summary) -> list[Line2D]:
     return [
         Line2D([], [], color=_INK, marker="o", linestyle="-", label="test, 95 % interval"),
         Line2D(
             [], [], color=_INK, marker="o", linestyle="none", markerfacecolor="white",
             label="search estimate",
         ),
-        Line2D([], [], color=_INK, linestyle=":", label="baseline, test"),
+        *(
+            Line2D([], [], color=_INK, linestyle=style, label=f"{name}, test")
+            for _, name, style in _uncompressed(summary)
+        ),
     ]  # fmt: skip
 
 

@@ -103,6 +103,19 @@ def test_the_legend_of_finalists_fits_their_figure(tmp_path, monkeypatch):
     assert 0.5 < legend.get_window_extent().width / drawn[0].bbox.width <= 1
 
 
+def test_the_given_and_the_sparsified_network_are_told_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "svg_text", lambda figure, name: drawn.append(figure) or "<svg >")
+    given = {"given": {"accuracy": 0.94}, "test_given": {"accuracy": 0.937}}
+    study = Summary(StudyResult(write_study(tmp_path, 8, contestants=only("nsga2-0"), **given)))
+    draw_finalists(study, "macs")
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert labels[-2:] == ["sparsified network, test", "given network, test"]
+    lines = {line.get_linestyle(): line.get_ydata()[0] for line in drawn[0].axes[0].lines}
+    assert lines["--"] == pytest.approx(93.7)
+    assert lines[":"] == pytest.approx(100 * study.test_quality)
+
+
 def test_a_legend_of_few_is_one_line():
     figure = Figure(figsize=(8.6, 4.4), layout="constrained")
     draw_legend(figure, [Line2D([], [], label=label) for label in "abcdef"])
