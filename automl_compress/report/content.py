@@ -167,7 +167,7 @@ def _headline_note(summary: Summary) -> str:
 def _estimate_note(summary: Summary) -> str:
     """What else a finalist's test and its search estimate differ by."""
     if not summary.alike:
-        return "its network was repaired as in the search, that of the test by `final_repair`"
+        return "its network was repaired as in the search, that of the test as final_repair says"
     if summary.rungs:
         return "who climbed the ladder was chosen by it at first, so it tends to be too high"
     return "finalists were chosen by it, so it tends to be too high"
@@ -235,7 +235,7 @@ def _optimism_note(summary: Summary) -> str:
     )
     if not summary.alike:
         reason = (
-            "is two things in one: tested networks are repaired anew (`final_repair`), and "
+            "is two things in one: tested networks are repaired anew (final_repair), and "
             "choosing by noisy estimates raises those of the chosen (the winner's curse); only the "
             "test is free of it"
         )

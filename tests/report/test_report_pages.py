@@ -439,5 +439,5 @@ def test_estimates_lie_above_or_below_tests(tmp_path, test, said, alike):
     assert ("is what choosing by noisy estimates made of them" in page.text) is alike
     assert ("finalists were chosen by it, so it tends to be too high" in page.text) is alike
     assert ("is two things in one: tested networks are repaired anew" in page.text) is not alike
-    assert ("that of the test by `final_repair`" in page.text) is not alike
+    assert ("that of the test as final_repair says" in page.text) is not alike
     assert "network, which nobody chose, lies below its own by 1.00." in page.text
