@@ -364,6 +364,8 @@ _PRODUCTS: Final = frozenset({"mm", "bmm", "addmm", "baddbmm", "mv", "dot", "con
 _POINTWISE: Final = frozenset(
     {
         *("_to_copy", "detach", "alias", "hardswish", "native_dropout", "lift_fresh"),
+        # Tagged from PyTorch 2.12 on or later, some in place only:
+        *("celu", "elu", "hardsigmoid", "hardtanh", "leaky_relu", "selu"),
         *(
             "masked_fill",
             "fill",

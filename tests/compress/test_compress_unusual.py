@@ -244,3 +244,20 @@ def test_the_usual_type_of_numbers_may_be_another() -> None:
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid),
+        *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Tanh, nn.Softplus, nn.Softsign),
+        *(nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Dropout, nn.Dropout2d, nn.PReLU),
+    ],
+)
+def test_activations_let_channels_pass(kind: type[nn.Module]) -> None:
+    """Which operations PyTorch tags as elementwise differs between its versions."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), kind(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 3)
+    )
+    structure = Compressor(model, X).structure
+    assert [group.name for group in structure.groups if group.protected] == ["4"]
