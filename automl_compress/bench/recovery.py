@@ -6,7 +6,6 @@ meets them alike. The plain loop changes images cheaper than is usual: one shift
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, space_of_structure
+from automl_compress.compress.modules import own_copy
 from automl_compress.recover import RecoverySettings, Standing, find_device, recover_policy
 from automl_compress.recover.settings import Precision
 from automl_compress.space import ChannelRule, Policy, SpaceRules
@@ -130,7 +130,7 @@ def _contenders(task: SpeedTask) -> list[_Contender]:
         reference = network.partition(",")[0]
         loops: dict[str, tuple[float, Precision]] = {OURS: (0.0, "auto"), DISTILLED: (0.5, "auto")}
         if not grids:
-            plain = copy.deepcopy(compressor.build(policy)).requires_grad_(True)
+            plain = own_copy(compressor.build(policy)).requires_grad_(True)
             contenders.append(_Contender(network, PLAIN, network, _plain(plain, images, task)))
             loops = {FLOAT: (0.0, "float32"), **loops}
         for loop, (share, precision) in loops.items():

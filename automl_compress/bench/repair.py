@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress import REPAIRS, Compressor, Repair
 from automl_compress.compress.fold import fold_norms, foldable_norms
+from automl_compress.compress.modules import own_copy
 from automl_compress.evaluate import QUALITIES
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.space import Policy
@@ -88,7 +88,7 @@ def measure_repairs(
 def _forms(workload: Workload) -> Iterable[tuple[str, nn.Module]]:
     """The network as trained and, where it has BatchNorm, folded."""
     yield "as trained", workload.model
-    folded = copy.deepcopy(workload.model).eval().requires_grad_(False)
+    folded = own_copy(workload.model).eval().requires_grad_(False)
     pairs = foldable_norms(folded, workload.example_input())
     if pairs:
         fold_norms(folded, pairs)

@@ -103,19 +103,25 @@ class _Comparison:
             return 0.0
         if len(found) != len(expected):
             return 1.0
-        moved = max(map(_share, _outputs(self._plain, probe * (1 + _SHIFT)), expected))
+        moved = 0.0
+        if probe.is_floating_point():
+            moved = max(map(_share, _outputs(self._plain, probe * (1 + _SHIFT)), expected))
         return largest if largest > _MARGIN * moved else 0.0
 
 
 def _outputs(network: nn.Module, probe: Tensor) -> list[Tensor]:
-    with torch.no_grad():
+    """All outputs of real numbers; what is drawn, is the same at every call."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         return [t.clone() for t in tensors_in(network(probe.clone())) if t.is_floating_point()]
 
 
 def _share(found: Tensor, expected: Tensor) -> float:
-    """How far outputs differ, over the largest; 0 where these are no numbers."""
-    if found.shape != expected.shape:
+    """How far outputs differ, over the largest; the same must be infinite or no numbers."""
+    finite = expected.isfinite()
+    if found.shape != expected.shape or not torch.equal(found.isfinite(), finite):
         return 1.0
-    if not expected.numel() or not bool(expected.isfinite().all()):
+    if not bool(finite.any()):
         return 0.0
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    difference = (found - expected)[finite].abs().max()
+    return float(difference / expected[finite].abs().max().clamp(min=1e-12))

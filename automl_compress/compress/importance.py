@@ -7,7 +7,6 @@ layers are scored together; what stands for a channel in them is said at each cr
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.compress.feature_ranks import hrank_importance
-from automl_compress.compress.modules import find_part
+from automl_compress.compress.modules import find_part, own_copy
 from automl_compress.compress.slicing import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.compress.structure import ChannelGroup, GroupMember
 from automl_compress.compress.taylor import taylor_importance
@@ -184,7 +183,7 @@ def _own_criterion(name: str) -> Criterion:
         model: nn.Module, groups: Sequence[ChannelGroup], images: Tensor | None, seed: int
     ) -> Scores:
         with user_code(f"criterion '{name}'"):
-            scores = score(copy.deepcopy(model), groups, images, seed)
+            scores = score(own_copy(model), groups, images, seed)
             return {group: np.asarray(found, dtype=float) for group, found in scores.items()}
 
     return criterion

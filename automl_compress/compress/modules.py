@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import CellType, FunctionType
 from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
+
+from automl_compress.compress.label_rules import tensors_in
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,7 +23,7 @@ def share_copy(model: M) -> M:
     known by their dictionaries, most of whose entries are numbers and empty tables.
     """
     modules = list(model.modules())
-    memo: dict[int, object] = {
+    memo: dict[int, Any] = {
         id(tensor): tensor
         for module in modules
         for table in (module._parameters, module._buffers)
@@ -61,46 +64,76 @@ def works_in_place(module: nn.Module) -> bool:
 _IN_PLACE: Final = "_stays_in_place"
 
 
-def own_copy(model: M, memo: dict[int, Any] | None = None) -> M:
+def own_copy(model: M, memo: Mapping[int, Any] | None = None) -> M:
     """What `copy.deepcopy` gives, with hooks that refer to the copy where they did to the original.
 
     A function that is copied keeps what it was defined in: a hook `lambda m, x, y:
     self.kept.append(y)` would write to the original, and the copy read what is there from before.
+    Tensors that a network computed and keeps, which `copy.deepcopy` refuses, are detached.
 
     Args:
         model: not changed.
-        memo: what stands for the original's parts, by their identity; filled.
+        memo: what stands for the original's parts, by their identity.
     """
-    memo = {} if memo is None else memo
-    copied = copy.deepcopy(model, memo)
-    _rebind_hooks(copied, memo)
+    known = {id(tensor): tensor.detach() for tensor in _computed_tensors(model)} | dict(memo or {})
+    copied = copy.deepcopy(model, known)
+    _rebind_hooks(copied, known)
     return copied
 
 
-def _rebind_hooks(model: nn.Module, memo: Mapping[int, object]) -> None:
+def _computed_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors computed from parameters, by hooks or kept for later."""
+    for module in model.modules():
+        yield from (tensor for tensor in tensors_in(vars(module)) if tensor.grad_fn is not None)
+
+
+def _rebind_hooks(model: nn.Module, memo: dict[int, Any]) -> None:
     for module in model.modules():
         for table in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in table.items():
-                table[key] = _rebound(hook, memo)
+                if _refers(hook, memo, set()):
+                    table[key] = _rebound(hook, memo)
 
 
-def _rebound(hook: Any, memo: Mapping[int, object]) -> Any:
-    if not isinstance(hook, FunctionType) or not hook.__closure__:
-        return hook
-    cells = tuple(_rebound_cell(cell, memo) for cell in hook.__closure__)
-    if all(one is other for one, other in zip(cells, hook.__closure__, strict=True)):
-        return hook
-    bound = FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
-    bound.__kwdefaults__ = hook.__kwdefaults__
+def _refers(value: object, memo: Mapping[int, Any], seen: set[int]) -> bool:
+    """Whether a value was copied, or is a function that refers to what was."""
+    if id(value) in memo:
+        return True
+    if not isinstance(value, FunctionType) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    held = [*_contents(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    return any(_refers(one, memo, seen) for one in held)
+
+
+def _contents(function: FunctionType) -> list[object]:
+    """What a function's closure holds by now."""
+    found = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing is in it yet
+            found.append(cell.cell_contents)
+    return found
+
+
+def _rebound(function: Any, memo: dict[int, Any]) -> Any:
+    """The same function, which refers to copies wherever it did to what was copied."""
+
+    def stand_in(value: Any) -> Any:
+        if id(value) in memo:
+            return memo[id(value)]
+        return _rebound(value, memo) if _refers(value, memo, set()) else value
+
+    code, name = function.__code__, function.__name__
+    cells = tuple(CellType() for _ in function.__closure__ or ())
+    bound = FunctionType(code, function.__globals__, name, None, cells or None)
+    memo[id(function)] = bound  # it may refer to itself
+    for cell, before in zip(cells, function.__closure__ or (), strict=True):
+        with suppress(ValueError):
+            cell.cell_contents = stand_in(before.cell_contents)
+    bound.__defaults__ = tuple(map(stand_in, function.__defaults__ or ())) or None
+    named = function.__kwdefaults__ or {}
+    bound.__kwdefaults__ = {key: stand_in(value) for key, value in named.items()} or None
     return bound
-
-
-def _rebound_cell(cell: CellType, memo: Mapping[int, object]) -> CellType:
-    try:
-        content = cell.cell_contents
-    except ValueError:  # nothing is in it yet
-        return cell
-    return CellType(memo[id(content)]) if id(content) in memo else cell
 
 
 _FIXED: Final = frozenset({type(None), bool, int, float, str})

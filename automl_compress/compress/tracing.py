@@ -253,11 +253,8 @@ def _plain_copy(model: nn.Module, share: bool) -> nn.Module:
     """A copy of what is inside a network's wrappers, in which nothing is replaced."""
     _check_network(model)
     model = unwrapped(model)
-    memo: dict[int, Any] = {id(tensor): tensor.detach() for tensor in _computed_tensors(model)}
-    if share:
-        memo.update(shared_parameters(model))
     try:
-        return own_copy(model, memo)
+        return own_copy(model, shared_parameters(model) if share else None)
     except Exception as reason:
         raise TraceError(
             f"a network must be copyable, but copying failed with {type(reason).__name__}: "
@@ -326,12 +323,6 @@ def _simplify(module: nn.Module) -> None:
     _fix_hooked(module)
     if parametrize.is_parametrized(module):
         _fix_parametrized(module)
-
-
-def _computed_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors computed from parameters, by hooks or kept for later, which `deepcopy` refuses."""
-    for module in model.modules():
-        yield from (tensor for tensor in tensors_in(vars(module)) if tensor.grad_fn is not None)
 
 
 def _fix_hooked(module: nn.Module) -> None:

@@ -8,7 +8,6 @@ ways known here. So neither names nor weights decide.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.attention import HeadLayers
-from automl_compress.compress.modules import become, runs_its_class
+from automl_compress.compress.modules import become, own_copy, runs_its_class
 from automl_compress.compress.self_attention import Form, SelfAttention, linear
 from automl_compress.compress.slicing import CONVOLUTIONS
 
@@ -209,7 +208,7 @@ def _sides(module: nn.Module) -> tuple[int, int]:
 
 def _random_copy(module: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy with weights that make all scores differ."""
-    probe = copy.deepcopy(module).cpu()
+    probe = own_copy(module).cpu()
     for parameter in probe.parameters():
         scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 1.0
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)

@@ -175,7 +175,7 @@ def onnx_content(
 def _frozen(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares the values of the model's parameters."""
     model = unwrapped(model)
-    return own_copy(model, dict(shared_parameters(model))).cpu().eval()
+    return own_copy(model, shared_parameters(model)).cpu().eval()
 
 
 def _check_folder(path: Path) -> None:

@@ -350,7 +350,8 @@ class QdqPass:
     def _saturate(self, node: ir.Node, integers: ir.Value, given: Grid, grid: Grid) -> None:
         """Put a sum in place of a piecewise linear sigmoid where its grid ends where that does."""
         slope, offset = linear_part(node)
-        if min(slope, offset) <= 0 or grid.zero_point or grid.low or grid.largest > _ONE:
+        ends = not (grid.zero_point or grid.low or grid.largest > _ONE)
+        if not ends or min(slope, offset) <= 0 or node.outputs[0].is_graph_output():
             return
         name = str(node.outputs[0].name)
         one = self._constant(f"{name}.one", np.uint8(1))

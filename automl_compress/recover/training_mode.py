@@ -10,13 +10,13 @@ neither run nor trained, and give no loss.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.modules import own_copy
 from automl_compress.errors import InputError
 from automl_compress.settings import one_line
 
@@ -77,7 +77,7 @@ def _output(network: nn.Module, inputs: Tensor, resting: Sequence[str] | None) -
 
     The copy shares parameters; statistics and counters are its own.
     """
-    trial = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    trial = own_copy(network, {id(p): p for p in network.parameters()})
     trial.eval()
     if resting is not None:
         start_training(trial, [trial.get_submodule(name) for name in resting])

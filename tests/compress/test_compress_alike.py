@@ -12,7 +12,7 @@ from compress_networks import NETWORKS, example, flatten, lively, network
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, compress
-from automl_compress.compress.modules import works_in_place
+from automl_compress.compress.modules import own_copy, works_in_place
 from automl_compress.compress.tracing import trace
 from automl_compress.deploy.packed import load_packed, save_packed
 from automl_compress.deploy.state import load_state, save_state
@@ -61,6 +61,102 @@ def test_hooks_of_copies_keep_what_copies_compute() -> None:
         torch.testing.assert_close(built(x), expected, rtol=1e-4, atol=1e-5)
         built(other)
         torch.testing.assert_close(original(x), expected)
+
+
+class Kept(nn.Module):
+    """A ReLU in place whose input is read again.
+
+    Args:
+        how: what else is done.
+    """
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.table = nn.Embedding(9, 6)
+        self.first, self.relu = nn.Linear(6, 8), nn.ReLU(inplace=True)
+        self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(self.table(x) if self.how == "words" else x)
+        rectified = self.relu(h)
+        if self.how == "noise":
+            rectified = rectified + torch.randn_like(h)
+        if self.how == "root":
+            return self.last(self.second(h.sqrt()))
+        result = self.last(h + self.second(rectified))
+        return (
+            result.masked_fill(torch.arange(5) == 2, -torch.inf) if self.how == "mask" else result
+        )
+
+
+@pytest.mark.parametrize("how", ["sum", "root", "mask", "words", "noise"])
+def test_what_must_work_in_place_does_whatever_comes_out(how: str) -> None:
+    model = lively(Kept(how)).eval()
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 6, generator=draw)
+    x = torch.randint(0, 9, (4, 7), generator=draw) if how == "words" else x
+    built = compress(model, Policy({}), x[:1])
+    assert works_in_place(built.get_submodule("relu"))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        expected = model(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(built(x), expected)
+
+
+class Hooked(nn.Module):
+    """Reads what a hook keeps of its first layer.
+
+    Args:
+        how: where the hook has what it writes to from.
+    """
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.kept: list[Tensor] = []
+        kept = self.kept
+
+        def put(value: Tensor) -> None:
+            self.kept.append(value)
+
+        def by_default(m: nn.Module, i: object, o: Tensor, kept: list[Tensor] = kept) -> None:
+            kept.append(o)
+
+        def by_keyword(m: nn.Module, i: object, o: Tensor, *, to: list[Tensor] = kept) -> None:
+            to.append(o)
+
+        hooks: dict[str, Callable[..., None]] = {
+            "default": by_default,
+            "keyword": by_keyword,
+            "nested": lambda m, i, o: put(o),
+            "closure": lambda m, i, o: kept.append(o),
+        }
+        self.first.register_forward_hook(hooks[how])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first(x)
+        return self.last(F.relu(self.kept.pop()))
+
+
+@pytest.mark.parametrize("how", ["default", "keyword", "nested", "closure"])
+def test_hooks_refer_to_their_copies_however_they_are_bound(how: str) -> None:
+    model = lively(Hooked(how)).eval()
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    copied = own_copy(model)
+    copied.first.weight.data.mul_(2.0)
+    with torch.no_grad():
+        expected = model.last(F.relu(F.linear(x, 2 * model.first.weight, model.first.bias)))
+        torch.testing.assert_close(copied(x), expected)
+    assert not model.kept
+    torch.testing.assert_close(compress(model, Policy({}), x[:1])(x), model(x))
+
+
+def test_copies_of_networks_that_keep_what_they_computed() -> None:
+    model = network("captured").requires_grad_(True)
+    model(example("captured", 2))
+    assert model.get_submodule("encode") is not own_copy(model).get_submodule("encode")
 
 
 class Normalizes(nn.Module):

@@ -204,6 +204,21 @@ def test_gates_that_are_given_out_stay_floats(tmp_path: Path) -> None:
         assert report.integer_kernels == 2
 
 
+def test_a_gate_that_is_used_and_given_out_is_right(tmp_path: Path) -> None:
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last, self.head = conv(3, 16, nn.ReLU()), conv_bn(16, 16), head(16)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.stem(x)
+            gate = nn.functional.hardsigmoid(x)
+            return self.head(self.last(x * gate)), gate
+
+    report, _ = exported(Told(), tmp_path / "model.onnx")
+    assert report.integer_kernels >= 2
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_hard_gate_ends_where_a_layers_own_grid_does_not(bits: int, tmp_path: Path) -> None:
     """The last convolution's grid of inputs would let a sum of more than 1 through."""
