@@ -36,10 +36,13 @@ from automl_compress.ledger import MANIFEST, RECOVERED, Manifest, StudyResult, w
 from automl_compress.recover import recover_policy, train_network
 from automl_compress.recover.gradual import without_bits
 from automl_compress.report import Pick, pick_network
+from automl_compress.report.pick import read_limits
 from automl_compress.report.recovered import DOCUMENT
 from automl_compress.workload import Workload, card_data, load_workload
 
 NOTES: Final = "pipeline.json"
+_MADE: Final = " made"
+"""Behind a stage's name, where the notes hold the SHA-256 of its file."""
 SPARSE: Final = Path("sparse") / "weights.safetensors"
 DISTILLED: Final = "distilled.safetensors"
 EXPORTED: Final = "exported"
@@ -78,6 +81,8 @@ def run_pipeline(
             f"a pipeline's sweep must have the key 'pipeline', but '{sweep}' has none; add it, or "
             f"run 'search {sweep}'"
         )
+    for rule in settings.picks:
+        read_limits(rule)
     folder = out or Path("results") / study.config.name
     stages = _Stages(folder, settings)
     given = _given(study) if settings.sparsify else None
@@ -109,7 +114,12 @@ def _made_and_locked(folder: Path) -> Iterator[None]:
             f"({reason.strerror}); choose another"
         ) from reason
     with locked(folder):
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as reason:
+            raise InterruptedStudy(
+                "stopped; finished stages are kept, run the same command to go on"
+            ) from reason
 
 
 def _finish(stages: _Stages) -> None:
@@ -155,6 +165,7 @@ class _Stages:
         """
         given = _digest(inputs)
         if self.given(name) == given and output.exists():
+            self._check_own(name, title, output)
             print(f"{title}: done before, from the same inputs", flush=True)
             return
         print(f"{title} ...", flush=True)
@@ -163,7 +174,21 @@ class _Stages:
             _forget(output)
         self.note(name, given)
         work()
+        self.note(f"{name}{_MADE}", _content(output))
         _forget(output)
+
+    def _check_own(self, name: str, title: str, output: Path) -> None:
+        """Check that a stage's file is what the stage made.
+
+        Raises:
+            StudyError: another command replaced it.
+        """
+        made = self.given(f"{name}{_MADE}")
+        if made is not None and made != _content(output):
+            raise StudyError(
+                f"a finished stage's file must be what it made, but '{output}' of '{title}' was "
+                "replaced; remove it to make it again, or keep it and use 'export --recovered'"
+            )
 
     def given(self, name: str) -> str | None:
         """Digest of what a stage was given when it ran; None when it did not."""

@@ -15,6 +15,7 @@ from torch import nn
 from automl_compress.cli.training_progress import TrainingProgress, tell_fixed
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.engine import Restored, restore_study
+from automl_compress.engine.lock import locked
 from automl_compress.errors import InputError, OtherTrainingError, StudyError
 from automl_compress.evaluate import QUALITIES, error_name, quality_name
 from automl_compress.ledger import RECOVERED, Manifest, StudyResult, write_text
@@ -61,10 +62,25 @@ def recover_networks(
         The path of the report.
 
     Raises:
-        InputError: a rule, a setting or the folder is wrong; nothing is written.
+        InputError: a rule, a setting or the folder is wrong, or another process goes on with it;
+            nothing is written.
         EngineError: a loss is not finite.
         InterruptedStudy: the user stopped it; the same command goes on.
     """
+    StudyResult(folder)  # holds a study
+    with locked(folder):
+        return _recover(folder, rules, overrides, force=force, asha=asha, further=further)
+
+
+def _recover(
+    folder: Path,
+    rules: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    force: bool,
+    asha: bool,
+    further: bool,
+) -> Path:
     result = StudyResult(folder)
     boxed = quality_name(result.manifest.baseline) != CLASSIFICATION.quality
     settings = RecoverySettings.from_section(

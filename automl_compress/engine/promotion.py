@@ -29,6 +29,7 @@ from automl_compress.evaluate import (
     loss_of,
     minimised_metrics,
     objective_values,
+    quality_of,
     references_around,
     violations,
 )
@@ -55,6 +56,8 @@ class Candidates:
         errors: (n,) likewise; inf where the values are.
         baseline: minimised metrics of the uncompressed network there.
         constraints: of the study, absolute.
+        gained: how much less the user's network errs than the uncompressed one that sparsity
+            training made of it, on the search's images; losses count against the former.
     """
 
     policies: tuple[Policy, ...]
@@ -63,6 +66,7 @@ class Candidates:
     errors: NDArray[np.float64]
     baseline: Mapping[str, float]
     constraints: tuple[Constraint, ...] = ()
+    gained: float = 0.0
 
     def finalists(self, count: int) -> list[Policy]:
         """Points of the front worth a final measurement, at most `count`.
@@ -90,7 +94,7 @@ class Candidates:
     def _picked(self, front: NDArray[np.int64]) -> list[int]:
         """Rows of a front that are the cheapest at each of the losses."""
         values = self.values[front]
-        lost = self.errors[front] - self.baseline["error"]
+        lost = self.errors[front] - (self.baseline["error"] - self.gained)
         return [
             int(front[np.argmin(np.where(mild, values[:, place], np.inf))])
             for mild in (beyond("error", lost, loss) <= 0 for loss in PICKED_LOSSES)
@@ -120,6 +124,7 @@ def candidates_of_race(result: StudyResult, by: str | None = None) -> Candidates
         errors[order],
         minimised_metrics(manifest.baseline),
         manifest.constraints,
+        quality_of(manifest.given) - quality_of(manifest.baseline) if manifest.given else 0.0,
     )
 
 
@@ -151,7 +156,8 @@ def candidates_of_rung(
     values[(violations(found, limits) > 0).any(axis=1)] = np.inf
     policies = tuple(before.policies[row] for row in rows)
     there = minimised_metrics({**before.baseline, **baseline})
-    return Candidates(policies, names, values, _errors(found, values), there, before.constraints)
+    errors = _errors(found, values)
+    return Candidates(policies, names, values, errors, there, before.constraints, before.gained)
 
 
 def _judged_by(objectives: Sequence[str], loss: str | None) -> tuple[str, ...]:

@@ -171,6 +171,7 @@ class Comparison:
                             "strategy": found.strategy,
                             "seed": found.seed,
                             f"test_{found.quality}": found.test_quality,
+                            f"test_{found.quality}_lost": found.test_lost,
                         }
                         for label, found in common.found_by
                     ],
@@ -228,7 +229,7 @@ def _check_comparable(one: StudyResult, other: StudyResult) -> None:
 def _common(found: list[tuple[str, FrontPoint]], tested_alike: bool) -> CommonPoint:
     first = found[0][1]
     if not tested_alike:
-        return CommonPoint(replace(first, test_quality=None), tuple(found))
+        return CommonPoint(replace(first, test_quality=None, test_lost=None), tuple(found))
     tested = [point for _, point in found if point.test_quality is not None]
     return CommonPoint((tested or [first])[0], tuple(found))
 

@@ -84,7 +84,7 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
     if text.startswith(_POINT):
         return _by_id(summary, text.removeprefix(_POINT))
     parts = [part.strip() for part in text.split(",")]
-    limits = [_limit(part, rule) for part in parts if part != KNEE]
+    limits = read_limits(rule)
     tiers = [tier for tier in (_tested(summary), _estimated(summary)) if tier]
     if not tiers:
         finished = result.manifest.status == "finished"
@@ -104,6 +104,19 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
         f"a pick must meet '{rule}', but no network of '{result.folder}' does; the nearest is "
         f"{nearest.describe()} with {_shown(nearest, limits)}: loosen the rule"
     )
+
+
+def read_limits(rule: str) -> list[Constraint]:
+    """The limits of a rule of `pick_network`; none of one that names a point.
+
+    Raises:
+        StudyError: it is no rule.
+    """
+    text = rule.strip()
+    if text.startswith(_POINT):
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    return [_limit(part, rule) for part in parts if part != KNEE]
 
 
 def _limit(part: str, rule: str) -> Constraint:

@@ -255,3 +255,51 @@ def test_another_search_needs_another_folder(capsys: pytest.CaptureFixture[str])
         assert _run("--set", change) == 2
         assert "choose another --out" in capsys.readouterr().err
     assert _times("**/*") == before
+
+
+@pytest.mark.usefixtures("finished", "blank_figures")
+def test_a_network_that_was_trained_since_is_not_exported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = _times("exported/*")
+    settings = ("--epochs", "1", "--set", "batch=64", "--set", "device=cpu")
+    assert main(["recover", "out", "--pick", "point:1", "--force", *settings]) == 0
+    capsys.readouterr()
+    assert _run() == 2
+    said = capsys.readouterr().err
+    assert "must be what it made" in said
+    assert "use 'export --recovered'" in said
+    assert _times("exported/*") == before
+
+
+@pytest.mark.parametrize("rule", ["accuracy>=0.99x", "error<=1.2x", "size<<3"])
+def test_a_pick_that_is_none_is_refused_before_any_training(
+    rule: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("--set", f"pipeline.pick=[{json.dumps(rule)}]") == 2
+    assert "a pick must be" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["sweep.yaml"]
+
+
+@pytest.mark.usefixtures("finished", "blank_figures")
+def test_stopping_an_export_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("automl_compress.cli.pipeline.export_network", stop)
+    for path in Path("out/exported").iterdir():
+        path.unlink()
+    assert _run() == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("finished")
+def test_recover_waits_for_who_writes_to_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    before = _times("recovered/*/*")
+    with Path("out/.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["recover", "out", "--pick", "point:1", "--force"]) == 2
+    assert "but another process runs 'out'; wait for it or stop it" in capsys.readouterr().err
+    assert _times("recovered/*/*") == before

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,12 @@ def test_stopping_while_finalists_are_measured_leaves_a_state_to_resume(
     assert Manifest.read(tmp_path / "out").status == "interrupted"
     monkeypatch.undo()
     assert Study.resume(tmp_path / "out").manifest.status == "finished"
+
+
+def test_losses_count_against_the_network_that_sparsity_training_was_given() -> None:
+    values = np.array([[0.06, 100.0], [0.07, 40.0], [0.085, 10.0]])
+    policies = tuple(Policy({"channels:a": width}) for width in (3, 2, 1))
+    baseline = {"error": 0.065, "macs": 100.0}
+    found = Candidates(policies, ("error", "macs"), values, values[:, 0], baseline)
+    assert found._picked(np.arange(3)) == [1, 1, 2]
+    assert replace(found, gained=0.01)._picked(np.arange(3)) == [0, 0, 1]

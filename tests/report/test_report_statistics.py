@@ -348,6 +348,10 @@ def test_qualities_of_final_tests_that_differ_stand_apart(tmp_path):
         assert "final tests differ" in table.caption
         (point,) = comparison.document()["front"]
         assert point["test_accuracy"] is None
+        assert point.get("test_accuracy_lost") is None
+        lost = [by["test_accuracy_lost"] for by in point["found_by"]]
+        accuracies = [by["test_accuracy"] for by in point["found_by"]]
+        assert np.ptp(np.add(lost, accuracies)) == pytest.approx(0)
         found = {by["folder"]: by["test_accuracy"] for by in point["found_by"]}
         assert found == {str(one): 0.91, str(same): 0.91, str(repaired): 0.93}
     alone = Comparison([one, same])
