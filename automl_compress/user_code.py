@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 from automl_compress.errors import InputError
+from automl_compress.settings import suggestion
 
 _LONGEST: Final = 300
 
@@ -52,6 +53,27 @@ def is_factory(name: str) -> bool:
     return bool(colon) and all(
         part.isidentifier() for part in (*module.split("."), *attribute.split("."))
     )
+
+
+def check_known_or_own(
+    what: str, name: str, known: Collection[str], error: type[InputError] = InputError
+) -> None:
+    """Check that a name is known or written as a callable; nothing is imported.
+
+    Args:
+        what: is named so, at the head of the message.
+        name: to check.
+        known: the names that are ours.
+        error: what is raised.
+
+    Raises:
+        InputError: of that class: it is neither.
+    """
+    if name not in known and not is_factory(name):
+        raise error(
+            f"{what} must be one of {', '.join(known)}, or of your own by "
+            f"'package.module:callable', but is '{name}'{suggestion(name, known)}; correct it"
+        )
 
 
 def resolve(name: str, error: type[InputError] = InputError) -> Callable[..., Any]:

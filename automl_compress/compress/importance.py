@@ -22,8 +22,7 @@ from automl_compress.compress.slicing import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.compress.structure import ChannelGroup, GroupMember
 from automl_compress.compress.taylor import taylor_importance
 from automl_compress.errors import InputError
-from automl_compress.settings import suggestion
-from automl_compress.user_code import is_factory, resolve, user_code
+from automl_compress.user_code import check_known_or_own, is_factory, resolve, user_code
 from automl_compress.workload import CLASSIFICATION, Task
 
 Scores = dict[str, NDArray[np.float64]]
@@ -168,11 +167,7 @@ def check_criterion(name: str) -> None:
     Raises:
         InputError: it is neither.
     """
-    if name not in CRITERIA and not is_factory(name):
-        raise InputError(
-            f"criterion must be one of {', '.join(CRITERIA)}, or of your own by "
-            f"'package.module:callable', but is '{name}'{suggestion(name, CRITERIA)}; correct it"
-        )
+    check_known_or_own("criterion", name, CRITERIA)
 
 
 def _own_criterion(name: str) -> Criterion:

@@ -370,9 +370,12 @@ class Summary:
     @property
     def test_interval(self) -> tuple[float, float] | None:
         """95 % interval of `test_quality`."""
-        if self.test_quality is None or not self.test_images:
-            return None
-        return quality_interval(self.result.manifest.test_baseline, self.test_images)
+        return self._interval(self.result.manifest.test_baseline)
+
+    def _interval(self, tested: Mapping[str, float]) -> tuple[float, float] | None:
+        """95 % interval of a quality on the test images; None where it was not measured."""
+        known = tested and self.test_images
+        return quality_interval(tested, self.test_images) if known else None
 
     @property
     def alike(self) -> bool:
@@ -389,9 +392,7 @@ class Summary:
     @property
     def given_interval(self) -> tuple[float, float] | None:
         """95 % interval of `given_quality`."""
-        if self.given_quality is None or not self.test_images:
-            return None
-        return quality_interval(self.result.manifest.test_given, self.test_images)
+        return self._interval(self.result.manifest.test_given)
 
     @property
     def reference_quality(self) -> float | None:

@@ -10,8 +10,7 @@ from typing import Final
 from automl_compress.errors import StudyError
 from automl_compress.search.own_strategy import OwnStrategy
 from automl_compress.search.strategy import Problem, Strategy
-from automl_compress.settings import suggestion
-from automl_compress.user_code import is_factory, resolve
+from automl_compress.user_code import check_known_or_own, resolve
 
 Builder = Callable[[Problem, int], Strategy]
 
@@ -55,11 +54,7 @@ def check_strategy(name: str) -> None:
     Raises:
         StudyError: it is neither.
     """
-    if name not in _PLACES and not is_factory(name):
-        raise StudyError(
-            f"a strategy must be one of {', '.join(_PLACES)}, or of your own by "
-            f"'package.module:callable', but is '{name}'{suggestion(name, _PLACES)}; correct it"
-        )
+    check_known_or_own("a strategy", name, _PLACES, StudyError)
 
 
 def own_strategies(names: Iterable[str]) -> list[str]:
