@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock
 
 from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.compress.fold import foldable_norms
+from automl_compress.compress.quantize import InputQuantizer
 from automl_compress.compress.structure import Structure
 from automl_compress.compress.tracing import trace
 from automl_compress.errors import EstimateError
@@ -56,7 +57,7 @@ def test_outputs_are_those_of_the_network(name: str) -> None:
 @pytest.mark.skipif(not runs_bfloat16(), reason="the processor has no bfloat16")
 @pytest.mark.parametrize("name", ["resnet8", "mobile", "dense", "vgg"])
 def test_bfloat16_gives_nearly_the_same(name: str) -> None:
-    compressor, policies = compressed(name, 2)  # no input lies between two levels
+    compressor, policies = compressed(name, 1)
     form = FastForm(compressor.model, example(name), "bfloat16", compressor.structure)
     x = example(name, 16)
     for policy in policies:
@@ -69,7 +70,31 @@ def test_bfloat16_gives_nearly_the_same(name: str) -> None:
         assert not torch.equal(found, expected)
         exact = form.exact(built, x)
         scale = float(expected.abs().max())
-        torch.testing.assert_close(exact, expected, rtol=1e-3, atol=1e-4 * scale)
+        alike = torch.isclose(exact, expected, rtol=1e-3, atol=1e-4 * scale).all(1)
+        assert int((~alike).sum()) <= 1
+        assert bool((alike | (edges(built, x) < 1e-4)).all())
+
+
+def edges(network: nn.Module, x: Tensor) -> Tensor:
+    """(n,) how near, in steps, any rounded input of an image comes to the middle of two levels.
+
+    Nearer ones than rounding moves them may become either.
+    """
+    nearest = torch.ones(len(x))
+
+    def note(grid: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        levels = (inputs[0] / grid.scale).flatten(1)
+        away = ((levels - levels.floor()) - 0.5).abs()
+        away[(levels <= grid.low) | (levels >= grid.high)] = 1.0
+        torch.minimum(nearest, away.amin(1), out=nearest)
+
+    grids = [m for m in network.modules() if isinstance(m, InputQuantizer)]
+    handles = [grid.register_forward_hook(note) for grid in grids]
+    with torch.no_grad():
+        network(x)
+    for handle in handles:
+        handle.remove()
+    return nearest
 
 
 class Traps(nn.Module):
