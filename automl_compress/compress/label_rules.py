@@ -120,6 +120,13 @@ class LabelRules:
                 return None
         return found
 
+    def _activate(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
+        """Elementwise in its first operand; what else goes in or out is room for its own work."""
+        del func
+        if isinstance(output, Tensor):
+            return self.combine([args[0]], output)
+        return [self.combine([args[0]], output[0]), *(None for _ in output[1:])]
+
     def _spatial(self, name: str, args: tuple[Any, ...], output: Any) -> Found:
         """Pooling and resizing: the last axes change, channels do not."""
         labels = self._labels_of(args[0])
@@ -415,6 +422,7 @@ _RULES: Final[dict[str, _Rule]] = {
         ("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
         LabelRules._shuffle,
     ),
+    **dict.fromkeys(("log_sigmoid_forward", "rrelu_with_noise"), LabelRules._activate),
     "index_put": LabelRules._put,
     "copy": LabelRules._copy,
     "as_strided": LabelRules._restride,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -252,9 +253,10 @@ def test_the_usual_type_of_numbers_may_be_another() -> None:
         *(nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid),
         *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Tanh, nn.Softplus, nn.Softsign),
         *(nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Dropout, nn.Dropout2d, nn.PReLU),
+        *(nn.LogSigmoid, nn.RReLU, lambda: nn.RReLU(inplace=True)),
     ],
 )
-def test_activations_let_channels_pass(kind: type[nn.Module]) -> None:
+def test_activations_let_channels_pass(kind: Callable[[], nn.Module]) -> None:
     """Which operations PyTorch tags as elementwise differs between its versions."""
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), kind(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 3)
