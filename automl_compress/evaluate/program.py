@@ -351,15 +351,26 @@ def _convolve(step: Step, bound: Bound, values: Mapping[fx.Node, Any]) -> Tensor
     x = (x if quantizer is None else quantizer(x)).to(bound.dtype)
     weight, bias = bound.kernels[step.conv]
     form = (layer.padding, layer.stride, layer.dilation, layer.groups)
+    if step.other is not None:
+        return _rectified_sum(values[step.other].to(bound.dtype), x, weight, bias, *form)
     after = "relu" if step.relu else "none"
-    if step.other is None:
-        y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *form, after, [], "")
-    else:
-        other = values[step.other].to(bound.dtype)
-        y = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, weight, bias, *form, "add", 1.0, "relu", [], ""
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *form, after, [], "")
+    return result
+
+
+def _rectified_sum(other: Tensor, x: Tensor, *layer: Any) -> Tensor:
+    """A convolution's output with another tensor added, below 0 nothing.
+
+    PyTorch 2.11 takes no summand whose strides fit both of oneDNN's layouts, such as one of a
+    single place or channel ("could not create a memory"), but adds to a copy of it in place.
+    """
+    how = ("add", 1.0, "relu", [], "")
+    if other.is_contiguous() and other.is_contiguous(memory_format=torch.channels_last):
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+            other.clone(), x, *layer, *how
         )
-    result: Tensor = y
+    else:
+        result = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *layer, *how)
     return result
 
 

@@ -154,12 +154,15 @@ def test_networks_of_torchvision_run_fused(make: Any, sums: int) -> None:
     form = FastForm(compressor.model, x[:1], "float32", compressor.structure)
     assert form._program is not None
     assert sum(step.other is not None for step in form._program.steps) == sums
-    policy = random_policy(compressor.structure, np.random.default_rng(0), activations=False)
-    built = compressor.build(policy)
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            next(form.outputs(built, policy, [x])), built(x), rtol=1e-3, atol=1e-4
-        )
+    groups = compressor.structure.groups
+    narrow = Policy({f"channels:{group.name}": 1 for group in groups if not group.protected})
+    some = random_policy(compressor.structure, np.random.default_rng(0), activations=False)
+    for policy in (some, narrow):
+        built = compressor.build(policy)
+        with torch.inference_mode():
+            torch.testing.assert_close(
+                next(form.outputs(built, policy, [x])), built(x), rtol=1e-3, atol=1e-4
+            )
 
 
 class Turns(nn.Module):
