@@ -76,6 +76,26 @@ def check_known_or_own(
         )
 
 
+def name_of(own: Callable[..., Any], error: type[InputError] = InputError) -> str:
+    """`package.module:attribute`, by which `resolve` finds a class or function again.
+
+    Args:
+        own: to name.
+        error: what is raised.
+
+    Raises:
+        InputError: of that class: another process would not find it.
+    """
+    name = f"{own.__module__}:{own.__qualname__}"
+    shared = own.__module__ != "__main__" and is_factory(name)
+    if not shared or resolve(name, error) is not own:
+        raise error(
+            f"'{name}' must be found under that name by other processes and by 'resume', but is "
+            "not; define it at the top of a module that can be imported"
+        )
+    return name
+
+
 def resolve(name: str, error: type[InputError] = InputError) -> Callable[..., Any]:
     """The callable that `package.module:attribute` names.
 

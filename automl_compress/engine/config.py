@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Final
 
 from automl_compress.compress import KERNEL_CRITERIA, REPAIRS, Repair, check_criterion
@@ -21,6 +22,7 @@ from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
 from automl_compress.settings import LARGEST_SEED, Origin, Section
 from automl_compress.settings_file import read_settings
+from automl_compress.user_code import name_of
 from automl_compress.workload import BOXED, Workload, WorkloadConfig
 
 DEFAULT_OBJECTIVES: Final = ("error", "size_bytes", "macs")
@@ -97,13 +99,24 @@ def config_of_mapping(values: Mapping[str, Any], base: Path = Path()) -> StudyCo
     """Settings given as a mapping with a sweep file's keys.
 
     Args:
-        values: as in a sweep file; `workload` may be a loaded `Workload`.
+        values: as in a sweep file; `workload` may be a loaded `Workload`, and a class or function
+            stands for its name.
         base: folder that relative paths start from.
 
     Raises:
         InputError: a key or value is wrong.
     """
-    return config_of_section(Section(values, {(): Origin("settings")}, (), StudyError), base)
+    section = Section(_in_names(values), {(): Origin("settings")}, (), StudyError)
+    return config_of_section(section, base)
+
+
+def _in_names(value: Any) -> Any:
+    """Settings with classes and functions by their names, as another process reads them."""
+    if isinstance(value, dict):
+        return {key: _in_names(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_names(item) for item in value]
+    return name_of(value, StudyError) if isinstance(value, type | FunctionType) else value
 
 
 def config_of_section(section: Section, base: Path) -> StudyConfig:

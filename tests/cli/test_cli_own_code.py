@@ -13,8 +13,9 @@ import pytest
 from automl_compress import Study
 from automl_compress.cli import main
 from automl_compress.engine.contestant import Standing
-from automl_compress.errors import InterruptedStudy
+from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.ledger import TIMING_COLUMNS, StudyResult
+from automl_compress.user_code import resolve
 
 SWEEP = """
 study: tiny
@@ -97,6 +98,26 @@ def test_what_is_no_strategy_or_criterion_is_refused_before_anything_is_written(
 ) -> None:
     assert said in _refused(capsys, "search", "sweep.yaml", "-o", "out", "--set", setting)
     assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("write")
+def test_in_python_classes_and_functions_stand_for_their_names() -> None:
+    mine, later = resolve(OWN), resolve("own_of_tests:later")
+    config = Study(
+        study="tiny",
+        workload={"model": later, "data": later},
+        strategies=(mine, "random"),
+        estimate={"criterion": later},
+        budget={"evaluations": 6},
+    ).config
+    assert config.strategies == (OWN, "random")
+    assert config.estimate.criterion == "own_of_tests:later"
+    assert config.plain["workload"] == dict.fromkeys(("model", "data"), "own_of_tests:later")
+    hidden = type("Mine", (mine,), {"__module__": "own_of_tests"})
+    scripted = type("Mine", (mine,), {"__module__": "__main__"})
+    for wrong in (hidden, scripted, lambda problem, seed: None):
+        with pytest.raises(StudyError, match="by 'resume', but is not; define it at the top of"):
+            Study(study="tiny", workload={"model": "resnet20"}, strategies=[wrong])
 
 
 @pytest.mark.usefixtures("blank_figures")
