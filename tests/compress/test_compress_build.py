@@ -246,8 +246,12 @@ def test_a_shared_layer_is_quantized_for_all_its_uses() -> None:
     assert len(uses) == 3
 
 
+def _compiled(model: nn.Module) -> Any:
+    return torch.compile(model, backend="eager")  # the usual one is imported for seconds
+
+
 @pytest.mark.parametrize(
-    "wrap", [torch.compile, nn.DataParallel, lambda m: torch.compile(nn.DataParallel(m))]
+    "wrap", [_compiled, nn.DataParallel, lambda m: _compiled(nn.DataParallel(m))]
 )
 def test_wrappers_are_left_out(wrap: Any) -> None:
     """A wrapper of compilation would compile every candidate."""

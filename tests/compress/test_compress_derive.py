@@ -56,6 +56,7 @@ def test_protected_layers_get_no_gene() -> None:
     assert skipped["weight_bits:features.2.0"] == "protected by the rules"
 
 
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # PyTorch 2.11
 def test_a_network_whose_layers_are_no_modules_is_refused() -> None:
     rewritten = torch.export.export(network("vgg"), (example("vgg"),)).module()
     with pytest.raises(TraceError, match="as it was before it was exported"):
