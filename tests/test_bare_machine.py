@@ -30,6 +30,19 @@ assert evaluation.ok, evaluation.reason
 smaller = ac.compress(workload.model, space.largest, x)
 ac.save_packed(smaller, "smaller.packed", space.largest, architecture="digits_cnn")
 assert (ac.load_packed("smaller.packed")(x) == smaller(x)).all()
+
+from automl_compress.errors import StudyError
+from automl_compress.search import build_strategy, strategy_names
+from automl_compress.testing import ToyNetwork
+
+lacking = set()
+for name in strategy_names():
+    try:
+        build_strategy(name, ToyNetwork(2).problem(), 0)
+    except StudyError as reason:
+        assert "but it is not installed; leave" in str(reason), reason
+        lacking.add(name)
+assert {{"nsga2", "optuna-tpe"}} <= lacking < set(strategy_names()), lacking
 ac.recover(workload.model, space.largest, workload.splits.train, epochs=1, device="cpu")(x)
 """
 

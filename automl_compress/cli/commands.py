@@ -8,6 +8,7 @@ import platform
 import sys
 import webbrowser
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,8 @@ def _check_writable(what: str, folder: Path) -> int:
 
 
 def _check_ray() -> int:
+    if find_spec("ray") is None:
+        return 0  # it counts among the packages
     from automl_compress.engine.cluster import ray_works
 
     reason = ray_works()

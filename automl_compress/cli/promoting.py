@@ -7,7 +7,6 @@ that was stopped stays so.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from automl_compress.cli.recovering import RecoveryTask, is_recovered
 from automl_compress.engine import restore_study
+from automl_compress.engine.start import require_ray
 from automl_compress.errors import InputError
 from automl_compress.evaluate import QUALITIES
 from automl_compress.ledger import RECOVERED, StudyResult, write_text
@@ -73,11 +73,7 @@ def recover_promoted(
 
 
 def _check(settings: RecoverySettings) -> None:
-    if importlib.util.find_spec("ray") is None:
-        raise InputError(
-            "--asha needs Ray, but it is not installed; leave --asha out to train one network "
-            "after the other, or run: pip install ray[tune]"
-        )
+    require_ray("--asha", "leave --asha out to train one network after the other")
     if not settings.held_out:
         raise InputError(
             "--asha compares trainings by held-out images, but 'held_out' is 0; raise it"

@@ -42,7 +42,7 @@ from automl_compress.engine.lock import locked
 from automl_compress.engine.promotion import climb, cross_validated, with_ladder
 from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
 from automl_compress.engine.rungs import build_rung, rung_cost
-from automl_compress.engine.start import connected, started
+from automl_compress.engine.start import check_engine, connected, started
 from automl_compress.engine.statement import fingerprint_of, state_manifest
 from automl_compress.engine.tuning import tuned
 from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
@@ -72,7 +72,6 @@ from automl_compress.search import (
     RungOffer,
     build_strategy,
     find_strategy,
-    own_strategies,
 )
 from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
 from automl_compress.workload import BoxTask, Workload
@@ -349,8 +348,8 @@ class Study:
             recorded: what a study's manifest says of latencies, to go on by.
         """
         config = self.config
-        own = own_strategies(config.strategies)
-        for name in own:
+        check_engine(config.engine)
+        for name in config.strategies:
             find_strategy(name)
         rules = SpaceRules() if config.space is None else load_rules(config.space)
         with torch_threads(config.engine.threads):
@@ -401,7 +400,7 @@ class Study:
             rungs=offers,
             useful_loss=useful_loss(loss_of(config.objectives)),
         )
-        for name in own:  # whose mistakes are told before anything is written
+        for name in config.strategies:  # whose mistakes are told before anything is written
             build_strategy(name, problem, config.seeds[0])
         manifest = state_manifest(
             config, workload, derived, constraints, (search, test), (baseline, test_baseline)

@@ -4,7 +4,6 @@ from automl_compress.search.registry import (
     build_strategy,
     check_strategy,
     find_strategy,
-    own_strategies,
     strategy_names,
 )
 from automl_compress.search.strategy import OnRung, Problem, RungOffer, State, Strategy
@@ -19,7 +18,6 @@ __all__ = [
     "build_strategy",
     "check_strategy",
     "find_strategy",
-    "own_strategies",
     "strategy_names",
     "uniform_policies",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -57,11 +57,6 @@ def check_strategy(name: str) -> None:
     check_known_or_own("a strategy", name, _PLACES, StudyError)
 
 
-def own_strategies(names: Iterable[str]) -> list[str]:
-    """Those of the user's own among names."""
-    return [name for name in names if name not in _PLACES]
-
-
 def find_strategy(name: str) -> Builder:
     """What makes a strategy, imported.
 
@@ -69,13 +64,20 @@ def find_strategy(name: str) -> Builder:
         name: a registered name, or `package.module:callable`; the current folder is importable.
 
     Raises:
-        StudyError: the name is unknown, or there is no such callable.
+        StudyError: the name is unknown, there is no such callable, or a library is not installed.
     """
     check_strategy(name)
     if name not in _PLACES:
         return partial(OwnStrategy, name=name, build=resolve(name, StudyError))
     module, kind, settings = _PLACES[name]
-    found = getattr(importlib.import_module(f"automl_compress.search.{module}"), kind)
+    try:
+        found = getattr(importlib.import_module(f"automl_compress.search.{module}"), kind)
+    except ModuleNotFoundError as reason:
+        library = str(reason.name).partition(".")[0]
+        raise StudyError(
+            f"strategy '{name}' needs the library '{library}', but it is not installed; leave the "
+            f"strategy out, or run: pip install {library}"
+        ) from reason
     return partial(found, **settings)
 
 
@@ -88,6 +90,7 @@ def build_strategy(name: str, problem: Problem, seed: int) -> Strategy:
         seed: decides its random choices.
 
     Raises:
-        StudyError: the name is unknown, or the user's own callable does not make a strategy.
+        StudyError: the name is unknown, a library is not installed, or the user's own callable does
+            not make a strategy.
     """
     return find_strategy(name)(problem, seed)

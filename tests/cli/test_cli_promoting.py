@@ -157,7 +157,7 @@ def test_bad_input_is_refused(
 def test_without_ray_one_after_the_other_still_works(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(promoting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("automl_compress.engine.start.find_spec", lambda name: None)
     assert main(["recover", str(study), *QUICK, *PICKS, "--epochs", "1"]) == 2
     assert "leave --asha out" in capsys.readouterr().err
     alone = [word for word in (*QUICK, *PICKS) if word != "--asha"]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from automl_compress import Study
 from automl_compress.engine.contestant import Contestant, Standing
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
-from automl_compress.errors import InterruptedStudy, StudyError
+from automl_compress.errors import InputError, InterruptedStudy, StudyError
 from automl_compress.ledger import Ledger
 from automl_compress.search import RungOffer
 
@@ -161,6 +163,21 @@ def test_a_contestant_goes_on_from_its_state(tmp_path: Path) -> None:
     second = Contestant(CONTESTANTS[0], what.problem, BUDGET)
     second.load_state_dict(first.state_dict())
     assert play(second, 2) == play(first, 2)
+
+
+def test_what_is_not_installed_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: Any = {"study": "s", "workload": {"model": "resnet20", "data": "digits"}}
+    study = Study(**settings, budget={"evaluations": 1}, strategies=["nsga2"])
+    monkeypatch.setattr("automl_compress.engine.start.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"needs Ray, .* it to 'serial', or run: pip install 'ray"):
+        study.run(tmp_path / "out")
+    monkeypatch.delitem(sys.modules, "automl_compress.search.nsga2", raising=False)
+    monkeypatch.setitem(sys.modules, "pymoo.algorithms.moo.nsga2", None)
+    with pytest.raises(InputError, match="'nsga2' needs the library 'pymoo', but it is not"):
+        study.with_engine(kind="serial").run(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_or_an_address_make_a_serial_study_a_clusters() -> None:

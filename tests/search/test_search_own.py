@@ -17,7 +17,6 @@ from automl_compress.search import (
     build_strategy,
     check_strategy,
     find_strategy,
-    own_strategies,
 )
 from automl_compress.testing import STRATEGY_CHECKS, ToyEstimator, ToyNetwork, strategy_builder
 from automl_compress.testing.strategies import Check
@@ -84,7 +83,6 @@ def test_it_asks_what_it_would_without_a_name(own: str, shipped: str) -> None:
 
 def test_names_are_checked_without_an_import() -> None:
     check_strategy("no_such_module:Strategy")
-    assert own_strategies(["nsga2", "no_such_module:Strategy"]) == ["no_such_module:Strategy"]
     for wrong in ("no_such_module", "no such:Strategy", "no_such:"):
         with pytest.raises(StudyError, match=r"'package\.module:callable'") as caught:
             check_strategy(wrong)
