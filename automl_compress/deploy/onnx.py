@@ -275,6 +275,8 @@ def _float_graph(
         if isinstance(module, ChannelMap):
             # ONNX Runtime would change the layout for an index_select and back, at every shortcut.
             become(module, module.as_convolution().requires_grad_(False))
+        if isinstance(module, nn.RReLU):  # the exporter knows none
+            become(module, nn.LeakyReLU((module.lower + module.upper) / 2))
     program = _exported(network, example_input, names)
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces of the exporting machine

@@ -333,10 +333,10 @@ class Heads(nn.Module):
     def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
         self.stem, self.one, self.two = nn.Conv2d(3, 6, 3), head(6), nn.Conv2d(6, 4, 1)
-        self.form = form
+        self.form, self.act = form, nn.RReLU()
 
     def forward(self, x: Tensor) -> Any:
-        x = self.stem(x).relu()
+        x = self.act(self.stem(x))
         return self.form(self.one(x), self.two(x))
 
 
