@@ -20,18 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, KernelCriterion, Repair, is_own_criterion
-from automl_compress.errors import WorkloadError
+from automl_compress.errors import InputError, WorkloadError
 from automl_compress.evaluate.draw import Draw, draw_images
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.evaluation import DIVERGENCE, Evaluation, standard_error
 from automl_compress.evaluate.fast_form import FastForm, Precision, fast_precision
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Sample, Score, Workload
+from automl_compress.workload.arithmetic import require_bfloat16
 
 VERSION: Final = 16
 """Raised whenever the same policy would get another answer than before."""
 BUILDS: Final = 9
 """Raised whenever the same policy would be built into another network than before."""
+_MADE_WITH: Final = "made_with"
+"""In pickles: versions, see `_versions`."""
 COLLAPSE_IMAGES: Final = 128
 """Images after which a network may be left as collapsed."""
 _ERRORS: Final = 3.0
@@ -166,7 +169,20 @@ class NetworkEstimator(Estimator):
 
     def __getstate__(self) -> dict[str, Any]:
         self.prepare()  # so that not everybody who gets a copy draws again
-        return {name: value for name, value in self.__dict__.items() if name != "_split"}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_split"}
+        return {**kept, _MADE_WITH: _versions()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Refuse to answer under this identity where answers would be others.
+
+        Raises:
+            InputError: versions differ from those it was made with, or the processor does not
+                compute in its precision.
+        """
+        _check_versions(state.pop(_MADE_WITH))
+        if state["settings"].precision == "bfloat16":
+            require_bfloat16()
+        self.__dict__.update(state)
 
     def prepare(self) -> None:
         """Draw the images and run the uncompressed network on them, if that is still to do."""
@@ -391,6 +407,20 @@ def _own_order(settings: EstimateSettings, compressor: Compressor) -> tuple[Any,
     if not is_own_criterion(settings.criterion):
         return ()
     return ({name: order.tolist() for name, order in compressor.order.items()},)
+
+
+def _versions() -> str:
+    """Of what makes answers here; how torch was built for other devices changes none of them."""
+    torch_version = torch.__version__.partition("+")[0]
+    return f"automl-compress (estimates {VERSION}, networks {BUILDS}) and torch {torch_version}"
+
+
+def _check_versions(made_with: str) -> None:
+    if made_with != _versions():
+        raise InputError(
+            f"an estimator must answer with what it was made with, {made_with}, but here are "
+            f"{_versions()}; install the same on all machines"
+        )
 
 
 def _hash(*parts: Any) -> str:

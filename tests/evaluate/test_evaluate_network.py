@@ -460,3 +460,36 @@ def test_who_builds_only_draws_nothing_and_a_pickle_holds_what_was_drawn(
     assert found.metrics == expected.metrics
     assert drawn == [1]
     assert not hasattr(copy, "_split")  # nor the images it was drawn from
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "said"),
+    [
+        (
+            "automl_compress.evaluate.network.VERSION",
+            1,
+            r"made with, .*\(estimates 1, .* here are .* on all machines",
+        ),
+        ("torch.__version__", "2.0.1+cpu", r"made with, .* torch 2\.0\.1, but here"),
+    ],
+)
+def test_a_pickle_is_refused_where_it_would_answer_otherwise(
+    name: str, there: object, said: str, estimator: NetworkEstimator
+) -> None:
+    """As on another machine of a cluster, whose answers would come under the same identity."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(name, there)
+        made = pickle.dumps(estimator)
+    with pytest.raises(InputError, match=said):
+        pickle.loads(made)
+
+
+def test_a_pickle_is_refused_where_the_processor_fails_in_its_precision(
+    estimator: NetworkEstimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its answers would be a failed evaluation."""
+    monkeypatch.setattr(estimator, "settings", replace(SETTINGS, precision="bfloat16"))
+    made = pickle.dumps(estimator)
+    monkeypatch.setattr("automl_compress.workload.arithmetic.runs_bfloat16", lambda: False)
+    with pytest.raises(InputError, match="precision must be one that the processor computes in"):
+        pickle.loads(made)
