@@ -37,6 +37,7 @@ from automl_compress.deploy.latency_model import (
 from automl_compress.deploy.runtime import Array, Runner, library_version, require_onnx
 from automl_compress.errors import InputError
 from automl_compress.space import Policy, SearchSpace
+from automl_compress.workload import replacing
 
 SHORT: Final = 2
 LONG: Final = 10
@@ -171,11 +172,9 @@ class LatencyTable:
                 network: [layer.to_dict() for layer in maps] for network, maps in self._maps.items()
             },
         }
-        partial = self._path.with_name(self._path.name + ".part")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            partial.replace(self._path)
+            with replacing(self._path) as file:  # others may write it at once
+                file.write(json.dumps(content, indent=1).encode())
         except OSError as reason:
             raise InputError(
                 f"a latency table must be a file that can be written, but '{self._path}' is not "

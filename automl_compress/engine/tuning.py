@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -23,9 +25,10 @@ from automl_compress.engine.config import BATCH, THREADS, StudyConfig
 from automl_compress.engine.restore import load_estimators, torch_threads
 from automl_compress.evaluate.fast_form import FastForm
 from automl_compress.evaluate.network import NetworkEstimator
-from automl_compress.ledger import write_text
 from automl_compress.space import Policy
-from automl_compress.workload import cache_folder
+from automl_compress.workload.cache import cache_folder, store
+
+_logger = logging.getLogger(__name__)
 
 BATCHES: Final = (16, 32, 64, 128, 256)
 IMAGES: Final = 256
@@ -62,12 +65,10 @@ def tuned(config: StudyConfig) -> StudyConfig:
     stated = Tuning(config.estimate.batch, config.engine.threads)
     _, search, _ = load_estimators(config)
     file = cache_folder() / f"tuning-{_digest(config, search)}.json"
-    if file.exists():
-        found = Tuning(**json.loads(file.read_text(encoding="utf-8")))
-    else:
+    found = _kept(file)
+    if found is None:
         found = fastest(stated, config.automatic, _Timer(search).rate, _cores())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps({"batch": found.batch, "threads": found.threads}) + "\n")
+        store(file.name, json.dumps(asdict(found)).encode())
     numbers = {BATCH: found.batch, THREADS: found.threads}
     plain = dict(config.plain)
     for key in config.automatic:
@@ -80,6 +81,17 @@ def tuned(config: StudyConfig) -> StudyConfig:
         automatic=frozenset(),
         plain=plain,
     )
+
+
+def _kept(file: Path) -> Tuning | None:
+    """What was found before; None when nothing was, or when its file is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        return Tuning(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as reason:
+        _logger.warning("a cached tuning is damaged and made again: %s", reason)
+        return None
 
 
 def fastest(stated: Tuning, automatic: Iterable[str], rate: Rate, cores: int) -> Tuning:

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,21 @@ def test_a_prediction_sums_its_layers_and_times_each_in_two_passes(
     conditions = json.loads(path.read_text())["conditions"]
     assert conditions["batch"] == 4
     assert conditions["runtime"].startswith("onnxruntime ")
+
+
+def test_studies_write_one_table_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two do that begin on one machine."""
+    monkeypatch.setattr(latency_table, "measure_layer", lambda t, *_: t.inputs * t.outputs / 1e3)
+    compressor = Compressor(network("mlp"), example("mlp"))
+    tables = [LatencyTable(compressor.structure, tmp_path / "t.json") for _ in range(2)]
+
+    def cover(table: LatencyTable) -> None:
+        for kept in range(5, 10):
+            table(Policy({"channels:1": kept}))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(cover, tables))
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
 
 
 def test_wrong_tables_and_policies_are_refused_in_one_line(tmp_path: Path) -> None:

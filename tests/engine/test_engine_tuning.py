@@ -14,6 +14,7 @@ from automl_compress.engine.config import BATCH, THREADS, config_of_mapping
 from automl_compress.engine.tuning import Tuning, fastest, tuned
 from automl_compress.errors import InputError
 from automl_compress.evaluate import fast_form
+from automl_compress.evaluate.network import NetworkEstimator
 
 SETTINGS: dict[str, Any] = {
     "study": "tiny",
@@ -25,6 +26,11 @@ SETTINGS: dict[str, Any] = {
     "engine": {"kind": "serial", "threads": "auto"},
     "finalists": 1,
 }
+
+
+@pytest.fixture(scope="module")
+def search() -> NetworkEstimator:
+    return tuning.load_estimators(config_of_mapping(SETTINGS))[1]
 
 
 def test_the_fastest_choice_is_taken() -> None:
@@ -61,9 +67,25 @@ def test_it_is_found_once_and_stated(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert again.manifest.fingerprint == result.manifest.fingerprint
 
 
-def test_rates_are_timed() -> None:
+def test_a_cache_that_cannot_be_used_costs_time_alone(
+    search: NetworkEstimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one on a file system that can only be read, or one that holds half a file."""
+    monkeypatch.setattr(tuning._Timer, "rate", lambda _, batch, threads: float(batch))
     config = config_of_mapping(SETTINGS)
-    _, search, _ = tuning.load_estimators(config)
+    monkeypatch.setattr(tuning, "load_estimators", lambda _: (None, search, None))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("AUTOML_COMPRESS_CACHE", str(cache))
+    cache.write_text("no folder")
+    assert tuned(config).estimate.batch == 256
+    cache.unlink()
+    assert tuned(config).estimate.batch == 256
+    (file,) = cache.iterdir()
+    file.write_text(file.read_text()[:9])
+    assert tuned(config).estimate.batch == 256
+
+
+def test_rates_are_timed(search: NetworkEstimator) -> None:
     assert tuning._Timer(search).rate(16, 1) > 0
 
 
