@@ -24,7 +24,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder: the study's, which exists.
 
     Raises:
-        StudyError: another process, or another thread, holds it, or it cannot be written.
+        StudyError: another process, or another thread, holds it, or it cannot be written or locked.
     """
     place = folder.resolve()
     if place in _HELD.get():
@@ -33,10 +33,16 @@ def locked(folder: Path) -> Iterator[None]:
     with _lock_file(folder) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as reason:
+        except BlockingIOError as reason:
             raise StudyError(
                 f"a study must run once at a time, but another process runs '{folder}'; "
                 "wait for it or stop it"
+            ) from reason
+        except OSError as reason:  # as on Lustre and NFS that are mounted without them
+            raise StudyError(
+                f"a study's folder must be on a file system that locks files, but that of "
+                f"'{folder}' does not ({reason.strerror}); choose a folder on another, or mount it "
+                "with locks"
             ) from reason
         token = _HELD.set(_HELD.get() | {place})
         try:

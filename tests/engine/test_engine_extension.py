@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 import sqlite3
@@ -18,6 +19,7 @@ import pytest
 from automl_compress.engine import Study
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.extension import reopen
+from automl_compress.engine.lock import locked
 from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.ledger import TIMING_COLUMNS, StudyResult
 
@@ -209,6 +211,20 @@ def test_a_study_that_another_process_runs_is_left_alone(study: Path) -> None:
         with pytest.raises(StudyError, match="once at a time, but another process runs"):
             Study.extend(study, MORE)
     assert _content(study) == before
+
+
+def test_a_file_system_without_locks_is_named_and_no_other_process_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # as Lustre says it
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with (
+        pytest.raises(StudyError, match=r"that locks files, .* \(Function not impl"),
+        locked(tmp_path),
+    ):
+        pass
 
 
 def test_only_charges_of_the_studys_own_estimators_count(study: Path) -> None:
