@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Final, TextIO
@@ -12,6 +13,7 @@ from automl_compress.evaluate import DIVERGENCE
 BLOCK_SECONDS: Final = 15.0
 """Seconds between two blocks when the output is not a terminal."""
 REDRAW_SECONDS: Final = 0.5
+_PACKAGE: Final = __name__.partition(".")[0]
 
 
 class Progress:
@@ -34,6 +36,8 @@ class Progress:
         self._lines = 0
         self._terminal = self._stream.isatty()
         self._rungs = RungProgress(self._stream)
+        self._remarks = _Remarks(self)
+        logging.getLogger(_PACKAGE).addHandler(self._remarks)
 
     def __call__(self, standing: Standing | RungStanding) -> None:
         """Take a standing in, and show all when it is time."""
@@ -52,8 +56,13 @@ class Progress:
         if self._over != was_over or now - self._shown >= wait:
             self._show(now)
 
+    def stand_still(self) -> None:
+        """Leave what is shown where it is; the next standings come below."""
+        self._lines = 0
+
     def close(self) -> None:
         """Show the last standings."""
+        logging.getLogger(_PACKAGE).removeHandler(self._remarks)
         if self._standings and not self._over:
             self._show(time.monotonic())
 
@@ -94,6 +103,19 @@ class Progress:
             f"  {name:<{width}} {s.done:>5}/{self._budget}  {s.hits:>4} hits  "
             f"{useful}{_best(s)}{failed}"
         )
+
+
+class _Remarks(logging.Handler):
+    """Warnings of this package, to be read beside a progress that would be drawn over them."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning as it is printed where nothing handles it."""
+        print(self.format(record), file=sys.stderr, flush=True)
+        self._progress.stand_still()
 
 
 class RungProgress:

@@ -40,6 +40,7 @@ from automl_compress.engine.engine import (
     RungStanding,
     ignore,
 )
+from automl_compress.engine.room import Pool, room_for, what_differs, what_waits
 from automl_compress.engine.shipping import copy_own_modules, import_roots
 from automl_compress.errors import EngineError, InputError, InterruptedStudy, StudyError
 from automl_compress.ledger import ContestantRecord
@@ -64,6 +65,10 @@ _JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set where `ray job submit` has brought the driver to the cluster."""
 _CHECKPOINT: Final = "contestant.npz"
 _PATIENCE_SECONDS: Final = 10.0
+WATCH_SECONDS: Final = 30.0
+"""How often it is looked whether evaluators have started; they take seconds."""
+
+_logger = logging.getLogger(__name__)
 
 
 class ClusterEngine:
@@ -78,8 +83,8 @@ class ClusterEngine:
     def __init__(self, race: Race, settings: EngineSettings, folder: Path) -> None:
         self._race = race
         self._folder = folder
-        processors = int(ray.cluster_resources().get("CPU", 2)) - 1
-        workers = settings.workers or max(1, processors // settings.threads)
+        self._threads = settings.threads
+        room = room_for(_processors_beside_contestants(), settings.threads)
         # Ledger and checkpoints are files beside the driver, which other machines may not see:
         # dispatcher and contestants run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -92,7 +97,7 @@ class ClusterEngine:
             str(race.ledger.absolute()),  # actors have a folder of their own
             [estimators],
             {"": race.search.identity, **{n: e.identity for n, e in race.rungs.items()}},
-            workers,
+            settings.workers or max(1, room),
             settings.threads,
         )
 
@@ -121,7 +126,8 @@ class ClusterEngine:
             ),
         )
         try:
-            results = fitted(tuner)
+            with self._watched():
+                results = fitted(tuner)
         except KeyboardInterrupt as reason:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
         if results.errors:
@@ -139,8 +145,9 @@ class ClusterEngine:
         """Measure policies into the ledger, on all evaluators."""
         identity = self._race.measures[rung].identity
         try:
-            for done in self._dispatcher.measure.remote(list(policies), rung, identity):
-                listener(RungStanding(rung, ray.get(done), len(policies)))
+            with self._watched():
+                for done in self._dispatcher.measure.remote(list(policies), rung, identity):
+                    listener(RungStanding(rung, ray.get(done), len(policies)))
         except KeyboardInterrupt as reason:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
         except ray.exceptions.RayError as reason:
@@ -154,6 +161,32 @@ class ClusterEngine:
     def close(self) -> None:
         """Stop the actors."""
         ray.kill(self._dispatcher)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """While something inside waits for evaluators, it is said what these wait for."""
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,))
+        watch.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watch.join()
+
+    def _watch(self, over: threading.Event) -> None:
+        said = {""}
+        while not over.wait(WATCH_SECONDS):
+            try:
+                pool: Pool = ray.get(self._dispatcher.pool.remote(), timeout=_PATIENCE_SECONDS)
+                processors = [count for _, count in _machines()]
+                free = ray.available_resources().get("CPU", 0.0)
+            except ray.exceptions.RayError:
+                continue  # who waits for answers is told
+            waits = what_waits(pool, self._threads, processors, free)
+            for remark in {waits, what_differs(pool.kinds)} - said:
+                _logger.warning("%s", remark)
+                said.add(remark)
 
 
 @contextmanager
@@ -325,6 +358,17 @@ def this_machine() -> str:
     """The resource that Ray gives the machine of this process alone."""
     own = ray.get_runtime_context().get_node_id()
     return next(f"node:{n['NodeManagerAddress']}" for n in ray.nodes() if n["NodeID"] == own)
+
+
+def _machines() -> list[tuple[str, float]]:
+    """Machines that are there, by Ray's name for them, and how many processors each has."""
+    return [(n["NodeID"], n["Resources"].get("CPU", 0.0)) for n in ray.nodes() if n["Alive"]]
+
+
+def _processors_beside_contestants() -> list[float]:
+    """Of each machine, one left out on that of this process, where contestants run."""
+    own = ray.get_runtime_context().get_node_id()
+    return [count - (name == own) for name, count in _machines()]
 
 
 def _trial_name(trial: Any) -> str:

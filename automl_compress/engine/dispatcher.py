@@ -22,6 +22,7 @@ import ray
 
 from automl_compress.engine.contestant import Request
 from automl_compress.engine.memory import private_bytes
+from automl_compress.engine.room import Pool
 from automl_compress.errors import EngineError
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator, answer
@@ -110,8 +111,14 @@ class _Evaluator:
         """Measure a policy."""
         return answer(self._estimators[estimator], policy)
 
-    def ready(self) -> None:
-        """Return once this evaluator has started."""
+    def ready(self) -> str:
+        """Return once this evaluator has started, with what its processor computes with.
+
+        Empty where estimators brought no torch along.
+        """
+        if "torch" not in sys.modules:
+            return ""
+        return str(sys.modules["torch"].backends.cpu.get_cpu_capability())
 
     def private_bytes(self) -> int:
         """Memory of this process alone."""
@@ -182,6 +189,7 @@ class _Dispatcher:
         self._identities = identities
         self._threads = threads
         self._workers = [self._new_evaluator() for _ in range(workers)]
+        self._started: dict[int, str] = {}
         self._serving: list[asyncio.Task[None]] = []
         self._waiting: dict[str, deque[tuple[Request, str]]] = {}
         self._in_flight: dict[_Key, asyncio.Future[Evaluation]] = {}
@@ -214,6 +222,11 @@ class _Dispatcher:
         for done, measured in enumerate(asyncio.as_completed(asked), 1):
             await measured
             yield done
+
+    async def pool(self) -> Pool:
+        """How many evaluators are at work."""
+        kinds = frozenset(filter(None, self._started.values()))
+        return Pool(len(self._started), len(self._workers), kinds)
 
     async def usage(self) -> Usage:
         """What all this has needed so far."""
@@ -248,12 +261,13 @@ class _Dispatcher:
         where, reason = "", ""
         while failed < ATTEMPTS:
             try:
-                await self._workers[place].ready.remote()
+                self._started[place] = await self._workers[place].ready.remote()
             except ray.exceptions.RayError as error:
                 failed, where, reason = failed + 1, machine_of(error), reason_of(error)
             else:
                 failed = 0
                 await self._feed(self._workers[place])
+                del self._started[place]
             ray.kill(self._workers[place])
             if failed < ATTEMPTS:
                 self._workers[place] = self._new_evaluator()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -264,6 +265,24 @@ def test_progress_says_how_far_rungs_have_come(monkeypatch: pytest.MonkeyPatch) 
         "  full: 46 of 46 networks",
         "  finalists: 1 of 1 networks",
     ]
+
+
+def test_a_warning_is_not_drawn_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr("automl_compress.cli.progress.REDRAW_SECONDS", 0.0)
+    progress = Progress(100, 1, stream)
+    for done in (5, 10):
+        progress(Standing("a-0", done, 0, 0, 0.25, 0.125))
+    assert stream.getvalue().count("\x1b[2F") == 1
+    logging.getLogger("automl_compress.engine.cluster").warning("evaluators wait for %d", 7)
+    progress(Standing("a-0", 15, 0, 0, 0.25, 0.125))
+    assert stream.getvalue().count("\x1b[2F") == 1
+    progress.close()
+    assert capsys.readouterr().err == "evaluators wait for 7\n"
+    assert not logging.getLogger("automl_compress").handlers
 
 
 def test_progress_says_how_near_networks_come_while_none_is_within_a_point() -> None:

@@ -77,16 +77,23 @@ def _check_race(folder: Path, heard: list[Standing], expected: pd.DataFrame) -> 
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_dying_evaluator_is_replaced_and_its_policy_tried_again(tmp_path: Path) -> None:
-    """Also where some find no room, as when a machine is gone: they hold nothing up."""
+def test_a_dying_evaluator_is_replaced_and_its_policy_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where some find no room, as when a machine is gone: they hold nothing up, and it is
+    said what they wait for."""
     import ray
 
+    from automl_compress.engine import cluster
+
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.1)
     expected = _serial(tmp_path / "serial")
     folder = tmp_path / "cluster"
     folder.mkdir()
     heard = _run(folder, int(ray.cluster_resources()["CPU"]) + 1, deadly="4")
     assert list(folder.glob("*.died"))
     _check_race(folder, heard, expected)
+    assert "evaluators are at work: each takes 1 of the" in caplog.text
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -1,0 +1,71 @@
+"""Whether a cluster's machines have room for a study's evaluators, and what to say where not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many of a study's evaluators are at work.
+
+    Args:
+        started: that are ready to answer.
+        asked: that are ready, starting or waiting for room.
+        kinds: instruction sets that those which have loaded torch compute with.
+    """
+
+    started: int
+    asked: int
+    kinds: frozenset[str] = frozenset()
+
+
+def room_for(processors: Iterable[float], threads: int) -> int:
+    """How many evaluators machines have processors for.
+
+    Args:
+        processors: of each machine.
+        threads: of each evaluator, all on one machine.
+    """
+    return sum(int(max(0.0, number) // threads) for number in processors)
+
+
+def what_waits(pool: Pool, threads: int, processors: Sequence[float], free: float) -> str:
+    """What keeps evaluators from starting, in a line; empty when all have started.
+
+    Args:
+        pool: the evaluators.
+        threads: of each.
+        processors: of each machine, whoever holds them.
+        free: processors that nobody holds.
+    """
+    if pool.started >= pool.asked:
+        return ""
+    most = max(processors, default=0)
+    if most < threads:
+        return (
+            f"an evaluator takes {threads} processors of one machine (engine.threads), but no "
+            f"machine of the cluster has more than {most:g}; the study waits for one that has"
+        )
+    goes_on = "goes on with these" if pool.started else "waits"
+    return (
+        f"{pool.started} of the study's {pool.asked} evaluators are at work: each takes {threads} "
+        f"of the cluster's {sum(processors):g} processors, of which {free:g} are free (others may "
+        f"hold them, see 'ray status', or starting takes long); the study {goes_on}"
+    )
+
+
+def what_differs(kinds: Iterable[str]) -> str:
+    """What different machines mean for a study, in a line; empty when they are alike.
+
+    Args:
+        kinds: instruction sets that they compute with.
+    """
+    found = sorted(set(kinds))
+    if len(found) < 2:
+        return ""
+    return (
+        f"machines of the cluster compute with {' and with '.join(found)}, whose last digits "
+        "differ: where answers nearly tie, the study may give others when it is run again"
+    )
