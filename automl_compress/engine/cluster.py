@@ -176,17 +176,21 @@ class ClusterEngine:
 
     def _watch(self, over: threading.Event) -> None:
         said = {""}
-        while not over.wait(WATCH_SECONDS):
+        ends = False
+        while not ends:
+            ends = over.wait(WATCH_SECONDS)
             try:
                 pool: Pool = ray.get(self._dispatcher.pool.remote(), timeout=_PATIENCE_SECONDS)
-                processors = [count for _, count in _machines()]
-                free = ray.available_resources().get("CPU", 0.0)
+                waits = "" if ends else self._what_waits(pool)
             except ray.exceptions.RayError:
                 continue  # who waits for answers is told
-            waits = what_waits(pool, self._threads, processors, free)
-            for remark in {waits, what_differs(pool.kinds)} - said:
+            for remark in {*pool.lost, waits, what_differs(pool.kinds)} - said:
                 _logger.warning("%s", remark)
                 said.add(remark)
+
+    def _what_waits(self, pool: Pool) -> str:
+        free = ray.available_resources().get("CPU", 0.0)
+        return what_waits(pool, self._threads, [count for _, count in _machines()], free)
 
 
 @contextmanager

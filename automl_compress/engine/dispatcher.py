@@ -190,6 +190,7 @@ class _Dispatcher:
         self._threads = threads
         self._workers = [self._new_evaluator() for _ in range(workers)]
         self._started: dict[int, str] = {}
+        self._lost: list[str] = []
         self._serving: list[asyncio.Task[None]] = []
         self._waiting: dict[str, deque[tuple[Request, str]]] = {}
         self._in_flight: dict[_Key, asyncio.Future[Evaluation]] = {}
@@ -226,7 +227,8 @@ class _Dispatcher:
     async def pool(self) -> Pool:
         """How many evaluators are at work."""
         kinds = frozenset(filter(None, self._started.values()))
-        return Pool(len(self._started), len(self._workers), kinds)
+        asked = len(self._workers) - len(self._lost)
+        return Pool(len(self._started), asked, kinds, tuple(self._lost))
 
     async def usage(self) -> Usage:
         """What all this has needed so far."""
@@ -255,7 +257,8 @@ class _Dispatcher:
     async def _serve(self, place: int) -> None:
         """Keep one evaluator busy, and start another when it dies.
 
-        Nothing is asked before it has started: that may take until a machine has room for it.
+        Nothing is asked before it has started: that may take until a machine has room for it. One
+        that does not start is left to the others, as long as there are any.
         """
         failed = 0
         where, reason = "", ""
@@ -271,10 +274,12 @@ class _Dispatcher:
             ray.kill(self._workers[place])
             if failed < ATTEMPTS:
                 self._workers[place] = self._new_evaluator()
-        self._fail(
+        self._lost.append(
             f"evaluators must start on every machine, but one did not on {where}, {ATTEMPTS} times "
             f"in a row ({reason}); machines of a cluster need the same packages"
         )
+        if len(self._lost) == len(self._workers):
+            self._fail(self._lost[-1])
 
     async def _feed(self, evaluator: Any) -> None:
         """Ask an evaluator, contestants in turn, until it dies."""

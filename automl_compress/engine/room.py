@@ -14,11 +14,13 @@ class Pool:
         started: that are ready to answer.
         asked: that are ready, starting or waiting for room.
         kinds: instruction sets that those which have loaded torch compute with.
+        lost: why others are not started again, a line for each.
     """
 
     started: int
     asked: int
     kinds: frozenset[str] = frozenset()
+    lost: tuple[str, ...] = ()
 
 
 def room_for(processors: Iterable[float], threads: int) -> int:
