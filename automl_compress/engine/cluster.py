@@ -6,6 +6,7 @@ and callbacks. The hot level is plain actors, see `engine.dispatcher`.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -84,6 +85,7 @@ class ClusterEngine:
         self._race = race
         self._folder = folder
         self._threads = settings.threads
+        self._said = {""}
         room = room_for(_processors_beside_contestants(), settings.threads)
         # Ledger and checkpoints are files beside the driver, which other machines may not see:
         # dispatcher and contestants run on its machine.
@@ -175,7 +177,6 @@ class ClusterEngine:
             watch.join()
 
     def _watch(self, over: threading.Event) -> None:
-        said = {""}
         ends = False
         while not ends:
             ends = over.wait(WATCH_SECONDS)
@@ -184,9 +185,9 @@ class ClusterEngine:
                 waits = "" if ends else self._what_waits(pool)
             except ray.exceptions.RayError:
                 continue  # who waits for answers is told
-            for remark in {*pool.lost, waits, what_differs(pool.kinds)} - said:
+            for remark in {*pool.lost, waits, what_differs(pool.kinds)} - self._said:
                 _logger.warning("%s", remark)
-                said.add(remark)
+                self._said.add(remark)
 
     def _what_waits(self, pool: Pool) -> str:
         free = ray.available_resources().get("CPU", 0.0)
@@ -264,6 +265,8 @@ def start_ray(settings: EngineSettings) -> None:
     }
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner is not ours
+    # Contestants whose study is stopped would each show a traceback.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     where: dict[str, Any] = {"address": address}
     inherited: dict[str, str] = {}
     environment: dict[str, Any] = {}
@@ -273,7 +276,8 @@ def start_ray(settings: EngineSettings) -> None:
         cores = (settings.workers or 0) * settings.threads or len(os.sched_getaffinity(0))
         where |= {"num_cpus": cores + 1, "include_dashboard": False}  # one more for contestants
     else:
-        environment["env_vars"] = variables
+        stated = _job_variables()  # which Ray would refuse to replace
+        environment["env_vars"] = {n: v for n, v in variables.items() if n not in stated}
     with tempfile.TemporaryDirectory() as folder, _environment(inherited):
         ships = address != LOCAL and _JOB not in os.environ  # whose job ships its own
         if ships and copy_own_modules(Path(folder)):
@@ -305,6 +309,12 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _job_variables() -> set[str]:
+    """Names of the variables that a job, as which this process was submitted, states itself."""
+    job = json.loads(os.getenv(_JOB, "{}"))
+    return set((job.get("runtime_env") or {}).get("env_vars") or {})
 
 
 def _address(settings: EngineSettings) -> str:

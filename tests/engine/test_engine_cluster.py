@@ -391,3 +391,17 @@ def test_a_cluster_is_given_the_users_modules(
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # a job has shipped what it needs
     start_ray(EngineSettings(address=address))
     assert found == [{"theirs.py": "WIDTH = 3\n"} if ships else {}, {}]
+
+
+def test_variables_that_a_job_states_stay_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses to start where they are replaced."""
+    from automl_compress.engine.cluster import ray, start_ray
+
+    found: list[set[str]] = []
+    monkeypatch.setattr(
+        ray, "init", lambda **given: found.append({*given["runtime_env"]["env_vars"]})
+    )
+    for job in ('{"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "2"}}}', '{"runtime_env": null}'):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
+        start_ray(EngineSettings(address="auto"))
+    assert found[1] - found[0] == {"OMP_NUM_THREADS"}
