@@ -35,7 +35,7 @@ from automl_compress.evaluate import (
     loss_of,
     minimised_metrics,
     quality_name,
-    quality_of,
+    useful_baseline,
 )
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.latency import WithLatency
@@ -214,7 +214,9 @@ def spread(
     beside = settings.policies - in_bands
     chosen = [Audited(e.policy, "front") for e in _evenly(on, round(_ON_FRONT * beside))]
     chosen += [Audited(e.policy, "off the front") for e in _evenly(off, beside - len(chosen))]
-    limit = 1.0 - quality_of(result.manifest.baseline) + USEFUL_LOSS
+    manifest = result.manifest
+    start = useful_baseline(minimised_metrics(manifest.baseline), manifest.sparsity_loss)
+    limit = start["error"] + USEFUL_LOSS
     useful = [e for e in on if beyond("error", _error(e), limit) <= 0] or on
     rng = np.random.default_rng(settings.seed)
     counts = [in_bands // BANDS + (band < in_bands % BANDS) for band in range(BANDS)]

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from automl_compress.errors import EngineError
-from automl_compress.evaluate import Evaluation, beyond, leave_out, objective_values, references
+from automl_compress.evaluate import (
+    Evaluation,
+    beyond,
+    leave_out,
+    objective_values,
+    references,
+    useful_baseline,
+)
 from automl_compress.ledger import ContestantRecord, Place
 from automl_compress.pareto import Reference
 from automl_compress.search import Problem, State, build_strategy
@@ -46,7 +53,8 @@ class Standing:
         useful: useful hypervolume, in [0, 1]; None where constraints leave the uncompressed network
             out, for what is useful then depends on the best that all contestants find.
         smallest_share: smallest size, as a share of the baseline's, of a network that loses at
-            most `MILD_LOSS`; None when there is none, or size is no objective.
+            most `MILD_LOSS` against what the user gave; None when there is none, or size is no
+            objective.
         least_loss: least value of the measured objective among what worked and meets the
             constraints; None when nothing does.
         loss: that objective's name.
@@ -168,7 +176,8 @@ class _Score:
         self._problem = problem
         self._reference: Reference | None = None
         if not leave_out(problem.constraints, problem.baseline):
-            self._reference = references(problem.objectives, problem.baseline)[1]
+            start = useful_baseline(problem.baseline, problem.sparsity_loss)
+            self._reference = references(problem.objectives, start)[1]
         self._values = np.empty((0, len(problem.objectives)))
         self._smallest: float | None = None
         self._counts = [0, 0, 0]  # done, hits, failed
@@ -203,7 +212,7 @@ class _Score:
         baseline = self._problem.baseline
         if "size_bytes" not in self._problem.objectives:
             return
-        limit = baseline["error"] + MILD_LOSS
+        limit = baseline["error"] - self._problem.sparsity_loss + MILD_LOSS
         good = [e for e in evaluations if beyond("error", e.minimised("error"), limit) <= 0]
         known = [] if self._smallest is None else [self._smallest]
         shares = [e.metrics["size_bytes"] / baseline["size_bytes"] for e in good]

@@ -29,8 +29,8 @@ from automl_compress.evaluate import (
     loss_of,
     minimised_metrics,
     objective_values,
-    quality_of,
     references_around,
+    useful_baseline,
     violations,
 )
 from automl_compress.evaluate.estimator import answer
@@ -56,8 +56,8 @@ class Candidates:
         errors: (n,) likewise; inf where the values are.
         baseline: minimised metrics of the uncompressed network there.
         constraints: of the study, absolute.
-        gained: how much less the user's network errs than the uncompressed one that sparsity
-            training made of it, on the search's images; losses count against the former.
+        sparsity_loss: see `Manifest.sparsity_loss`. Losses count against the network that the user
+            gave, and what is useful from it.
     """
 
     policies: tuple[Policy, ...]
@@ -66,7 +66,7 @@ class Candidates:
     errors: NDArray[np.float64]
     baseline: Mapping[str, float]
     constraints: tuple[Constraint, ...] = ()
-    gained: float = 0.0
+    sparsity_loss: float = 0.0
 
     def finalists(self, count: int) -> list[Policy]:
         """Points of the front worth a final measurement, at most `count`.
@@ -89,12 +89,13 @@ class Candidates:
 
     @property
     def _useful(self) -> Reference:
-        return references_around(self.names, self.baseline, self.constraints, self.values)[1]
+        start = useful_baseline(self.baseline, self.sparsity_loss)
+        return references_around(self.names, start, self.constraints, self.values)[1]
 
     def _picked(self, front: NDArray[np.int64]) -> list[int]:
         """Rows of a front that are the cheapest at each of the losses."""
         values = self.values[front]
-        lost = self.errors[front] - (self.baseline["error"] - self.gained)
+        lost = self.errors[front] - (self.baseline["error"] - self.sparsity_loss)
         return [
             int(front[np.argmin(np.where(mild, values[:, place], np.inf))])
             for mild in (beyond("error", lost, loss) <= 0 for loss in PICKED_LOSSES)
@@ -124,7 +125,7 @@ def candidates_of_race(result: StudyResult, by: str | None = None) -> Candidates
         errors[order],
         minimised_metrics(manifest.baseline),
         manifest.constraints,
-        quality_of(manifest.given) - quality_of(manifest.baseline) if manifest.given else 0.0,
+        manifest.sparsity_loss,
     )
 
 
@@ -157,7 +158,9 @@ def candidates_of_rung(
     policies = tuple(before.policies[row] for row in rows)
     there = minimised_metrics({**before.baseline, **baseline})
     errors = _errors(found, values)
-    return Candidates(policies, names, values, errors, there, before.constraints, before.gained)
+    return replace(
+        before, policies=policies, names=names, values=values, errors=errors, baseline=there
+    )
 
 
 def _judged_by(objectives: Sequence[str], loss: str | None) -> tuple[str, ...]:

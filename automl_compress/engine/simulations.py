@@ -80,6 +80,7 @@ def of_ledger(result: StudyResult) -> Surrogate:
             **{name: manifest.baseline[name] for name in names},
         },
         worst_counts=False,
+        sparsity_loss=manifest.sparsity_loss,
     )
     return Surrogate(recordings)
 

@@ -208,14 +208,10 @@ class Study:
         manifest = Manifest.read(place)
         study = cls._of(stated_config(manifest))
         study = study.with_engine(**engine) if engine else study
-        prepared = study._prepare(manifest.latency)
+        prepared = study._prepare(manifest)
         _check_unchanged(folder, manifest, prepared.manifest)
         kept = replace(
-            prepared.manifest,
-            environment=manifest.environment,
-            extended=manifest.extended,
-            given=manifest.given,
-            test_given=manifest.test_given,
+            prepared.manifest, environment=manifest.environment, extended=manifest.extended
         )
         with locked(place):
             _check_still(place, manifest)
@@ -253,7 +249,7 @@ class Study:
         manifest = StudyResult(place).manifest
         study = cls._of(extended_config(place, manifest, evaluations, strategies))
         study = study.with_engine(**engine) if engine else study
-        prepared = study._prepare(manifest.latency)
+        prepared = study._prepare(manifest)
         shorter = replace(
             prepared.manifest, contestants=manifest.contestants, budget=manifest.budget
         )
@@ -262,8 +258,6 @@ class Study:
             prepared.manifest,
             environment=manifest.environment,
             extended=(*manifest.extended, manifest.fingerprint),
-            given=manifest.given,
-            test_given=manifest.test_given,
         )
         with locked(place):
             _check_still(place, manifest)
@@ -341,11 +335,12 @@ class Study:
                 folder / LEDGER,
             )
 
-    def _prepare(self, recorded: Mapping[str, Any] | None = None) -> _Prepared:
+    def _prepare(self, before: Manifest | None = None) -> _Prepared:
         """Load, trace and measure everything before anything is written.
 
         Args:
-            recorded: what a study's manifest says of latencies, to go on by.
+            before: of the study that goes on. What it says of latencies and of the network the
+                user gave still holds.
         """
         config = self.config
         check_engine(config.engine)
@@ -362,12 +357,15 @@ class Study:
             cost: Callable[[Policy], Mapping[str, float]] = compressor.cost
             latency: dict[str, Any] = {}
             if config.latency is not None:
+                recorded = None if before is None else before.latency
                 model = self._latency_model(compressor, derived, workload, recorded)
                 search, test = WithLatency(search, model), WithLatency(test, model)
                 cost = CostsWithLatency(cost, model)
                 latency = latency_record(config.latency, model, search.identity)
             baseline, test_baseline = (_baseline(e) for e in (search, test))
             given, test_given = (_given(self.given, e) for e in (network, test_network))
+            if before is not None:
+                given, test_given = dict(before.given), dict(before.test_given)
         _warn_of_chance(baseline, workload)
         derived = _without_idle_choices(derived, cost, config)
         minimised = minimised_metrics(baseline.metrics)
@@ -389,6 +387,14 @@ class Study:
             for rung in config.ladder
             if not rung.learned
         }
+        manifest = state_manifest(
+            config, workload, derived, constraints, (search, test), (baseline, test_baseline)
+        )
+        networks = (network.networks, test_network.networks)
+        manifest = replace(
+            manifest, latency=latency, networks=networks, given=given, test_given=test_given
+        )
+        manifest = with_ladder(manifest, config.ladder, offers)
         problem = Problem(
             space=derived.space,
             objectives=config.objectives,
@@ -399,17 +405,10 @@ class Study:
             sensitivity=_sensitivity(config, workload, derived.space, compressor),
             rungs=offers,
             useful_loss=useful_loss(loss_of(config.objectives)),
+            sparsity_loss=manifest.sparsity_loss,
         )
         for name in config.strategies:  # whose mistakes are told before anything is written
             build_strategy(name, problem, config.seeds[0])
-        manifest = state_manifest(
-            config, workload, derived, constraints, (search, test), (baseline, test_baseline)
-        )
-        networks = (network.networks, test_network.networks)
-        manifest = replace(
-            manifest, latency=latency, networks=networks, given=given, test_given=test_given
-        )
-        manifest = with_ladder(manifest, config.ladder, offers)
         return _Prepared(
             manifest, problem, search, test, compressor, workload.example_input(), rungs
         )

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from automl_compress.engine.cost_regression import CostRegression
 from automl_compress.engine.surrogate_quality import PROCESS, better
-from automl_compress.evaluate import Constraint, Evaluation, references_around
+from automl_compress.evaluate import Constraint, Evaluation, references_around, useful_baseline
 from automl_compress.evaluate.recorded import Simulation, check_met, worst_scale
 from automl_compress.pareto import Reference
 from automl_compress.search.error_model import Known, coordinates
@@ -69,6 +69,7 @@ class Recordings:
             least compressed policy are predicted.
         worst_counts: whether the hypervolume that counts ends at the worst that is recorded, as
             for tables; otherwise the useful one counts, as in a study.
+        sparsity_loss: as `Manifest.sparsity_loss` of a study.
     """
 
     source: str
@@ -81,6 +82,7 @@ class Recordings:
     failed: Indices
     baseline: Mapping[str, float] | None
     worst_counts: bool
+    sparsity_loss: float = 0.0
 
     def mixed(self) -> Recordings:
         """The same in an order that depends on nothing but the policies, and is random."""
@@ -223,7 +225,8 @@ class Surrogate(Simulation):
         columns = np.stack([values[name] for name in objectives], axis=1)
         if not found.worst_counts:
             known = np.where(met[:, None], columns, np.inf)
-            return references_around(objectives, self.baseline, constraints, known)[1], 1.0
+            start = useful_baseline(self.baseline, found.sparsity_loss)
+            return references_around(objectives, start, constraints, known)[1], 1.0
         return worst_scale(columns, met, objectives)[0], 1.0
 
     def _unanswered(self, place: Array) -> str:

@@ -31,6 +31,7 @@ from automl_compress.evaluate.objectives import (
     objective_values,
     references,
     references_around,
+    useful_baseline,
     useful_loss,
     violations,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "references",
     "references_around",
     "standard_error",
+    "useful_baseline",
     "useful_loss",
     "violations",
 ]

@@ -259,6 +259,21 @@ def violations(
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(limits))
 
 
+def useful_baseline(baseline: Mapping[str, float], sparsity_loss: float) -> dict[str, float]:
+    """What useful networks are reckoned from: the baseline, but the error of what the user gave.
+
+    Where sparsity training alone lost more than `USEFUL_LOSS`, which only a training after the
+    search can make good, it is the baseline itself: else no network would be of use.
+
+    Args:
+        baseline: minimised value of every metric for the network that policies compress.
+        sparsity_loss: error that sparsity training added before the search; negative when it took
+            some away, 0 where there was none.
+    """
+    lost = sparsity_loss if beyond("error", sparsity_loss, USEFUL_LOSS) <= 0 else 0.0
+    return {**baseline, "error": baseline["error"] - lost}
+
+
 def references(
     objectives: Iterable[str], baseline: Mapping[str, float], tolerated: float | None = None
 ) -> tuple[Reference, Reference]:

@@ -163,6 +163,17 @@ class Manifest:
         """What names this study: what was made of it before it was extended is still its own."""
         return (self.fingerprint, *self.extended)
 
+    @property
+    def sparsity_loss(self) -> float:
+        """Quality that sparsity training lost on the search's images; 0 where there was none."""
+        return quality_of(self.given) - quality_of(self.baseline) if self.given else 0.0
+
+    @property
+    def test_sparsity_loss(self) -> float:
+        """The same on the final test images."""
+        known = self.test_given and self.test_baseline
+        return quality_of(self.test_given) - quality_of(self.test_baseline) if known else 0.0
+
     def to_json(self) -> str:
         """The content of `run.json`."""
         return json.dumps(asdict(self), indent=1, default=str) + "\n"

@@ -74,7 +74,7 @@ class Comparison:
 
     Raises:
         StudyError: a folder holds no study, is given twice, or its study has another workload,
-            other objectives, constraints or estimates.
+            other objectives, constraints or estimates, or alone a sparsity training before it.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -217,6 +217,8 @@ def _check_comparable(one: StudyResult, other: StudyResult) -> None:
             for r in (one, other)
         ],
         "estimates": [r.manifest.estimator for r in (one, other)],
+        # What is useful counts from them, where sparsity training came before the search.
+        "given networks": [bool(r.manifest.given) for r in (one, other)],
     }
     for what, (first, second) in alike.items():
         if first != second:

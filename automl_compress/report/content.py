@@ -343,14 +343,15 @@ def _useful_note(summary: Summary, loss: str) -> str:
     """How far the useful box reaches, if that is known."""
     share = useful_loss(loss)
     useful = f"{share:g}" if loss == DIVERGENCE else f"{100 * share:g} points"
-    least = f"the {loss} of the {summary.whole}"
+    least = f"the {loss} of the {summary.whole if loss == DIVERGENCE else summary.useful_start}"
     if is_left_out(summary.result.manifest):
         if not summary.has_values:
             return ""
         least = f"the least {loss} that was found to meet the constraints"
+    why = ", as sparsity training alone lost more than that" if summary.lost_too_much else ""
     return (
-        f" The useful box reaches only to {least} plus {useful}, so that ruined networks count "
-        "nothing."
+        f" The useful box reaches only to {least} plus {useful}{why}, so that ruined networks "
+        "count nothing."
     )
 
 

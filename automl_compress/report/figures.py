@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from automl_compress.evaluate import LOSSES, USEFUL_LOSS, quality_of
 from automl_compress.report.formats import TITLES
-from automl_compress.report.scores import is_left_out
+from automl_compress.report.scores import is_left_out, useful_start
 from automl_compress.report.statistics import Finalist, StrategyScores, Summary, cost_front
 
 # Okabe and Ito 2008, "Color Universal Design", without black and yellow; then two darker ones. The
@@ -113,19 +113,20 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
     name, title = f"front_{cost}", TITLES[cost]
     fronts = {group.label: _front(summary, group, cost) for group in summary.strategies}
     quality = summary.quality
-    baseline = 100 * quality_of(summary.result.manifest.baseline)
+    uncut = _uncut(summary, tested=False)
+    baseline = uncut[0].quality
     with styled(name):
         figure, (zoom, whole) = _panels()
         for axes in (zoom, whole):
-            _draw_fronts(axes, fronts, looks(summary.strategies), baseline)
+            _draw_fronts(axes, fronts, looks(summary.strategies), uncut)
         region, floor = _useful_region(summary, fronts.values(), baseline)
-        limits = _zoom(zoom, fronts.values(), baseline, floor)
+        limits = _zoom(zoom, fronts.values(), max(line.quality for line in uncut), floor)
         _whole(whole, fronts.values(), baseline, limits)
         zoom.set_ylabel(f"{quality} on the search images, %")
         zoom.set_title(region, fontsize=10)
         whole.set_title("whole range", fontsize=10)
         figure.supxlabel(f"{title}, % of the baseline", fontsize=10)
-        _legend(figure, summary.strategies, baseline=True)
+        _legend(figure, summary.strategies, _uncut_handles(uncut))
         svg = svg_text(figure, name)
     return Drawing(
         name,
@@ -155,7 +156,7 @@ def _draw_fronts(
     axes: Axes,
     fronts: Mapping[str, NDArray[np.float64]],
     chosen: Mapping[str, Look],
-    baseline: float,
+    uncut: Sequence[_Uncut],
 ) -> None:
     for label, front in reversed(list(fronts.items())):
         points = _thinned(front)
@@ -163,8 +164,9 @@ def _draw_fronts(
         axes.plot(*points.T[:2], drawstyle="steps-post", markersize=4.5, linewidth=1.3, **look)
         x, y, error = points[np.isfinite(points[:, 2])].T
         axes.vlines(x, y - error, y + error, color=look["color"], linewidth=0.8, alpha=0.45)
-    axes.axhline(baseline, color=_INK, linewidth=0.9, linestyle=":")
-    axes.plot([100], [baseline], color=_INK, marker="*", markersize=11, linestyle="none")
+    for line in uncut:
+        axes.axhline(line.quality, color=_INK, linewidth=0.9, linestyle=line.style)
+        axes.plot([100], [line.quality], color=_INK, marker="*", markersize=11, linestyle="none")
 
 
 def _useful_region(
@@ -175,21 +177,30 @@ def _useful_region(
     Where constraints leave the uncompressed network out, the best network stands in its place.
     """
     points = 100 * USEFUL_LOSS
-    if not is_left_out(summary.result.manifest):
-        return f"within {points:g} points of the baseline", baseline - points
+    manifest = summary.result.manifest
+    if not is_left_out(manifest):
+        start = 100 * (1.0 - useful_start(manifest)["error"])
+        return f"within {points:g} points of the {_called(summary.useful_start)}", start - points
     best = max((front[:, 1].max() for front in fronts if len(front)), default=baseline)
     return f"within {points:g} points of the best found", min(baseline, best) - points
 
 
 def _zoom(
-    axes: Axes, fronts: Iterable[NDArray[np.float64]], baseline: float, floor: float
+    axes: Axes, fronts: Iterable[NDArray[np.float64]], uncut: float, floor: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Limit a panel to the qualities above a floor; returns its limits in x and y."""
+    """Limit a panel to the qualities above a floor; returns its limits in x and y.
+
+    Args:
+        axes: the panel.
+        fronts: what is drawn there.
+        uncut: the highest quality (%) of a network that nothing is cut from.
+        floor: a quality in %.
+    """
     useful = np.concatenate([front[front[:, 1] > floor, :2] for front in fronts])
     if not len(useful):
         axes.text(0.5, 0.5, "no network here yet", transform=axes.transAxes, ha="center")
-        useful = np.array([[100.0, baseline]])
-    low, top = max(0.0, min(floor, baseline)), max(baseline, useful[:, 1].max())
+        useful = np.array([[100.0, uncut]])
+    low, top = max(0.0, min(floor, uncut)), max(uncut, useful[:, 1].max())
     limits = (
         cost_axis(axes, useful[:, 0].min(), useful[:, 0].max()),
         (low, top + 0.06 * (top - low)),
@@ -264,7 +275,7 @@ def draw_hypervolume(summary: Summary, kind: str) -> Drawing:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_xlabel("evaluations of one contestant")
         axes.set_ylabel(f"{kind} hypervolume")
-        _legend(figure, summary.strategies, baseline=False)
+        _legend(figure, summary.strategies)
         svg = svg_text(figure, name)
     return Drawing(
         name,
@@ -345,13 +356,13 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
         axes = figure.subplots()
         for finalist in summary.measured:
             _draw_finalist(axes, summary, finalist, cost, chosen)
-        for quality, _, style in _uncompressed(summary):
-            axes.axhline(100 * quality, color=_INK, linewidth=0.9, linestyle=style)
+        for line in _uncut(summary, tested=True):
+            axes.axhline(line.quality, color=_INK, linewidth=0.9, linestyle=line.style)
         shares = [_cost_share(summary, finalist, cost) for finalist in summary.measured]
         cost_axis(axes, min(shares), max(shares))
         axes.set_xlabel(f"{title}, % of the baseline")
         axes.set_ylabel(f"{summary.quality}, %")
-        _legend(figure, summary.strategies, baseline=False, extra=_finalist_handles(summary))
+        _legend(figure, summary.strategies, _finalist_handles(summary))
         svg = svg_text(figure, name)
     return Drawing(
         name,
@@ -390,14 +401,33 @@ def _found_by(summary: Summary, finalist: Finalist) -> str:
     )
 
 
-def _uncompressed(summary: Summary) -> list[tuple[float, str, Literal[":", "--"]]]:
-    """Test quality, name and line style of what was compressed, and of what the user gave."""
-    whole = "baseline" if summary.given_quality is None else summary.whole
-    found: list[tuple[float, str, Literal[":", "--"]]]
-    found = [(summary.test_quality or 0.0, whole, ":")]
-    if summary.given_quality is not None:
-        found.append((summary.given_quality, "given network", "--"))
-    return found
+class _Uncut(NamedTuple):
+    """A network that nothing is cut from: its quality in %, its name and its line's style."""
+
+    quality: float
+    name: str
+    style: Literal[":", "--"]
+
+
+def _uncut(summary: Summary, *, tested: bool) -> list[_Uncut]:
+    """What was compressed, and what the user gave where that is another network."""
+    manifest = summary.result.manifest
+    whole = manifest.test_baseline if tested else manifest.baseline
+    given = manifest.test_given if tested else manifest.given
+    found = [_Uncut(100 * quality_of(whole), _called(summary.whole), ":")]
+    return [*found, _Uncut(100 * quality_of(given), "given network", "--")] if given else found
+
+
+def _called(network: str) -> str:
+    """A network's name in figures, which have less space than texts."""
+    return "baseline" if network == "uncompressed network" else network
+
+
+def _uncut_handles(uncut: Sequence[_Uncut]) -> list[Line2D]:
+    return [
+        Line2D([], [], color=_INK, marker="*", markersize=10, linestyle=line.style, label=line.name)
+        for line in uncut
+    ]
 
 
 def _finalist_handles(summary: Summary) -> list[Line2D]:
@@ -408,8 +438,8 @@ def _finalist_handles(summary: Summary) -> list[Line2D]:
             label="search estimate",
         ),
         *(
-            Line2D([], [], color=_INK, linestyle=style, label=f"{name}, test")
-            for _, name, style in _uncompressed(summary)
+            Line2D([], [], color=_INK, linestyle=line.style, label=f"{line.name}, test")
+            for line in _uncut(summary, tested=True)
         ),
     ]  # fmt: skip
 
@@ -423,18 +453,10 @@ def band_colours(number: int) -> str:
 
 
 def _legend(
-    figure: Figure,
-    strategies: Sequence[StrategyScores],
-    *,
-    baseline: bool,
-    extra: Sequence[Line2D] = (),
+    figure: Figure, strategies: Sequence[StrategyScores], extra: Sequence[Line2D] = ()
 ) -> None:
-    """The legend of strategies, of the baseline where it is drawn, and of what else is."""
+    """The legend of strategies and of what else is drawn."""
     handles = [Line2D([], [], label=_said(label), **k) for label, k in looks(strategies).items()]
-    if baseline:
-        handles.append(
-            Line2D([], [], color=_INK, marker="*", markersize=10, linestyle=":", label="baseline")
-        )
     draw_legend(figure, [*handles, *extra])
 
 

@@ -21,6 +21,7 @@ from automl_compress.evaluate import (
     objective_values,
     quality_name,
     references_around,
+    useful_baseline,
     violations,
 )
 from automl_compress.ledger import StudyResult
@@ -69,8 +70,8 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
     - `size<=200kB`, `macs<=0.4x` (of the baseline), `accuracy>=0.92`, any metric of the study:
       all must hold, and the best quality wins; where only the quality is limited, the smallest.
     - `knee`: the largest box between the point and the useful reference (see
-      `evaluate.references_around`), so that no objective alone decides; among those that meet
-      the limits, if there are any.
+      `evaluate.references_around` and `evaluate.useful_baseline`), so that no objective alone
+      decides; among those that meet the limits, if there are any.
     - `point:ID`: a finalist's number in the report, or a policy's key or the start of it.
 
     Finalists come first, by their test quality. Only when none of them fits, the other points of
@@ -204,7 +205,9 @@ def _knee(result: StudyResult, picks: Sequence[Pick], limits: Sequence[Constrain
     own = constraints_as_measured(result) if picks[0].tested else manifest.constraints
     constraints = [*own, *(limit.absolute(baseline) for limit in limits)]
     values = objective_values([p.evaluation for p in picks], manifest.objectives)
-    useful = references_around(manifest.objectives, baseline, constraints, values)[1]
+    lost = manifest.test_sparsity_loss if picks[0].tested else manifest.sparsity_loss
+    start = useful_baseline(baseline, lost)
+    useful = references_around(manifest.objectives, start, constraints, values)[1]
     shares = [useful.share(row[None]) for row in values]
     best = max(range(len(picks)), key=lambda row: (shares[row], picks[row].evaluation.quality))
     return picks[best]

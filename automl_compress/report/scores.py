@@ -14,6 +14,7 @@ from automl_compress.evaluate import (
     minimised_metrics,
     objective_values,
     references_around,
+    useful_baseline,
     violations,
 )
 from automl_compress.ledger import ContestantRecord, Manifest, StudyResult
@@ -55,6 +56,11 @@ def minimised_baseline(manifest: Manifest) -> dict[str, float]:
     return minimised_metrics(manifest.baseline)
 
 
+def useful_start(manifest: Manifest) -> dict[str, float]:
+    """What useful networks are reckoned from, see `evaluate.useful_baseline`."""
+    return useful_baseline(minimised_baseline(manifest), manifest.sparsity_loss)
+
+
 def usable_values(
     evaluations: Iterable[Evaluation], manifest: Manifest, objectives: Sequence[str]
 ) -> Values:
@@ -73,8 +79,8 @@ def is_left_out(manifest: Manifest) -> bool:
 def reference_points(*results: StudyResult) -> tuple[Reference, Reference]:
     """References of the plain and the useful hypervolume, common to studies of one problem.
 
-    They depend on the uncompressed network and, where constraints on costs leave it out, on what
-    any contestant found (`evaluate.references_around`).
+    They depend on the network that the user gave and, where constraints on costs leave the
+    uncompressed one out, on what any contestant found (`evaluate.references_around`).
 
     Args:
         results: one or more. Their objectives are in the first one's order.
@@ -86,7 +92,7 @@ def reference_points(*results: StudyResult) -> tuple[Reference, Reference]:
     ]
     return references_around(
         manifest.objectives,
-        minimised_baseline(manifest),
+        useful_start(manifest),
         manifest.constraints,
         np.concatenate(found),
     )

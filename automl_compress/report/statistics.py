@@ -18,6 +18,7 @@ from automl_compress.evaluate import (
     LATENCY,
     LOSSES,
     QUALITIES,
+    USEFUL_LOSS,
     Constraint,
     Evaluation,
     beyond,
@@ -403,6 +404,17 @@ class Summary:
     def whole(self) -> str:
         """What the network that policies compress is called."""
         return f"{'uncompressed' if self.given_quality is None else 'sparsified'} network"
+
+    @property
+    def useful_start(self) -> str:
+        """What the network is called from whose quality useful ones are reckoned."""
+        given = self.given_quality is not None and not self.lost_too_much
+        return "given network" if given else self.whole
+
+    @property
+    def lost_too_much(self) -> bool:
+        """Whether sparsity training left no useful network, see `evaluate.useful_baseline`."""
+        return beyond("error", self.result.manifest.sparsity_loss, USEFUL_LOSS) > 0
 
     @property
     def optimism(self) -> Optimism | None:

@@ -163,7 +163,7 @@ def _baseline_row(summary: Summary) -> tuple[str, ...]:
         "baseline" if summary.given_quality is None else summary.whole,
         formats.percent(summary.test_quality),
         formats.interval(summary.test_interval),
-        formats.points(_whole_lost(summary)),
+        formats.points(summary.result.manifest.test_sparsity_loss),
         *(formats.cost_and_ratio(n, baseline[n], baseline[n]) for n in summary.costs),
         *_latency_cells(summary, summary.latency),
         formats.percent(quality_of(baseline)),
@@ -171,13 +171,6 @@ def _baseline_row(summary: Summary) -> tuple[str, ...]:
         MISSING,
         "",
     )
-
-
-def _whole_lost(summary: Summary) -> float:
-    """What the sparsity training lost; 0 where there was none."""
-    if summary.given_quality is None or summary.test_quality is None:
-        return 0.0
-    return summary.given_quality - summary.test_quality
 
 
 def _finalist_row(summary: Summary, finalist: Finalist) -> tuple[str, ...]:

@@ -68,6 +68,9 @@ class Problem:
             its feature maps whose rank is low; empty when nobody measured it.
         rungs: rungs that may be asked for, by name; empty where a study has no ladder.
         useful_loss: how much more loss than the baseline a network may have to be of use.
+        sparsity_loss: error that sparsity training added before the search. What a race shows of
+            contestants counts from before it (`evaluate.useful_baseline`); strategies go by the
+            network that they compress.
         counted_error: error at which the only hypervolume that counts ends; None where the plain
             and the useful one count, as in a study (`evaluate.references`).
     """
@@ -81,6 +84,7 @@ class Problem:
     sensitivity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     rungs: Mapping[str, RungOffer] = field(default_factory=dict)
     useful_loss: float = USEFUL_LOSS
+    sparsity_loss: float = 0.0
     counted_error: float | None = None
 
     @property

@@ -65,6 +65,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ('"identity": "', '"identity": "0', "workload"),
         ('"macs"\n ]', '"params"\n ]', "objectives"),
         ('"estimator": "', '"estimator": "0', "estimates"),
+        ('"given": {}', '"given": {"accuracy": 0.9}', "given networks"),
     ],
 )
 def test_other_problems_are_refused(

@@ -17,11 +17,12 @@ import automl_compress as ac
 from automl_compress.cli import main
 from automl_compress.compress import Compressor
 from automl_compress.deploy.state import load_state
+from automl_compress.engine.contestant import Standing
 from automl_compress.engine.extension import reopen
 from automl_compress.errors import InterruptedStudy
 from automl_compress.recover import training
 from automl_compress.recover.gradual import without_bits
-from automl_compress.report import pick_network
+from automl_compress.report import contestant_scores, pick_network
 from automl_compress.workload import Workload, build_model
 
 SWEEP = """
@@ -168,7 +169,12 @@ def test_sparse_weights_are_searched_on_the_data_of_the_given_ones(
 @pytest.mark.usefixtures("finished")
 def test_what_was_given_is_still_known_after_an_extension_and_a_resumption() -> None:
     before = ac.StudyResult("out").manifest
-    manifest = ac.Study.extend("out", 1).manifest
+    heard: list[Any] = []
+    extended = ac.Study.extend("out", 1, listener=heard.append)
+    standings = [told for told in heard if isinstance(told, Standing)]
+    told = {standing.contestant: standing.useful for standing in standings}
+    assert told == {s.record.name: s.useful[-1] for s in contestant_scores(extended)}
+    manifest = extended.manifest
     assert (manifest.given, manifest.test_given) == (before.given, before.test_given)
     assert manifest.given
     reopen(Path("out"), manifest)

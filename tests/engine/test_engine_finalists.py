@@ -61,6 +61,18 @@ def test_finalists_are_spread_where_constraints_leave_the_original_out(
     assert set(found.climbing(2)) == {policies[row] for row in chosen}
 
 
+@pytest.mark.parametrize(("lost", "chosen"), [(0.0, {0, 3}), (0.04, {0, 1}), (0.2, {0, 3})])
+def test_finalists_are_spread_over_what_loses_little_of_the_given_network(
+    lost: float, chosen: set[int]
+) -> None:
+    """Or of the sparsified one, where sparsity training left nothing useful of the given one."""
+    values = np.array([[0.33, 40.0], [0.34, 39.9], [0.35, 39.85], [0.38, 10.0]])
+    policies = tuple(Policy({"channels:a": width}) for width in range(1, 5))
+    baseline = {"error": 0.3, "macs": 100.0}
+    found = Candidates(policies, ("error", "macs"), values, values[:, 0], baseline, (), lost)
+    assert set(found.finalists(2)) == {policies[row] for row in chosen}
+
+
 def test_what_loses_just_a_loss_is_picked_at_it() -> None:
     """0.08 - 0.06 is a little more than 0.02."""
     values = np.array([[0.06, 100.0], [0.08, 10.0]])
@@ -99,4 +111,4 @@ def test_losses_count_against_the_network_that_sparsity_training_was_given() -> 
     baseline = {"error": 0.065, "macs": 100.0}
     found = Candidates(policies, ("error", "macs"), values, values[:, 0], baseline)
     assert found._picked(np.arange(3)) == [1, 1, 2]
-    assert replace(found, gained=0.01)._picked(np.arange(3)) == [0, 0, 1]
+    assert replace(found, sparsity_loss=0.01)._picked(np.arange(3)) == [0, 0, 1]

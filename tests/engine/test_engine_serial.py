@@ -15,6 +15,7 @@ from automl_compress.engine.contestant import Contestant, Standing
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import InputError, InterruptedStudy, StudyError
+from automl_compress.evaluate import objective_values, references
 from automl_compress.ledger import Ledger
 from automl_compress.search import RungOffer
 
@@ -133,6 +134,24 @@ def test_what_is_useful_waits_where_the_original_is_left_out(
     standing = contestant.finish_round(answers, 0)
     assert (standing.useful is None) == leaves_out
     assert standing.least_loss is not None
+
+
+def test_the_standing_of_sparse_networks_counts_from_the_given_one(tmp_path: Path) -> None:
+    problem = NETWORK.problem()
+    search = race(tmp_path).search
+    standings = []
+    for lost in (0.0, 0.02):
+        contestant = Contestant(CONTESTANTS[0], replace(problem, sparsity_loss=lost), BUDGET)
+        answers = [search.estimate(asked.policy) for asked in contestant.next_round()]
+        limit = problem.baseline["error"] - lost
+        _, useful = references(problem.objectives, {**problem.baseline, "error": limit})
+        standings.append(standing := contestant.finish_round(answers, 0))
+        assert standing.useful == useful.share(objective_values(answers, problem.objectives)) > 0
+        sizes = [e.metrics["size_bytes"] for e in answers if e.minimised("error") <= limit + 0.01]
+        least = min(sizes, default=None)
+        size = problem.baseline["size_bytes"]
+        assert standing.smallest_share == (None if least is None else least / size)
+    assert standings[0].smallest_share != standings[1].smallest_share
 
 
 def test_a_rung_that_measures_as_the_search_does_leaves_its_standing(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from automl_compress.evaluate import (
     minimised_metrics,
     objective_values,
     references,
+    useful_baseline,
     violations,
 )
 from automl_compress.space import Policy
@@ -153,6 +154,13 @@ def test_references() -> None:
     np.testing.assert_allclose(useful.point, [0.16, 1000])
     _, useful = references(["macs", "error"], {**BASELINE, "error": 0.95})
     np.testing.assert_allclose(useful.point, [200, 1])
+
+
+@pytest.mark.parametrize(("lost", "error"), [(0.02, 0.28), (-0.02, 0.32), (0.1, 0.2), (0.11, 0.3)])
+def test_what_is_useful_counts_from_what_the_user_gave(lost: float, error: float) -> None:
+    """Unless sparsity training alone lost more than is useful."""
+    found = useful_baseline({**BASELINE, "error": 0.3}, lost)
+    assert found == {**BASELINE, "error": pytest.approx(error)}
 
 
 @pytest.mark.parametrize(

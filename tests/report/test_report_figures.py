@@ -11,6 +11,7 @@ from automl_compress.report import figures
 from automl_compress.report.figures import (
     draw_all,
     draw_finalists,
+    draw_front,
     draw_hypervolume,
     draw_legend,
     looks,
@@ -114,6 +115,13 @@ def test_the_given_and_the_sparsified_network_are_told_apart(tmp_path, monkeypat
     lines = {line.get_linestyle(): line.get_ydata()[0] for line in drawn[0].axes[0].lines}
     assert lines["--"] == pytest.approx(93.7)
     assert lines[":"] == pytest.approx(100 * study.test_quality)
+    draw_front(study, "macs")
+    labels = [text.get_text() for text in drawn[1].legends[0].get_texts()]
+    assert labels[-2:] == ["sparsified network", "given network"]
+    zoom = drawn[1].axes[0]
+    assert zoom.get_title() == "within 10 points of the given network"
+    assert zoom.get_ylim()[0] == pytest.approx(84)
+    assert {94.0, 93.4} <= {round(line.get_ydata()[0], 6) for line in zoom.lines}
 
 
 def test_a_legend_of_few_is_one_line():

@@ -92,6 +92,15 @@ def test_a_knee_among_networks_that_all_lose_much(tmp_path: Path) -> None:
     assert pick_network(result, "knee,macs<=0.6x").policy == POLICIES[3]
 
 
+@pytest.mark.parametrize(("given", "bits"), [(0.97, 5), (0.89, 4)])
+def test_the_knee_of_sparse_networks_counts_from_the_given_one(
+    given: float, bits: int, tmp_path: Path
+) -> None:
+    """Errors over 0.13: (1-.11/.13)(.74)=.114, (1-.09/.13)(.5)=.154; over 0.21 the former."""
+    result = study(tmp_path, given={"accuracy": given}, test_given={"accuracy": given})
+    assert pick_network(result, "knee").policy == POLICIES[bits]
+
+
 def test_a_network_of_just_a_relative_limit_is_picked(tmp_path: Path) -> None:
     """0.57 times 100 is 56.99999999999999, 0.29 times 100 is 28.999999999999996."""
     macs = (28.0, 29.0, 40.0, 57.0, 58.0, 90.0)

@@ -9,6 +9,7 @@ from automl_compress.evaluate import Constraint, Evaluation
 from automl_compress.ledger import LEDGER, Ledger, Place, StudyResult
 from automl_compress.report import contestant_scores, write_report
 from automl_compress.report.comparison import Comparison, comparison_tables
+from automl_compress.report.content import build_document
 from automl_compress.report.scores import reference_points
 from automl_compress.report.statistics import (
     Spread,
@@ -170,6 +171,29 @@ def test_studies_compared_have_the_box_of_the_best_among_them(tmp_path):
     assert reference_points(results[0])[1].point[0] == pytest.approx(0.5)
     rows = Comparison(folders).document()["studies"]
     assert [row["useful"] > 0 for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        (0.964, 0.136, "the given network plus 10 points, so"),
+        (0.914, 0.186, "the given network plus 10 points, so"),
+        (0.999, 0.401, "the sparsified network plus 10 points, as sparsity training alone lost"),
+    ],
+)
+def test_what_is_useful_of_a_sparsified_network_counts_from_the_given_one(
+    tmp_path, given, error, said
+):
+    baseline = {**manifest().baseline, "accuracy": 0.699} if error > 0.4 else manifest().baseline
+    result = StudyResult(
+        write_study(
+            tmp_path, 3, finalists=0, baseline=baseline, given={"accuracy": given},
+            test_given={"accuracy": given},
+        )
+    )  # fmt: skip
+    assert reference_points(result)[1].point[0] == pytest.approx(error)
+    document = build_document(Summary(result), {})
+    assert f"the error of {said}" in str(document)
 
 
 def test_the_report_says_where_the_useful_box_ends(tmp_path):
