@@ -160,7 +160,7 @@ def _add_export(subparsers: Any) -> None:
         metavar="RULE",
         dest="rule",
         help="knee, point:ID, or limits such as 'size<=200kB,macs<=0.5x' or 'accuracy>=0.92', of "
-        "detectors 'map50>=0.7'",
+        "detectors 'map50>=0.7'; all but point:ID also keep the study's constraints as tested",
     )
     parser.add_argument(
         "--format",

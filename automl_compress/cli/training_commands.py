@@ -19,7 +19,8 @@ def add_training_commands(subparsers: Any) -> None:
         required=True,
         metavar="RULE",
         dest="rules",
-        help="knee, point:ID, or limits such as 'size<=200kB,macs<=0.5x'; may be given again",
+        help="knee, point:ID, or limits such as 'size<=200kB,macs<=0.5x'; all but point:ID also "
+        "keep the study's constraints as tested; may be given again",
     )
     parser.add_argument(
         "--asha",

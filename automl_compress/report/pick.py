@@ -45,11 +45,13 @@ class Pick:
             the search's estimate. Its latency is measured if `tested`, otherwise predicted.
         number: the finalist's number in the report; None when it is none.
         tested: whether the quality is that of the final test.
+        broken: constraints of the study that it breaks as measured, see `Finalist`.
     """
 
     evaluation: Evaluation
     number: int | None
     tested: bool
+    broken: tuple[str, ...] = ()
 
     @property
     def policy(self) -> Policy:
@@ -57,9 +59,11 @@ class Pick:
         return self.evaluation.policy
 
     def describe(self) -> str:
-        """Which one it is: `finalist 3 (key ...)`."""
+        """Which one it is: `finalist 3, key ...`, and what it breaks."""
         what = "a point of the front" if self.number is None else f"finalist {self.number}"
-        return f"{what}, key {self.policy.key}"
+        texts = " and ".join(f"'{text}'" for text in self.broken)
+        breaks = f" (breaks {texts} as measured)" if texts else ""
+        return f"{what}, key {self.policy.key}{breaks}"
 
 
 def pick_network(result: StudyResult, rule: str) -> Pick:
@@ -74,11 +78,13 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
       decides; among those that meet the limits, if there are any.
     - `point:ID`: a finalist's number in the report, or a policy's key or the start of it.
 
-    Finalists come first, by their test quality. Only when none of them fits, the other points of
-    the front count, by the search's estimates.
+    Finalists come first, by their test quality. Those that break a constraint of the study as
+    measured are picked by `point:ID` alone. Only when no finalist meets the limits, the other
+    points of the front count, by the search's estimates.
 
     Raises:
-        StudyError: the rule is wrong, or no network meets it; the nearest is named.
+        StudyError: the rule is wrong, or no network meets it and the constraints; the nearest is
+            named.
     """
     summary = Summary(result)
     text = rule.strip()
@@ -94,16 +100,31 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
     check_quality(limits, quality_name(result.manifest.baseline))
     _check_metrics(limits, tiers[0][0].evaluation)
     for tier in tiers:
-        good = [p for p in tier if not _exceeded(result, p, limits).any()]
+        fitting = [p for p in tier if not _exceeded(result, p, limits).any()]
+        good = [p for p in fitting if not p.broken]
         if good and KNEE in parts:
             return _knee(result, good, limits)
         if good:
             return min(good, key=lambda p: _order(p, limits))
+        if fitting:
+            raise _only_broken(result, rule, fitting)
     everyone = [p for tier in tiers for p in tier]
     nearest = min(everyone, key=lambda p: float(_exceeded(result, p, limits).sum()))
     raise StudyError(
         f"a pick must meet '{rule}', but no network of '{result.folder}' does; the nearest is "
         f"{nearest.describe()} with {_shown(nearest, limits)}: loosen the rule"
+    )
+
+
+def _only_broken(result: StudyResult, rule: str, picks: Sequence[Pick]) -> StudyError:
+    """That every finalist that meets a rule breaks a constraint; the nearest is named."""
+    own = constraints_as_measured(result)
+    nearest = min(picks, key=lambda p: float(_exceeded(result, p, own).sum()))
+    shown = _shown(nearest, [c for c in own if c.text in nearest.broken])
+    return StudyError(
+        f"a pick must meet the study's constraints as measured, but every finalist of "
+        f"'{result.folder}' that meets '{rule}' breaks one; the nearest is {nearest.describe()} "
+        f"with {shown}: loosen the rule, or take that one with 'point:{nearest.number}'"
     )
 
 
@@ -138,7 +159,7 @@ def _tested(summary: Summary) -> list[Pick]:
     picks = []
     for finalist in summary.measured:
         evaluation = replace(finalist.estimate, metrics=finalist.metrics)
-        picks.append(Pick(evaluation, finalist.number, True))
+        picks.append(Pick(evaluation, finalist.number, True, finalist.broken))
     return picks
 
 

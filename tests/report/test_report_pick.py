@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from automl_compress.errors import StudyError
-from automl_compress.evaluate import Evaluation
+from automl_compress.evaluate import Constraint, Evaluation
 from automl_compress.ledger import LEDGER, ContestantRecord, Ledger, Manifest, Place, StudyResult
 from automl_compress.report import pick_network
 from automl_compress.space import Policy
@@ -117,6 +117,38 @@ def test_other_points_count_only_where_no_finalist_fits(tmp_path: Path) -> None:
     assert (picked.policy, picked.number, picked.tested) == (POLICIES[6], None, False)
     # 3 bits have 0.86 by the search's estimate, but 0.84 when tested.
     assert pick_network(result, "accuracy>=0.85").policy == POLICIES[4]
+
+
+@pytest.mark.parametrize(
+    ("least", "rule", "bits"),
+    [
+        (0.85, "accuracy>=0.8", 4),  # 3 bits are smaller, but have 0.84 when tested
+        (0.9, "knee", 5),  # and 4 bits 0.89
+        (0.85, "point:2", 3),  # who names one wants that one
+    ],
+)
+def test_finalists_that_break_a_constraint_when_tested_are_not_picked_by_rules(
+    least: float, rule: str, bits: int, tmp_path: Path
+) -> None:
+    text = f"accuracy >= {least}"
+    picked = pick_network(study(tmp_path, constraints=(Constraint.parse(text),)), rule)
+    assert picked.policy == POLICIES[bits]
+    assert (f"breaks '{text}' as measured" in picked.describe()) == (rule == "point:2")
+
+
+@pytest.mark.parametrize("rule", ["size<=0.2x", "macs<=0.4x", "knee,size<=0.2x"])
+def test_where_all_that_fit_break_a_constraint_the_nearest_is_named(
+    rule: str, tmp_path: Path
+) -> None:
+    """Not one of the front that the search's estimates alone let pass."""
+    limit = Constraint.parse("accuracy >= 0.85")
+    with pytest.raises(StudyError) as caught:
+        pick_network(study(tmp_path, constraints=(limit,)), rule)
+    said = (
+        f"'{rule}' breaks one; the nearest is finalist 2, key {POLICIES[3].key} (breaks 'accuracy"
+    )
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("84.00 %: loosen the rule, or take that one with 'point:2'")
 
 
 def test_a_study_without_finalists_is_picked_by_estimates(tmp_path: Path) -> None:
