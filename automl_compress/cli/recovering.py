@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from automl_compress.cli.training_progress import TrainingProgress, tell_fixed
+from automl_compress.cli.training_progress import TrainingProgress, tell_untrained
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.engine import Restored, restore_study
 from automl_compress.engine.lock import locked
@@ -104,7 +104,7 @@ def _recover(
         waiting = [found for found in waiting if not is_recovered(folder, found, stated, force)]
     if waiting:
         study = restore_study(folder)
-        tell_fixed(study.workload.fixed)
+        tell_untrained(study.workload)
         for place, found in enumerate(waiting, 1):
             print(f"[{place}/{len(waiting)}] {found.describe()}", flush=True)
             task = RecoveryTask(study, folder, result.manifest.fingerprint, settings, force)

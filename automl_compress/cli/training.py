@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from automl_compress.cli.options import check_output
-from automl_compress.cli.training_progress import TrainingProgress, tell_fixed
+from automl_compress.cli.training_progress import TrainingProgress, tell_untrained
 from automl_compress.errors import InputError, WorkloadError
 from automl_compress.evaluate import QUALITIES
 from automl_compress.recover import (
@@ -176,7 +176,7 @@ def _train(
         f"{len(workload.splits.validation):,} held out, on {device}",
         flush=True,
     )
-    tell_fixed(workload.fixed)
+    tell_untrained(workload)
     output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = output.with_name(output.name + ".checkpoint")
     trained = train_network(workload, settings, sparsity, checkpoint, TrainingProgress())

@@ -10,7 +10,8 @@ from typing import Final, TextIO
 
 from automl_compress.cli.progress import BLOCK_SECONDS, REDRAW_SECONDS, duration
 from automl_compress.evaluate import QUALITIES
-from automl_compress.recover import Standing
+from automl_compress.recover import Standing, training_heads
+from automl_compress.workload import Workload
 
 _ERASE: Final = "\r\x1b[K"
 
@@ -41,14 +42,16 @@ class TrainingProgress:
         self._stream.flush()
 
 
-def tell_fixed(fixed: Collection[str]) -> None:
-    """Say which parameters of a network no training changes, if there are any."""
-    if fixed:
-        print(
-            f"parameters that are not trained, as the factory froze them: {len(fixed)}, "
-            f"such as '{min(fixed)}'",
-            flush=True,
-        )
+def tell_untrained(workload: Workload) -> None:
+    """Say what of a network no training changes, if there is anything."""
+    _tell("parameters that are not trained, as the factory froze them", workload.fixed)
+    heads = training_heads(workload.model, workload.example_input())
+    _tell("parts that are not trained, as they run in training mode alone", heads)
+
+
+def _tell(what: str, names: Collection[str]) -> None:
+    if names:
+        print(f"{what}: {len(names)}, such as '{min(names)}'", flush=True)
 
 
 def _line(standing: Standing) -> str:

@@ -67,6 +67,7 @@ from automl_compress.ledger import (
     Manifest,
     StudyResult,
 )
+from automl_compress.recover import training_heads
 from automl_compress.search import (
     Problem,
     RungOffer,
@@ -367,6 +368,7 @@ class Study:
             if before is not None:
                 given, test_given = dict(before.given), dict(before.test_given)
         _warn_of_chance(baseline, workload)
+        _warn_of_heads(workload)
         derived = _without_idle_choices(derived, cost, config)
         minimised = minimised_metrics(baseline.metrics)
         named = {
@@ -487,6 +489,17 @@ def _warn_of_chance(baseline: Evaluation, workload: Workload) -> None:
             "the order of the classes",
             100 * baseline.quality,
             100 * commonest,
+        )
+
+
+def _warn_of_heads(workload: Workload) -> None:
+    """Say so where parts of the network run in training mode alone, which no policy compresses."""
+    if heads := training_heads(workload.model, workload.example_input()):
+        _logger.warning(
+            "parts that run in training mode alone are neither searched nor trained: %s; they are "
+            "in every size and file, %s bytes of parameters that a factory without them saves",
+            ", ".join(heads),
+            f"{4 * sum(heads.values()):,}",
         )
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         section_of,
     )
     from automl_compress.recover.training import Listener, Standing
+    from automl_compress.recover.training_mode import training_heads
     from automl_compress.space import Policy
     from automl_compress.workload import ImageSet, Normalization
 
@@ -59,6 +60,7 @@ _PLACES = {
     "recover_policy": "automl_compress.recover.recovery",
     "section_of": "automl_compress.recover.settings",
     "train_network": "automl_compress.recover.baseline",
+    "training_heads": "automl_compress.recover.training_mode",
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "recover_policy",
     "section_of",
     "train_network",
+    "training_heads",
 ]
 
 

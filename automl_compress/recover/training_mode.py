@@ -60,6 +60,27 @@ def resting_modules(network: nn.Module, inputs: Tensor) -> list[nn.Module]:
     )
 
 
+def training_heads(network: nn.Module, inputs: Tensor) -> dict[str, int]:
+    """Parts that run in training mode alone, and so are neither searched nor trained.
+
+    Args:
+        network: not changed, its mode neither.
+        inputs: (n, c, h, w) an image or more. They are taken twice, as BatchNorms need two.
+
+    Returns:
+        How many parameters each has, by its name, the outermost parts only; none where the network
+        fails in evaluation mode.
+    """
+    twice = torch.cat([inputs, inputs])
+    deployed, ran = (_parts_run(network, twice, resting) for resting in (None, ()))
+    heads: dict[str, int] = {}
+    for name in sorted(ran - deployed) if deployed else ():
+        count = sum(p.numel() for p in network.get_submodule(name).parameters())
+        if count and not any(name.startswith(f"{head}.") for head in heads):
+            heads[name] = count
+    return heads
+
+
 def start_training(network: nn.Module, resting: Sequence[nn.Module]) -> None:
     """Put a network into training mode, but for the modules of `resting_modules` themselves."""
     network.train()
@@ -73,17 +94,38 @@ def _level(name: str) -> int:
 
 
 def _output(network: nn.Module, inputs: Tensor, resting: Sequence[str] | None) -> Any:
-    """What a copy gives in training mode, or why it fails; in evaluation mode where that is None.
+    """What a copy in the mode of `_trial` gives, or why it fails."""
+    return _answer(_trial(network, resting), inputs)
 
-    The copy shares parameters; statistics and counters are its own.
+
+def _parts_run(network: nn.Module, inputs: Tensor, resting: Sequence[str] | None) -> set[str]:
+    """Names of the modules that run in the mode of `_trial`; none where evaluation fails."""
+    names: set[str] = set()
+    trial = _trial(network, resting)
+    for name, module in trial.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: names.add(name))
+    with torch.random.fork_rng(devices=[]):
+        failed = isinstance(_answer(trial, inputs), Exception)
+    return set() if failed and resting is None else names
+
+
+def _trial(network: nn.Module, resting: Sequence[str] | None) -> nn.Module:
+    """A copy in training mode, in evaluation mode where `resting` is None.
+
+    It shares parameters; statistics and counters are its own.
     """
     trial = own_copy(network, {id(p): p for p in network.parameters()})
     trial.eval()
     if resting is not None:
         start_training(trial, [trial.get_submodule(name) for name in resting])
+    return trial
+
+
+def _answer(network: nn.Module, inputs: Tensor) -> Any:
+    """What a network gives, or why it fails."""
     try:
         with torch.no_grad():
-            return trial(inputs)
+            return network(inputs)
     except Exception as reason:  # whatever the network's own code raises
         return reason
 

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import Any
 
-from automl_compress.cli.training_progress import tell_fixed
+import pytest
+import torch
+from torch import Tensor, nn
+
+from automl_compress.cli.training_progress import tell_untrained
+
+
+class Headed(nn.Linear):
+    """Further heads run in training mode alone."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__(2, 2)
+        self.heads = nn.ModuleList(nn.Linear(2, 2) for _ in range(heads))
+
+    def forward(self, x: Tensor) -> Any:
+        answer = super().forward(x)
+        return (answer, *(head(x) for head in self.heads)) if self.training else answer
 
 
 def test_what_is_not_trained_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    tell_fixed(frozenset())
+    workload: Any = SimpleNamespace(example_input=lambda: torch.ones(1, 2))
+    workload.model, workload.fixed = Headed(0), frozenset()
+    tell_untrained(workload)
     assert not capsys.readouterr().out
-    tell_fixed(frozenset({"b.weight", "a.weight"}))
+    workload.model, workload.fixed = Headed(2), frozenset({"b.weight", "a.weight"})
+    tell_untrained(workload)
     assert capsys.readouterr().out == (
         "parameters that are not trained, as the factory froze them: 2, such as 'a.weight'\n"
+        "parts that are not trained, as they run in training mode alone: 2, such as 'heads.0'\n"
     )

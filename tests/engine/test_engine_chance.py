@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import Any
 
-from automl_compress.engine.study import _warn_of_chance
+import pytest
+import torch
+from torch import Tensor, nn
+
+from automl_compress.engine.study import _warn_of_chance, _warn_of_heads
 from automl_compress.evaluate import Evaluation
 from automl_compress.space import Policy
 from automl_compress.workload import WorkloadConfig, load_workload
@@ -17,4 +22,21 @@ def test_a_network_that_only_guesses_is_reported(
     metrics = {"accuracy": accuracy, "error": 1 - accuracy}
     _warn_of_chance(Evaluation(Policy({}), "one", metrics, images=200), workload)
     assert ("check weights, data.mean, data.std" in caplog.text) == said
+    _warn_of_heads(workload)
+    assert "training mode" not in caplog.text
     assert (f"right on {accuracy:.1%} of".replace("%", " %") in caplog.text) == said
+
+
+def test_parts_that_run_in_training_mode_alone_are_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Headed(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return (super().forward(x), self.head(x)) if self.training else super().forward(x)
+
+    model = Headed(2, 2)
+    model.head = nn.Linear(2, 3)
+    workload: Any = SimpleNamespace(model=model, example_input=lambda: torch.ones(1, 2))
+    _warn_of_heads(workload)
+    assert "alone are neither searched nor trained: head; they are in" in caplog.text
+    assert "file, 36 bytes" in caplog.text

@@ -15,7 +15,11 @@ import automl_compress as ac
 from automl_compress.recover import Augmentation, TrainingSettings
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.training import Trainer
-from automl_compress.recover.training_mode import resting_modules, start_training
+from automl_compress.recover.training_mode import (
+    resting_modules,
+    start_training,
+    training_heads,
+)
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Normalization
 
@@ -96,6 +100,10 @@ def test_what_asks_for_the_mode_rests_and_its_layers_do_not(box: Any) -> None:
     assert not inner.training
     assert all(part.training for part in inner.modules() if part is not inner)
     assert network(X).shape == (2, 3)
+    before = torch.get_rng_state()
+    (name,) = (name for name, part in network.named_modules() if part is inner.further)
+    assert training_heads(network, X[:1]) == {name: 27}
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_usual_networks_train_whole() -> None:
@@ -105,6 +113,7 @@ def test_usual_networks_train_whole() -> None:
     chance = torch.get_rng_state()
     trainer = _trained(network)
     assert trainer._resting == []
+    assert training_heads(network, X) == training_heads(Failing(), X) == {}
     assert torch.equal(torch.get_rng_state(), chance)
     assert all(torch.equal(value, before[n]) for n, value in network.state_dict().items())
 
