@@ -17,7 +17,8 @@ from automl_compress.pareto import Values, front_mask
 from automl_compress.report import formats
 from automl_compress.report.formats import MISSING
 from automl_compress.report.scores import contestant_scores, minimised_baseline, reference_points
-from automl_compress.report.statistics import Spread, StrategyScores, strategy_scores
+from automl_compress.report.statistics import Spread
+from automl_compress.report.strategy_scores import StrategyScores, strategy_scores
 from automl_compress.report.tables import Column, Table
 
 VERSION: Final = 1

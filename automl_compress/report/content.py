@@ -24,7 +24,8 @@ from automl_compress.report.document import (
 )
 from automl_compress.report.figures import Drawing
 from automl_compress.report.scores import is_left_out
-from automl_compress.report.statistics import Summary, wall_clock
+from automl_compress.report.statistics import wall_clock
+from automl_compress.report.summary import Summary
 from automl_compress.space import counted
 
 _FEW_SEEDS: Final = 5

@@ -20,9 +20,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from automl_compress.evaluate import LOSSES, USEFUL_LOSS, quality_of
+from automl_compress.report.finalists import Finalist
 from automl_compress.report.formats import TITLES
 from automl_compress.report.scores import is_left_out, useful_start
-from automl_compress.report.statistics import Finalist, StrategyScores, Summary, cost_front
+from automl_compress.report.statistics import cost_front
+from automl_compress.report.strategy_scores import StrategyScores
+from automl_compress.report.summary import Summary
 
 # Okabe and Ito 2008, "Color Universal Design", without black and yellow; then two darker ones. The
 # other eight were searched for in OKLab (Ottosson 2020), hues counting 1.6 times: the nearest two

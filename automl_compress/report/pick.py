@@ -26,7 +26,8 @@ from automl_compress.evaluate import (
 )
 from automl_compress.ledger import StudyResult
 from automl_compress.report import formats
-from automl_compress.report.statistics import Summary, constraints_as_measured
+from automl_compress.report.finalists import constraints_as_measured
+from automl_compress.report.summary import Summary
 from automl_compress.space import Policy
 
 KNEE: Final = "knee"

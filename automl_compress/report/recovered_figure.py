@@ -21,7 +21,8 @@ from automl_compress.report.figures import (
     svg_text,
 )
 from automl_compress.report.formats import TITLES
-from automl_compress.report.statistics import Summary, quality_interval
+from automl_compress.report.statistics import quality_interval
+from automl_compress.report.summary import Summary
 
 _INK: Final = "#222222"
 _BEFORE: Final = "#777777"

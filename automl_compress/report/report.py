@@ -13,7 +13,7 @@ from automl_compress.report.figures import draw_all
 from automl_compress.report.html import to_html
 from automl_compress.report.markdown import to_markdown
 from automl_compress.report.recovered_figure import draw_recovered
-from automl_compress.report.statistics import Summary
+from automl_compress.report.summary import Summary
 from automl_compress.report.tables import terminal_table
 
 

@@ -15,16 +15,12 @@ from automl_compress.evaluate import LATENCY, Evaluation, quality_of
 from automl_compress.evaluate.ranking import kendall
 from automl_compress.ledger import FrontPoint, RungRecord
 from automl_compress.report import formats, markdown_text
+from automl_compress.report.finalists import Finalist
 from automl_compress.report.formats import MISSING
 from automl_compress.report.recovered import RecoveredNetwork
-from automl_compress.report.statistics import (
-    HEADLINE_LOSSES,
-    Finalist,
-    StrategyScores,
-    Summary,
-    common_reasons,
-    quality_interval,
-)
+from automl_compress.report.statistics import common_reasons, quality_interval
+from automl_compress.report.strategy_scores import StrategyScores
+from automl_compress.report.summary import HEADLINE_LOSSES, Summary
 from automl_compress.settings import significant
 from automl_compress.space import KINDS
 

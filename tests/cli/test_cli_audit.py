@@ -24,7 +24,7 @@ from automl_compress.evaluate import Constraint, Evaluation, network
 from automl_compress.ledger import StudyResult
 from automl_compress.report import write_report
 from automl_compress.report.audit import TRUSTED
-from automl_compress.report.statistics import Summary
+from automl_compress.report.summary import Summary
 from automl_compress.report.tables import ladder_table
 from automl_compress.space import Policy
 

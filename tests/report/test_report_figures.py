@@ -17,7 +17,8 @@ from automl_compress.report.figures import (
     looks,
 )
 from automl_compress.report.scores import ContestantScores
-from automl_compress.report.statistics import StrategyScores, Summary
+from automl_compress.report.strategy_scores import StrategyScores
+from automl_compress.report.summary import Summary
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from automl_compress.report.content import build_document
 from automl_compress.report.formats import percent, points
 from automl_compress.report.html import to_html
 from automl_compress.report.markdown import to_markdown
-from automl_compress.report.statistics import Summary
+from automl_compress.report.summary import Summary
 
 EVIL = '<script>alert("1")</script> & | `x`'
 VOID = {"meta", "br", "img", "hr", "link", "input"}

@@ -21,7 +21,8 @@ from automl_compress.evaluate import Evaluation
 from automl_compress.ledger import StudyResult
 from automl_compress.report import write_report
 from automl_compress.report.recovered_figure import draw_recovered
-from automl_compress.report.statistics import Summary, wilson_interval
+from automl_compress.report.statistics import wilson_interval
+from automl_compress.report.summary import Summary
 
 
 def _recovered(folder: Path, seed: int, size: float, **changes: Any) -> str:

@@ -5,7 +5,7 @@ from report_studies import evaluation, policy, write_study
 from automl_compress.ledger import StudyResult
 from automl_compress.report import formats, front_table
 from automl_compress.report.markdown_text import escape
-from automl_compress.report.statistics import Summary
+from automl_compress.report.summary import Summary
 from automl_compress.report.tables import Column, Table, policy_text
 
 TABLE = Table(
