@@ -18,7 +18,8 @@ from automl_compress.deploy.folds import (
     fold_of,
     folded,
 )
-from automl_compress.deploy.qdq import LowBitLayer, add_initializer
+from automl_compress.deploy.graph import add_initializer
+from automl_compress.deploy.low_bit_layers import LowBitLayer
 from automl_compress.deploy.values import TiedValues, is_full_convolution
 
 _SAME_COLUMNS: Final = ("Relu", "Clip", "Identity", "Add")

@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from automl_compress.deploy.folds import MapLayer
-    from automl_compress.deploy.qdq import Grid, LowBitLayer, QdqPass
+    from automl_compress.deploy.grids import Grid
+    from automl_compress.deploy.low_bit_layers import LowBitLayer
+    from automl_compress.deploy.qdq import QdqPass
 
 OPSET: Final = 20
 METADATA: Final = "automl_compress"
@@ -265,7 +267,7 @@ def _float_graph(
     """
     from automl_compress.deploy.blocks import pool_means
     from automl_compress.deploy.gates import write_gates
-    from automl_compress.deploy.qdq import name_weights, separate_weights
+    from automl_compress.deploy.low_bit_layers import name_weights, separate_weights
     from automl_compress.deploy.simplify import simplify
 
     low_bit = _low_bit_layers(network) if int8 else {}
@@ -314,7 +316,7 @@ def foldable_maps(model: nn.Module, example_input: Tensor) -> tuple[MapLayer, ..
 
 def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
     """Layers with low-bit weights by every name they stand under."""
-    from automl_compress.deploy.qdq import LowBitLayer
+    from automl_compress.deploy.low_bit_layers import LowBitLayer
 
     found = {}
     for name, module in network.named_modules(remove_duplicate=False):
@@ -336,7 +338,7 @@ def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
 
 def _grid_of(quantizer: InputQuantizer) -> Grid:
     """A quantizer's levels on uint8, the lowest as 0."""
-    from automl_compress.deploy.qdq import Grid
+    from automl_compress.deploy.grids import Grid
 
     return Grid(float(quantizer.scale), quantizer.zero_point, 0, 2**quantizer.bits - 1)
 
@@ -402,7 +404,7 @@ def _grids(model: ir.Model, quantizer: QdqPass, calibration: Tensor | None) -> d
     import onnx
     import onnx_ir as ir
 
-    from automl_compress.deploy.qdq import Ranges
+    from automl_compress.deploy.grids import Ranges
 
     names = quantizer.uncalibrated()
     if not names:
