@@ -364,7 +364,7 @@ def _rectified_sum(other: Tensor, x: Tensor, *layer: Any) -> Tensor:
     PyTorch 2.11 takes no summand whose strides fit both of oneDNN's layouts, such as one of a
     single place or channel ("could not create a memory"), but adds to a copy of it in place.
     """
-    how = ("add", 1.0, "relu", [], "")
+    how: Any = ("add", 1.0, "relu", [], "")
     if other.is_contiguous() and other.is_contiguous(memory_format=torch.channels_last):
         result: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
             other.clone(), x, *layer, *how
