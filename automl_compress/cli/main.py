@@ -1,7 +1,7 @@
 """Entry point: commands, their arguments, and what errors mean to a shell.
 
 Exit codes: 0 done; 1 the run failed; 2 the input is wrong, one line on stderr says what, where
-and the remedy; 130 interrupted with the state saved.
+and the remedy; 130 interrupted, by Ctrl-C or SIGTERM, with the state saved.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from automl_compress.cli import commands
@@ -254,6 +258,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     _open_streams()
+    with _stopped_by_sigterm():
+        return _run(arguments)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """What schedulers and containers send before they kill has the effect of Ctrl-C inside."""
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # ignored, as where a shell starts it in the background
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
     except SystemExit as leaving:

@@ -278,7 +278,7 @@ def start_ray(settings: EngineSettings) -> None:
     else:
         stated = _job_variables()  # which Ray would refuse to replace
         environment["env_vars"] = {n: v for n, v in variables.items() if n not in stated}
-    with tempfile.TemporaryDirectory() as folder, _environment(inherited):
+    with tempfile.TemporaryDirectory() as folder, _environment(inherited), _sigterm_kept():
         ships = address != LOCAL and _JOB not in os.environ  # whose job ships its own
         if ships and copy_own_modules(Path(folder)):
             environment["working_dir"] = folder
@@ -294,6 +294,20 @@ def start_ray(settings: EngineSettings) -> None:
         except (ConnectionError, RuntimeError, ValueError) as reason:
             hint = "" if address == LOCAL else f" ({_AUTHENTICATE})"
             raise EngineError(f"{_UNREACHABLE}: {reason_of(reason)}{hint}") from reason
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """SIGTERM does afterwards what it did before, if that was set from Python.
+
+    Ray's own handler prints the machine's stack and aborts the process.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

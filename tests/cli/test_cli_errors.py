@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,3 +302,18 @@ def test_space_does_not_replace_a_file(folder: Path, capsys: pytest.CaptureFixtu
     Path("kept.yaml").write_text("mine\n")
     assert "--force" in _refused(capsys, "space", "resnet20", "-o", "kept.yaml")
     assert Path("kept.yaml").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_stops_as_ctrl_c_does(
+    interrupt: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Ctrl-C is ignored, as in what a shell starts in the background."""
+    monkeypatch.setattr(commands, "doctor", lambda: signal.raise_signal(signal.SIGTERM))
+    handlers = signal.signal(signal.SIGINT, interrupt), signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["doctor"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handlers[0])
+    assert signal.getsignal(signal.SIGTERM) == handlers[1]
+    assert "stopped before anything was written" in capsys.readouterr().err

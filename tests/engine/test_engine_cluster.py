@@ -405,3 +405,20 @@ def test_variables_that_a_job_states_stay_as_stated(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
         start_ray(EngineSettings(address="auto"))
     assert found[1] - found[0] == {"OMP_NUM_THREADS"}
+
+
+def test_rays_start_leaves_sigterm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from automl_compress.engine.cluster import ray, start_ray
+
+    def ours(*_: object) -> None: ...
+
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        start_ray(EngineSettings(address="local"))
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
