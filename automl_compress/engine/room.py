@@ -50,11 +50,14 @@ def what_waits(pool: Pool, threads: int, processors: Sequence[float], free: floa
             f"an evaluator takes {threads} processors of one machine (engine.threads), but no "
             f"machine of the cluster has more than {most:g}; the study waits for one that has"
         )
+    at_work = f"{pool.started} of the study's {pool.asked} evaluators are at work"
+    if free >= len(processors) * (threads - 1) + 1:  # then some machine has room for one
+        return f"{at_work}; the others are starting, which takes long"
     goes_on = "goes on with these" if pool.started else "waits"
     return (
-        f"{pool.started} of the study's {pool.asked} evaluators are at work: each takes {threads} "
-        f"of the cluster's {sum(processors):g} processors, of which {free:g} are free (others may "
-        f"hold them, see 'ray status', or starting takes long); the study {goes_on}"
+        f"{at_work}: each takes {threads} of the cluster's {sum(processors):g} processors, of "
+        f"which {free:g} are free (others may hold them, see 'ray status', or starting takes "
+        f"long); the study {goes_on}"
     )
 
 
