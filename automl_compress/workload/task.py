@@ -243,7 +243,7 @@ def weighted_share(right: Tensor, sample: Sample) -> tuple[float, float]:
     """
     n, counts = len(right), right.double()
     weights = sample.weights[:n] / sample.weights[:n].sum()
-    share = float(weights @ counts)
+    share = min(1.0, float(weights @ counts))  # the sum of the weights is rounded
 
     def sums(values: Tensor) -> Tensor:
         return torch.zeros(STRATA, dtype=torch.float64).index_add_(0, strata, values)

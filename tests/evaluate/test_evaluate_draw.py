@@ -94,6 +94,12 @@ def test_no_share_is_known_exactly(right: bool, n: int) -> None:
     assert error == pytest.approx(1 / (n + 2))
 
 
+def test_no_share_is_above_one() -> None:
+    """Weights that are divided by their sum add up to a little more than 1 now and then."""
+    whole = [weighted_share(torch.full((n,), True), sample(n))[0] for n in range(2, 100)]
+    assert max(whole) == 1.0
+
+
 def test_errors_are_those_of_a_stratified_sample() -> None:
     """Each stratum by a loop, the first of which has one image only."""
     drawn, right = sample(50), torch.arange(50) % 3 > 0
