@@ -52,7 +52,8 @@ def export_network(
             "post-processing in the file; remove it"
         )
     picked = pick_network(result, rule)
-    print(f"picked {picked.describe()}: {_said(picked)}", flush=True)
+    before = ", before it was recovered" if recovered else ""
+    print(f"picked {picked.describe()}: {_said(picked)}{before}", flush=True)
     trained = recovered_file(folder, picked.policy) if recovered else None
     study = restore_study(folder)
     network = study.build(picked.policy) if trained is None else load_trained(trained, study)

@@ -92,8 +92,8 @@ class Progress:
         if self._first is None or self._done <= self._first[1]:
             return text
         rate = (self._done - self._first[1]) / max(1e-9, now - self._first[0])
-        left = max(0, self._total - self._done) / rate
-        return f"{text}, {rate:.1f} per second, about {duration(left)} left"
+        left = "" if self._over else f", about {duration((self._total - self._done) / rate)} left"
+        return f"{text}, {rate:.1f} per second{left}"
 
     def _line(self, name: str, width: int) -> str:
         s = self._standings[name]

@@ -104,7 +104,7 @@ class Manifest:
     Args:
         study: its name.
         status: `running`, `interrupted` or `finished`.
-        config: the sweep file's settings with every default filled in.
+        config: the sweep file's settings as given, with what `auto` came to.
         fingerprint: hash of everything that decides the study's evaluations.
         objectives: names of the minimised objectives.
         constraints: absolute constraints.

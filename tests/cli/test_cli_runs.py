@@ -245,6 +245,7 @@ def test_progress_says_once_that_the_race_is_over_and_the_best_are_measured() ->
         progress(Standing(name, 5, 0, 0, 0.25, 0.125))
     progress.close()
     assert stream.getvalue().count("10 of about 10 evaluations") == 1
+    assert " left" not in stream.getvalue()
     assert stream.getvalue().splitlines()[-1].endswith("the best networks are measured again ...")
 
 
