@@ -148,17 +148,12 @@ def _told(summary: Summary, quality: float, bounds: tuple[float, float] | None) 
     return f"has {share} {summary.quality} on the{images} test images{interval}"
 
 
-def _reference(summary: Summary) -> str:
-    """What losses and costs are compared with."""
-    return "uncompressed network" if summary.given_quality is None else "given network"
-
-
 def _headline_note(summary: Summary) -> str:
     waiting = len(summary.finalists) - len(summary.measured)
     has = "has" if waiting == 1 else "have"
     missing = f" {formats.count(waiting, 'finalist')} {has} no test result." if waiting else ""
     return (
-        f"The search never saw these images. Shares in brackets are of the {_reference(summary)} "
+        f"The search never saw these images. Shares in brackets are of the {summary.reference} "
         "in 32-bit floats. The search estimate comes from the search images; "
         f"{_estimate_note(summary)}. What stands after ± is its standard error, for "
         f"the number of search images. {_interval_note(summary)}{missing}"
@@ -281,7 +276,7 @@ def _recovered_note(summary: Summary) -> str:
         f"{formats.count(len(summary.recovered), 'network')} of the search, trained on the "
         "training images after it. The test images are those of the finalists: no training saw "
         "them, and no decision of a training was made by them. Points lost are against the "
-        f"{_reference(summary)}."
+        f"{summary.reference}."
     )
 
 
@@ -562,9 +557,15 @@ def _commands(summary: Summary) -> list[Block]:
     return [
         *blocks,
         Paragraph(
-            "This runs the same study from its settings below. The same seeds give the same "
-            "evaluations:"
+            f"This runs the same study from its settings below{_base(manifest)}. The same seeds "
+            "give the same evaluations:"
         ),
         Code("automl-compress search study.yaml"),
-        Details("study.yaml: all settings, JSON being YAML too", (Code(settings),)),
+        Details("study.yaml: its settings, JSON being YAML too", (Code(settings),)),
     ]
+
+
+def _base(manifest: Manifest) -> str:
+    """Where relative paths of the settings begin, if that is known."""
+    base = manifest.environment.get("base")
+    return f", whose relative paths begin at the sweep's folder, '{base}'" if base else ""

@@ -128,7 +128,7 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
         zoom.set_ylabel(f"{quality} on the search images, %")
         zoom.set_title(region, fontsize=10)
         whole.set_title("whole range", fontsize=10)
-        figure.supxlabel(f"{title}, % of the baseline", fontsize=10)
+        figure.supxlabel(f"{title}, % of the {called(summary.reference)}", fontsize=10)
         _legend(figure, summary.strategies, _uncut_handles(uncut))
         svg = svg_text(figure, name)
     return Drawing(
@@ -169,7 +169,7 @@ def _draw_fronts(
         axes.vlines(x, y - error, y + error, color=look["color"], linewidth=0.8, alpha=0.45)
     for line in uncut:
         axes.axhline(line.quality, color=_INK, linewidth=0.9, linestyle=line.style)
-        axes.plot([100], [line.quality], color=_INK, marker="*", markersize=11, linestyle="none")
+        axes.plot([100], [line.quality], **line.star, markersize=11, linestyle="none")
 
 
 def _useful_region(
@@ -183,7 +183,7 @@ def _useful_region(
     manifest = summary.result.manifest
     if not is_left_out(manifest):
         start = 100 * (1.0 - useful_start(manifest)["error"])
-        return f"within {points:g} points of the {_called(summary.useful_start)}", start - points
+        return f"within {points:g} points of the {called(summary.useful_start)}", start - points
     best = max((front[:, 1].max() for front in fronts if len(front)), default=baseline)
     return f"within {points:g} points of the best found", min(baseline, best) - points
 
@@ -363,7 +363,7 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
             axes.axhline(line.quality, color=_INK, linewidth=0.9, linestyle=line.style)
         shares = [_cost_share(summary, finalist, cost) for finalist in summary.measured]
         cost_axis(axes, min(shares), max(shares))
-        axes.set_xlabel(f"{title}, % of the baseline")
+        axes.set_xlabel(f"{title}, % of the {called(summary.reference)}")
         axes.set_ylabel(f"{summary.quality}, %")
         _legend(figure, summary.strategies, _finalist_handles(summary))
         svg = svg_text(figure, name)
@@ -386,8 +386,8 @@ def _draw_finalist(
     marks = {"color": look["color"], "marker": look["marker"], "linestyle": "none"}
     if finalist.interval is not None:
         axes.plot([x, x], [100 * b for b in finalist.interval], color=look["color"], linewidth=1.1)
-    axes.plot([x], [tested], markersize=6.5, **marks)
-    axes.plot([x], [estimate], markersize=6.5, markerfacecolor="white", **marks)
+    axes.plot([x], [estimate], markersize=8, markerfacecolor="white", **marks)
+    axes.plot([x], [tested], markersize=6, **marks)  # in front: what counts is never hidden
 
 
 def _cost_share(summary: Summary, finalist: Finalist, cost: str) -> float:
@@ -411,24 +411,30 @@ class _Uncut(NamedTuple):
     name: str
     style: Literal[":", "--"]
 
+    @property
+    def star(self) -> dict[str, Any]:
+        """Its mark: filled where the network is the one that was compressed."""
+        face = _INK if self.style == ":" else "white"
+        return {"color": _INK, "marker": "*", "markerfacecolor": face}
+
 
 def _uncut(summary: Summary, *, tested: bool) -> list[_Uncut]:
     """What was compressed, and what the user gave where that is another network."""
     manifest = summary.result.manifest
     whole = manifest.test_baseline if tested else manifest.baseline
     given = manifest.test_given if tested else manifest.given
-    found = [_Uncut(100 * quality_of(whole), _called(summary.whole), ":")]
+    found = [_Uncut(100 * quality_of(whole), called(summary.whole), ":")]
     return [*found, _Uncut(100 * quality_of(given), "given network", "--")] if given else found
 
 
-def _called(network: str) -> str:
+def called(network: str) -> str:
     """A network's name in figures, which have less space than texts."""
     return "baseline" if network == "uncompressed network" else network
 
 
 def _uncut_handles(uncut: Sequence[_Uncut]) -> list[Line2D]:
     return [
-        Line2D([], [], color=_INK, marker="*", markersize=10, linestyle=line.style, label=line.name)
+        Line2D([], [], **line.star, markersize=10, linestyle=line.style, label=line.name)
         for line in uncut
     ]
 

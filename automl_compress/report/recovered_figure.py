@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +15,7 @@ from automl_compress.pareto import front_mask
 from automl_compress.report.figures import (
     Drawing,
     band_colours,
+    called,
     cost_axis,
     draw_legend,
     styled,
@@ -90,12 +91,11 @@ def _draw_panel(axes: Axes, summary: Summary, cost: str) -> None:
         if interval is not None:
             axes.plot([x, x], [100 * bound for bound in interval], color=colour, linewidth=1.1)
     given, original = summary.given_quality, recovered[0].original["test"]
-    axes.axhline(
-        100 * (original if given is None else given), color=_INK, linewidth=0.9, linestyle=":"
-    )
+    quality, style = (original, ":") if given is None else (given, "--")  # as in other figures
+    axes.axhline(100 * quality, color=_INK, linewidth=0.9, linestyle=style)
     everything = np.concatenate([others, before])[:, 0]
     cost_axis(axes, everything.min(), everything.max())
-    axes.set_xlabel(f"{TITLES[cost]}, % of the baseline")
+    axes.set_xlabel(f"{TITLES[cost]}, % of the {called(summary.reference)}")
 
 
 def _points(shares: Sequence[float], qualities: Sequence[float]) -> NDArray[np.float64]:
@@ -111,7 +111,7 @@ def _draw_front(axes: Axes, points: NDArray[np.float64], colour: str, style: str
 
 
 def _handles(summary: Summary) -> list[Line2D]:
-    whole = "baseline" if summary.given_quality is None else "given network"
+    style: Literal[":", "--"] = ":" if summary.given_quality is None else "--"
     colour = band_colours(0)
     marks: dict[str, Any] = {"marker": "o", "linewidth": 1.2}
     return [
@@ -119,5 +119,5 @@ def _handles(summary: Summary) -> list[Line2D]:
         Line2D([], [], color=colour, linestyle="none", markerfacecolor="white", label="before",
                marker="o"),
         Line2D([], [], color=colour, linestyle="-", label="after recovery", **marks),
-        Line2D([], [], color=_INK, linestyle=":", label=whole),
+        Line2D([], [], color=_INK, linestyle=style, label=called(summary.reference)),
     ]  # fmt: skip

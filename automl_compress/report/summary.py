@@ -181,6 +181,11 @@ class Summary:
         return self.test_quality if self.given_quality is None else self.given_quality
 
     @property
+    def reference(self) -> str:
+        """What the network is called that losses and costs count against."""
+        return "uncompressed network" if self.given_quality is None else "given network"
+
+    @property
     def whole(self) -> str:
         """What the network that policies compress is called."""
         return f"{'uncompressed' if self.given_quality is None else 'sparsified'} network"

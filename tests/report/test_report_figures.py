@@ -111,6 +111,8 @@ def test_the_given_and_the_sparsified_network_are_told_apart(tmp_path, monkeypat
     given = {"given": {"accuracy": 0.94}, "test_given": {"accuracy": 0.937}}
     study = Summary(StudyResult(write_study(tmp_path, 8, contestants=only("nsga2-0"), **given)))
     draw_finalists(study, "macs")
+    marks = [mark for mark in drawn[0].axes[0].lines if mark.get_marker() == "o"]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks[:2]] == [True, False]
     labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert labels[-2:] == ["sparsified network, test", "given network, test"]
     lines = {line.get_linestyle(): line.get_ydata()[0] for line in drawn[0].axes[0].lines}
@@ -121,6 +123,7 @@ def test_the_given_and_the_sparsified_network_are_told_apart(tmp_path, monkeypat
     assert labels[-2:] == ["sparsified network", "given network"]
     zoom = drawn[1].axes[0]
     assert zoom.get_title() == "within 10 points of the given network"
+    assert drawn[1].get_supxlabel() == "MACs, % of the given network"
     assert zoom.get_ylim()[0] == pytest.approx(84)
     assert {94.0, 93.4} <= {round(line.get_ydata()[0], 6) for line in zoom.lines}
 

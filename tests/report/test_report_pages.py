@@ -441,3 +441,9 @@ def test_estimates_lie_above_or_below_tests(tmp_path, test, said, alike):
     assert ("is two things in one: tested networks are repaired anew" in page.text) is not alike
     assert ("that of the test as final_repair says" in page.text) is not alike
     assert "network, which nobody chose, lies below its own by 1.00." in page.text
+
+
+def test_the_settings_say_where_their_paths_begin(tmp_path):
+    summary = Summary(StudyResult(write_study(tmp_path, 2, environment={"base": "sweeps"})))
+    said = "settings below, whose relative paths begin at the sweep's folder, 'sweeps'. The same"
+    assert said in str(build_document(summary, {}))
