@@ -113,7 +113,7 @@ def mildest(problem: Problem) -> float:
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if breaks(middle) else (middle, high)
-    return high
+    return low
 
 
 def draw_new(problem: Problem, seen: Seen, draw: Draw, rng: np.random.Generator) -> Policy | None:
