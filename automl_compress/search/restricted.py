@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from automl_compress.evaluate import Evaluation
+from automl_compress.search.priors import mildest
 from automl_compress.search.strategy import Problem, State, Strategy
 from automl_compress.space import Indices, Kind, Policy, SearchSpace
 
@@ -25,29 +26,38 @@ def genes_of(problem: Problem, kinds: Sequence[Kind]) -> list[int]:
     return found if chosen else list(range(len(problem.space)))
 
 
-def least_compressed(problem: Problem, free: Sequence[int]) -> Indices:
+def least_compressed(problem: Problem, free: Sequence[int], hardest: float = _HALF_CUT) -> Indices:
     """(n_genes,) the mildest uniform cut of all other genes that leaves the free ones a choice.
 
     Without constraints on costs it is the least compressed policy. With them, they are met when
-    the free genes are cut by half.
+    the free genes are cut by half, or else as hard as `hardest`. Where that is not enough, the
+    others are cut too, but never harder than where all genes are cut alike: what nobody decides
+    any more must not bear most of the cut.
+
+    Args:
+        problem: what is searched.
+        free: positions of the genes that something else decides.
+        hardest: least mildness of the free genes for the others' sake, in [0, 0.5].
     """
     space = problem.space
 
-    def at(mildness: float) -> Indices:
+    def at(mildness: float, of_free: float) -> Indices:
         point = np.full(len(space), mildness)
-        point[list(free)] = _HALF_CUT
+        point[list(free)] = of_free
         return space.from_unit(point)
 
-    def breaks(mildness: float) -> bool:
-        return problem.cost_violation(space.decode(at(mildness))) > 0
+    def breaks(mildness: float, of_free: float) -> bool:
+        return problem.cost_violation(space.decode(at(mildness, of_free))) > 0
 
+    for of_free in (_HALF_CUT, hardest):
+        if not breaks(1.0, of_free):
+            return at(1.0, of_free)
     low, high = 0.0, 1.0
-    if breaks(high):
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if breaks(middle) else (middle, high)
-        high = low
-    return at(high)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if breaks(middle, hardest) else (middle, high)
+    alike = mildest(problem)
+    return at(alike, alike) if alike > low else at(low, hardest)
 
 
 class Restricted(Strategy):

@@ -9,8 +9,9 @@ network that meets the constraints on costs, each channel gene alone is cut to i
 value, and what the network then loses is how sensitive the gene is. These evaluations are charged
 like any other.
 
-The paper publishes no code. A quarter of the channel genes is protected, the most sensitive; genes
-without sensitivity (0) never are.
+The paper publishes no code. A quarter of the channel genes is protected, the most sensitive, and
+one at least where there are several; genes without sensitivity (0) never are. Protected channels
+stay whole as long as all other genes at `HARDEST` meet the constraints on costs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from automl_compress.space import Policy
 
 PROTECTED: Final = 0.25
 """Share of the channel genes that is protected."""
+HARDEST: Final = 0.25
+"""Mildness of all other genes at which protected channels begin to give way to constraints."""
 
 
 class Sensitive(Strategy):
@@ -46,7 +49,8 @@ class Sensitive(Strategy):
         super().__init__(problem, seed)
         genes = problem.space.genes
         self._channels = [place for place, gene in enumerate(genes) if gene.kind == "channels"]
-        self._count = int(protected * len(self._channels))
+        several = protected > 0 and len(self._channels) > 1
+        self._count = max(int(several), int(protected * len(self._channels)))
         self._agent_seed = int(self.rng.integers(2**31))
         self._seen = Seen()
         stated = len(problem.sensitivity) == len(genes)
@@ -77,7 +81,7 @@ class Sensitive(Strategy):
         kept = set(self.protected())
         free = [place for place in range(len(self.problem.space)) if place not in kept]
         free = free or list(range(len(self.problem.space)))
-        fixed = least_compressed(self.problem, free)
+        fixed = least_compressed(self.problem, free, HARDEST)
         return Restricted(self.problem, self._agent_seed, DDPG, free, fixed)
 
     def ask(self, count: int) -> list[Policy]:

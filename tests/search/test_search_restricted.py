@@ -10,6 +10,7 @@ import pytest
 from automl_compress.evaluate import Constraint, Evaluation
 from automl_compress.search import Problem, Strategy, build_strategy
 from automl_compress.search.budget_agent import BUDGETS, Budget, BudgetAgent
+from automl_compress.search.priors import mildest
 from automl_compress.search.random_search import RandomSearch
 from automl_compress.search.restricted import Restricted, genes_of, least_compressed
 from automl_compress.search.sensitive import Sensitive
@@ -66,6 +67,16 @@ def test_fixed_genes_give_way_to_constraints() -> None:
     fixed = least_compressed(problem, free)
     assert problem.cost_violation(problem.space.decode(fixed)) == 0
     assert (fixed[genes_of(problem, ("channels",))] < 3).all()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_fixed_genes_are_not_cut_harder_than_all_alike(share: float) -> None:
+    problem = ToyNetwork(layers=8).problem(("error", "macs"), [f"macs <= {share}x"])
+    alike = problem.space.from_unit(np.full(len(problem.space), mildest(problem)))
+    free = genes_of(problem, ("channels",))[1:]
+    fixed = least_compressed(problem, free)
+    assert fixed[0] >= alike[0]
+    assert problem.cost_violation(problem.space.decode(fixed)) == 0
 
 
 # AMC and HAQ.
@@ -227,6 +238,18 @@ def test_channels_of_stated_sensitive_layers_are_kept() -> None:
     assert {e.policy["channels:layer2"] for e in told} == {16}
     assert len({e.policy["channels:layer1"] for e in told}) > 1
     assert len({e.policy["weight_bits:layer2"] for e in told}) > 1
+
+
+def test_sensitive_layers_stay_whole_where_the_others_can_meet_a_constraint() -> None:
+    problem = ToyNetwork(layers=8).problem(("error", "macs"), ["macs <= 0.5x"])
+    told = _search(Sensitive(_stated(problem, sensitive=4), 0), 20, ToyEstimator(ToyNetwork(8)))
+    assert {e.policy["channels:layer2"] for e in told} == {16}
+    assert all(problem.violation(e) == 0 for e in told)
+
+
+def test_few_layers_have_a_sensitive_one() -> None:
+    problem = ToyNetwork(layers=2).problem()
+    assert Sensitive(_stated(problem, sensitive=2), 0).protected() == [2]
 
 
 def test_without_ranks_sensitivity_is_measured() -> None:
