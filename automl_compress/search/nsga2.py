@@ -92,10 +92,8 @@ class NSGA2(Strategy):
         self._scaled = scaled
         self._seen = Seen()
         self._mildest = mildest(problem)
-        self._start = deque(
-            self._mildest * float(m)
-            for m in stratified_mildness(self.rng, population if start is None else start)
-        )
+        strata = stratified_mildness(self.rng, population if start is None else start)
+        self._start = deque(map(float, strata))
         self._algorithm = PymooNSGA2(
             pop_size=population,
             n_offsprings=batch,
@@ -163,7 +161,7 @@ class NSGA2(Strategy):
 
     def _drawn(self) -> list[Policy]:
         """A fresh draw, when nobody was told yet or no new child can be made."""
-        mildness = self._mildest * float(self.rng.random())
+        mildness = float(self.rng.random())
         return self._new(lambda: self._draw(mildness))
 
     def _new(self, draw: Draw) -> list[Policy]:
@@ -174,7 +172,7 @@ class NSGA2(Strategy):
         """Indices around a mildness, or anywhere."""
         if not self._scaled:
             return self.problem.space.sample(self.rng)
-        return scaled_indices(self.problem.space, self.rng, mildness)
+        return scaled_indices(self.problem.space, self.rng, mildness, self._mildest)
 
     def _policy(self, row: Any) -> Policy:
         indices: Indices = self.problem.space.repair(row)

@@ -35,7 +35,11 @@ Draw = Callable[[], Indices]
 
 
 def scaled_indices(
-    space: SearchSpace, rng: np.random.Generator, mildness: float, spread: float | None = None
+    space: SearchSpace,
+    rng: np.random.Generator,
+    mildness: float,
+    limit: float = 1.0,
+    spread: float | None = None,
 ) -> Indices:
     """Genes drawn around one mildness, so that the whole network is cut about equally hard.
 
@@ -43,15 +47,21 @@ def scaled_indices(
     ruined layer in it; drawing how hard to compress first covers small and large ones. The fewer
     genes, the wider they scatter: with five, networks cut evenly are a small part of the good ones.
 
+    Where constraints on costs bind, what matters lies at their limit, and networks with genes far
+    apart are milder there than those cut evenly. So the tighter the limit, the more draws come
+    near it or beyond, for `draw_new` cuts those to fit, and the wider genes scatter.
+
     Args:
         space: the search space.
         rng: source of chance.
-        mildness: in [0, 1]; 0 compresses most.
-        spread: standard deviation around it; by the number of genes when not given.
+        mildness: in [0, 1], as a rank among what the limit allows; 0 compresses most.
+        limit: from `mildest`.
+        spread: standard deviation of genes; by their number and the limit when not given.
     """
     if spread is None:
-        spread = max(SPREAD, WIDENED / len(space))
-    return space.from_unit(mildness + spread * rng.standard_normal(len(space)))
+        spread = max(SPREAD * (2.0 - limit), WIDENED / len(space))
+    centre = limit**0.5 * mildness**limit
+    return space.from_unit(centre + spread * rng.standard_normal(len(space)))
 
 
 def moved(space: SearchSpace, rng: np.random.Generator, base: Indices) -> Indices:

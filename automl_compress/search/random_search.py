@@ -33,8 +33,8 @@ class RandomSearch(Strategy):
 
     def _draw(self) -> Indices:
         if self._scaled:
-            mildness = self._mildest * float(self.rng.random())
-            return scaled_indices(self.problem.space, self.rng, mildness)
+            mildness = float(self.rng.random())
+            return scaled_indices(self.problem.space, self.rng, mildness, self._mildest)
         return self.problem.space.sample(self.rng)
 
     def ask(self, count: int) -> list[Policy]:

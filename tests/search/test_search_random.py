@@ -75,7 +75,7 @@ def test_scaled_random_covers_what_a_constraint_allows() -> None:
     )
     assert sizes.max() <= 0.1
     assert sizes.min() < 0.02
-    assert (sizes > 0.05).sum() > 10
+    assert (sizes > 0.05).sum() > 30  # what matters lies at the limit
 
 
 def test_draws_that_cost_too_much_are_cut_until_they_fit() -> None:
