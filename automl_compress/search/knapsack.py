@@ -101,12 +101,10 @@ class Knapsack(Strategy):
 
     def _drawn(self) -> Policy | None:
         space = self.problem.space
-        mildness = float(self.rng.random())
-
-        def drawn() -> Indices:
-            return scaled_indices(space, self.rng, mildness, self._mildest)
-
-        return draw_new(self.problem, self._seen, drawn, self.rng)
+        mildness = self._mildest * float(self.rng.random())
+        return draw_new(
+            self.problem, self._seen, lambda: scaled_indices(space, self.rng, mildness), self.rng
+        )
 
     def _new(self, indices: Indices) -> Policy | None:
         """A policy of these indices, or one drawn when it was tried or costs too much."""

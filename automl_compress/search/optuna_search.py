@@ -110,8 +110,8 @@ class OptunaSearch(Strategy):
             nonlocal generation
             proposal = next(proposals, None)
             if proposal is None:
-                mildness = float(self.rng.random())
-                return scaled_indices(self.problem.space, self.rng, mildness, self._mildest)
+                mildness = self._mildest * float(self.rng.random())
+                return scaled_indices(self.problem.space, self.rng, mildness)
             generation, indices = proposal
             return indices
 

@@ -49,13 +49,17 @@ def scaled_indices(
 
     Where constraints on costs bind, what matters lies at their limit, and networks with genes far
     apart are milder there than those cut evenly. So the tighter the limit, the more draws come
-    near it or beyond, for `draw_new` cuts those to fit, and the wider genes scatter.
+    near it or beyond, for `draw_new` cuts those to fit, and the wider genes scatter. That is for
+    evolution and chance; strategies that learn a model of the error want draws from all that is
+    allowed, and give a mildness below the limit instead: of ResNet-20 at 40 % of the
+    multiply-accumulates `hybrid` had 0.583 of plain hypervolume after 60 evaluations, and 0.563
+    with draws at the limit (four seeds).
 
     Args:
         space: the search space.
         rng: source of chance.
         mildness: in [0, 1], as a rank among what the limit allows; 0 compresses most.
-        limit: from `mildest`.
+        limit: from `mildest`; 1 where draws are to come evenly from all that is allowed.
         spread: standard deviation of genes; by their number and the limit when not given.
     """
     if spread is None:

@@ -27,7 +27,7 @@ class Start:
         self._problem = problem
         self._rng = rng
         self._mildest = mildest(problem)
-        self._left = deque(map(float, stratified_mildness(rng, count)))
+        self._left = deque(self._mildest * float(m) for m in stratified_mildness(rng, count))
 
     def __len__(self) -> int:
         return len(self._left)
@@ -35,12 +35,12 @@ class Start:
     def draw(self, seen: Seen) -> Policy | None:
         """The next policy, which nobody asked for; None when the space is exhausted."""
         space = self._problem.space
-        mildness = self._left.popleft() if self._left else float(self._rng.random())
+        mildness = self._left.popleft() if self._left else self._mildest * float(self._rng.random())
 
         def drawn() -> Indices:
             if not len(seen) and self._mildest == 1.0:
                 return space.sizes - 1
-            return scaled_indices(space, self._rng, mildness, self._mildest)
+            return scaled_indices(space, self._rng, mildness)
 
         return draw_new(self._problem, seen, drawn, self._rng)
 
