@@ -37,7 +37,8 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._rungs = RungProgress(self._stream)
         self._remarks = _Remarks(self)
-        logging.getLogger(_PACKAGE).addHandler(self._remarks)
+        if self._terminal:
+            logging.getLogger(_PACKAGE).addHandler(self._remarks)
 
     def __call__(self, standing: Standing | RungStanding) -> None:
         """Take a standing in, and show all when it is time."""
@@ -106,7 +107,7 @@ class Progress:
 
 
 class _Remarks(logging.Handler):
-    """Warnings of this package, to be read beside a progress that would be drawn over them."""
+    """Warnings of this package, which a terminal's progress would be drawn over."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(logging.WARNING)

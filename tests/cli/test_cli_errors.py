@@ -225,10 +225,8 @@ def test_a_full_disk_names_the_studys_folder(
 
 @pytest.mark.parametrize("out", ["/proc/none", "x" * 300])
 def test_out_that_cannot_be_made(
-    out: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    out: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Some are found once the network is measured, which warns where it is hardly trained."""
-    monkeypatch.setattr("automl_compress.engine.study._warn_of_chance", lambda *_: None)
     said = _refused(capsys, "search", _sweep(GOOD), "--out", out)
     assert f"--out must be a folder that can be written, but '{out}' is not (" in said
 
