@@ -21,6 +21,8 @@ VERSION: Final = 1
 TRUSTED: Final = 0.7
 """Least Kendall's tau overall, and least Spearman's rho within bands, of an estimate that ranks as
 training does; below it a report warns."""
+DECIDING: Final[Mapping[str, str]] = {"overall": "kendall", "within_bands": "spearman"}
+"""By scope, the correlation that decides whether an estimate is trusted."""
 SEARCH: Final = "search"
 TRAINED: Final = "trained"
 AGAIN: Final = "trained again"
@@ -84,15 +86,30 @@ class Audit:
         return self._ranks(self.searched)
 
     @property
+    def intervals(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """95 % intervals of what decides whether it is trusted, overall and within bands.
+
+        From -1 to 1 where nothing could be ranked.
+        """
+        measures = self.correlations[self.searched]
+        overall, within = (_interval(measures[scope][kind]) for scope, kind in DECIDING.items())
+        return overall, within
+
+    @property
+    def sure(self) -> bool:
+        """Whether the intervals leave no other answer to whether it is trusted."""
+        if self.trusted:
+            return all(low >= TRUSTED for low, _ in self.intervals)
+        return any(high < TRUSTED for _, high in self.intervals)
+
+    @property
     def trusted_others(self) -> list[str]:
         """Keys of `correlations` of other cheap estimates that rank so."""
         left_out = {self.searched, AGAIN, *NULLS}
         return [n for n in self.correlations if n not in left_out and self._ranks(n)]
 
     def _ranks(self, name: str) -> bool:
-        overall = self.correlation(name, "overall", "kendall")
-        within = self.correlation(name, "within_bands", "spearman")
-        return overall >= TRUSTED and within >= TRUSTED
+        return all(self.correlation(name, *scope) >= TRUSTED for scope in DECIDING.items())
 
     def best_null(self, scope: str, measure: str) -> float:
         """The highest correlation that a cost alone reaches; NaN where none can rank."""
@@ -148,6 +165,11 @@ def _of_truth(between: float) -> float:
     return math.sqrt(2 * between / (1 + between)) if between > 0 else math.nan
 
 
+def _interval(values: Values) -> tuple[float, float]:
+    low, high = values["low"], values["high"]
+    return (-1.0 if low is None else low, 1.0 if high is None else high)
+
+
 def read_audit(folder: Path, fingerprints: Collection[str]) -> Audit | None:
     """The audit of a study; None where none was made.
 
@@ -195,19 +217,32 @@ def read_audit(folder: Path, fingerprints: Collection[str]) -> Audit | None:
 
 def audit_verdict(audit: Audit) -> str:
     """Whether the search's estimate can be trusted, and what costs alone reach."""
-    scopes = (("overall", "kendall"), ("within_bands", "spearman"))
+    scopes = DECIDING.items()
     overall, within = (number_text(audit.correlation(audit.searched, *scope)) for scope in scopes)
     sizes = [number_text(audit.best_null(*scope)) for scope in scopes]
     found = (
         f"Kendall's tau is {overall} overall, and Spearman's rho within budget bands {within}; "
         f"the best of the costs alone reaches {sizes[0]} and {sizes[1]}."
     )
+    found += _doubt(audit)
     if audit.trusted:
         return f"The search's estimate ranks policies as brief training does: {found}"
     return (
         f"Warning: the search's estimate does not rank policies as brief training does. {found} "
-        f"Both should be at least {TRUSTED:g}: raise estimate.images, change estimate.repair, or "
-        f"add a rung that trains to the ladder.{_what_ranks(audit)}"
+        f"Both should be at least {TRUSTED:g}: raise estimate.images, change "
+        "estimate.repair, or add a rung that trains to the ladder."
+        f"{_what_ranks(audit)}"
+    )
+
+
+def _doubt(audit: Audit) -> str:
+    """That so few policies leave the other answer possible, where they do."""
+    if audit.sure:
+        return ""
+    overall, within = (f"{low:.2f} to {high:.2f}" for low, high in audit.intervals)
+    return (
+        f" {len(audit.policies):,} policies leave the other answer possible: the 95 % intervals "
+        f"are {overall} and {within}; more of them (audit --policies) tell."
     )
 
 
