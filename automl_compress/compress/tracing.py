@@ -29,6 +29,7 @@ from automl_compress.compress.attention import (
 )
 from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
+from automl_compress.compress.cost_model import FLOAT_BYTES
 from automl_compress.compress.coupling import coupled_groups
 from automl_compress.compress.dispatch import Mode, Operation, ProductCounter
 from automl_compress.compress.label_rules import tensors_in
@@ -49,14 +50,15 @@ from automl_compress.compress.slicing import (
     parameter_axis,
 )
 from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
-from automl_compress.compress.trial import one_line, tried_groups
+from automl_compress.compress.trial import tried_groups
 from automl_compress.compress.window_attention import ShiftedWindows, is_window_attention
 from automl_compress.compress.written_attention import replace_written_attention
 from automl_compress.errors import TraceError
+from automl_compress.settings import one_line
 from automl_compress.workload.synchronized import make_local
 
-FLOAT_BYTES = 4
-MAP_BYTES = 2
+_MAP_BYTES: Final = 2
+"""Of an output channel of a channel map: its source."""
 _UNLIKE: Final = 1e-3
 """Larger differences, over the largest output of an attention, are not put down to rounding."""
 TIME_LIMIT: Final = 120.0
@@ -462,7 +464,7 @@ def _stored_parts(model: nn.Module, layers: tuple[LayerShape, ...]) -> Iterator[
     for name, module in model.named_modules():
         counted = ("weight", "bias", SCALE) if name in layer_names else ()
         if isinstance(module, ChannelMap):
-            yield StoredPart(name, module.out_channels, 0, MAP_BYTES)
+            yield StoredPart(name, module.out_channels, 0, _MAP_BYTES)
             continue
         normalizes = isinstance(module, (*NORMALIZATIONS, nn.PReLU))
         for last, tensor in (*module._parameters.items(), *module._buffers.items()):

@@ -44,6 +44,7 @@ from automl_compress.compress.slicing import (
 )
 from automl_compress.compress.structure import ChannelGroup
 from automl_compress.errors import TraceError
+from automl_compress.settings import one_line
 
 _TOLERANCE: Final = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest difference over a layer's largest output that is put down to rounding."""
@@ -453,8 +454,3 @@ def _close(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> 
     return (
         float((actual - expected).abs().max()) <= (tolerance or _TOLERANCE[expected.dtype]) * scale
     )
-
-
-def one_line(reason: BaseException) -> str:
-    """An error's message in one line, or its type where it has none."""
-    return " ".join(str(reason).split()) or type(reason).__name__

@@ -14,7 +14,7 @@ from automl_compress.compress.fold import foldable_norms
 from automl_compress.compress.slicing import cut_channels, kept_places
 from automl_compress.compress.structure import Structure
 from automl_compress.evaluate.program import Program, bind, follow
-from automl_compress.space import Policy
+from automl_compress.space import LAYER_KINDS, Policy
 from automl_compress.workload.arithmetic import has_bfloat16, require_bfloat16
 
 Precision = Literal["float32", "bfloat16"]
@@ -154,7 +154,7 @@ class Prefixes:
         for place, modules in enumerate(program.modules):
             for name in modules:
                 touched |= groups.get(name, set())
-                touched |= {f"{kind}:{name}" for kind in _LAYER_KINDS}
+                touched |= {f"{kind}:{name}" for kind in LAYER_KINDS}
             if place in chosen:
                 self._genes[place] = tuple(sorted(touched))
         self._kept: OrderedDict[_Key, list[Tensor]] = OrderedDict()
@@ -190,9 +190,6 @@ class Prefixes:
 
     def _key(self, place: int, policy: Policy) -> _Key:
         return place, tuple(policy.get(name) for name in self._genes[place])
-
-
-_LAYER_KINDS: Final = ("weight_bits", "activation_bits", "kernel_sparsity")
 
 
 def _size(values: Iterable[Tensor]) -> int:
