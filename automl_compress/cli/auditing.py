@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any, Final
 
 from automl_compress.cli.commands import engine_changes
-from automl_compress.cli.options import add_json_option, add_overrides_option, write_file
+from automl_compress.cli.options import (
+    add_command,
+    add_device_option,
+    add_folder,
+    add_json_option,
+    add_overrides_option,
+    write_file,
+)
 from automl_compress.cli.progress import RungProgress
 from automl_compress.errors import InputError
 from automl_compress.settings import suggestion
@@ -18,18 +24,22 @@ DEFAULT_POLICIES: Final = 40
 
 def add_audit(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
-        "audit", help="compare a study's cheap estimates with the quality after brief training"
+    parser = add_command(
+        subparsers,
+        "audit",
+        "compare a study's cheap estimates with the quality after brief training",
     )
-    parser.add_argument("folder", type=Path, metavar="STUDY", help="a folder a search wrote")
+    add_folder(parser)
     parser.add_argument(
-        "--policies", type=int, default=DEFAULT_POLICIES, metavar="N", help="default: 40"
+        "--policies",
+        type=int,
+        default=DEFAULT_POLICIES,
+        metavar="N",
+        help=f"how many are trained; default: {DEFAULT_POLICIES}",
     )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="steps of each training (default: 200)"
-    )
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    add_overrides_option(parser, "a setting of recovery, such as rate=0.01 or batch=64")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each training; default: 200")
+    add_device_option(parser)
+    add_overrides_option(parser, "a setting of the training, such as rate=0.01 or batch=64")
     parser.add_argument(
         "--repair",
         action="append",
@@ -54,8 +64,12 @@ def add_audit(subparsers: Any) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="measure and train so many at a time, on Ray"
     )
-    parser.add_argument("--address", metavar="ADDRESS", help="the same on a running Ray cluster")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--address", metavar="ADDRESS", help="of a running Ray cluster: HOST:PORT, or auto"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of all that is drawn; default: 0"
+    )
     add_json_option(parser)
     parser.set_defaults(run=run_audit)
 

@@ -9,134 +9,127 @@ from pathlib import Path
 from typing import Any
 
 from automl_compress.cli.bench_ablation import add_ablation
-from automl_compress.cli.bench_latency import LatencyRequest, run_bench_latency
+from automl_compress.cli.bench_latency import add_latency
 from automl_compress.cli.bench_recovery import add_recovery
-from automl_compress.cli.bench_speedup import SpeedupRequest, run_bench_speedup
+from automl_compress.cli.bench_speedup import add_speedup
 from automl_compress.cli.options import (
+    add_command,
     add_json_option,
     add_list_option,
     add_overrides_option,
     add_page_option,
     write_file,
 )
-from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
 from automl_compress.settings import significant
 
 
 def add_bench(subparsers: Any) -> None:
     """Add the command and its benchmarks to a parser."""
-    parser = subparsers.add_parser("bench", help="measure what parts buy and cost")
+    parser = add_command(subparsers, "bench", "measure what parts buy and cost")
     benches = parser.add_subparsers(
-        dest="bench", required=True, parser_class=type(parser), metavar="BENCH"
+        dest="bench", required=True, parser_class=type(parser), title="benchmarks", metavar="BENCH"
     )
-    repair = benches.add_parser("repair", help="what every repair buys without training")
-    repair.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
-    add_overrides_option(repair, "override a key of the sweep file")
-    repair.add_argument("--images", type=int, metavar="N", help="test images; default: all")
-    add_page_option(repair, "results/repair")
-    add_json_option(repair)
-    repair.set_defaults(
+    _add_estimate(benches)
+    _add_repair(benches)
+    add_recovery(benches)
+    _add_packed(benches)
+    add_latency(benches)
+    add_speedup(benches)
+    _add_coverage(benches)
+    _add_strategies(benches)
+    add_ablation(benches)
+    _add_engine(benches)
+
+
+def _add_sweep(parser: Any) -> None:
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
+    add_overrides_option(parser, "override a key of the sweep file")
+
+
+def _add_repair(benches: Any) -> None:
+    parser = add_command(benches, "repair", "what every repair buys without training")
+    _add_sweep(parser)
+    parser.add_argument("--images", type=int, metavar="N", help="test images; default: all")
+    add_page_option(parser, "results/repair")
+    add_json_option(parser)
+    parser.set_defaults(
         run=lambda a: bench_repair(a.sweep, a.overrides, a.images, a.output, a.json)
     )
-    strategies = benches.add_parser("strategies", help="what strategies need for themselves")
+
+
+def _add_strategies(benches: Any) -> None:
+    parser = add_command(benches, "strategies", "what strategies need for themselves")
     add_list_option(
-        strategies, "--strategies", "NAME", "or package.module:callable; default: all registered"
+        parser, "--strategies", "NAME", "shipped or package.module:callable; default: all shipped"
     )
-    strategies.add_argument("--genes", type=int, default=120, metavar="N", help="default: 120")
-    strategies.add_argument(
+    parser.add_argument(
+        "--genes", type=int, default=120, metavar="N", help="of the toy; default: 120"
+    )
+    parser.add_argument(
         "--evaluations", type=int, default=1000, metavar="N", help="of each; default: 1000"
     )
-    strategies.add_argument(
-        "--known", type=int, default=0, metavar="N", help="told before the clock starts; default: 0"
+    parser.add_argument(
+        "--known",
+        type=int,
+        default=0,
+        metavar="N",
+        help="evaluations each is told before the clock starts; default: 0",
     )
-    add_json_option(strategies)
-    strategies.set_defaults(
+    add_json_option(parser)
+    parser.set_defaults(
         run=lambda a: bench_strategies(a.strategies, a.genes, a.evaluations, a.known, a.json)
     )
-    add_ablation(benches)
-    coverage = benches.add_parser("coverage", help="what of torchvision's models is compressible")
-    add_page_option(coverage, "results/coverage")
-    add_list_option(coverage, "--models", "NAME", "default: all of them")
-    coverage.add_argument(
-        "--time-limit", type=float, default=600.0, metavar="SECONDS", help="for each model"
+
+
+def _add_coverage(benches: Any) -> None:
+    parser = add_command(benches, "coverage", "what of torchvision's models is compressible")
+    add_page_option(parser, "results/coverage")
+    add_list_option(parser, "--models", "NAME", "of torchvision; default: all of them")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="for each model; default: 600",
     )
-    coverage.set_defaults(run=lambda a: bench_coverage(a.output, a.models, a.time_limit))
-    estimate = benches.add_parser("estimate", help="estimates a second, against the naive loop")
-    estimate.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
-    add_overrides_option(estimate, "override a key of the sweep file")
-    estimate.add_argument("--policies", type=int, default=30, metavar="N", help="default: 30")
-    add_page_option(estimate)
-    add_json_option(estimate)
-    estimate.set_defaults(run=_bench_estimate)
-    _add_engine(benches)
-    packed = benches.add_parser("packed", help="bytes on disk against bytes promised")
-    add_list_option(packed, "--models", "NAME", "default: five shipped networks")
-    packed.add_argument("--policies", type=int, default=20, metavar="N", help="default: 20")
-    add_page_option(packed, "results/packed")
-    add_json_option(packed)
-    packed.set_defaults(run=lambda a: bench_packed(a.models, a.policies, a.output, a.json))
-    latency = benches.add_parser("latency", help="what the table of layer latencies predicts")
-    latency.add_argument(
-        "target", metavar="MODEL|SWEEP.yaml", help="a network's name, or a sweep file"
+    parser.set_defaults(run=lambda a: bench_coverage(a.output, a.models, a.time_limit))
+
+
+def _add_estimate(benches: Any) -> None:
+    parser = add_command(benches, "estimate", "estimates a second, against the naive loop")
+    _add_sweep(parser)
+    parser.add_argument(
+        "--policies", type=int, default=30, metavar="N", help="to estimate; default: 30"
     )
-    latency.add_argument("--policies", type=int, default=20, metavar="N", help="default: 20")
-    for option, what in (("--threads", "threads of a run"), ("--batch", "inputs per run")):
-        latency.add_argument(option, type=int, metavar="N", help=f"{what}; default: 1")
-    latency.add_argument("--runs", type=int, metavar="N", help="of each network; default: 100")
-    latency.add_argument("--table", type=Path, metavar="FILE", help="default: in the cache folder")
-    latency.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
-    add_page_option(latency, "results/latency")
-    add_json_option(latency)
-    latency.set_defaults(
-        run=lambda a: run_bench_latency(
-            LatencyRequest(
-                *(a.target, a.policies, a.threads, a.batch, a.runs, a.table),
-                *(read_shape(a.input_shape), a.json, a.output),
-            )
-        )
+    add_page_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=_bench_estimate)
+
+
+def _add_packed(benches: Any) -> None:
+    parser = add_command(benches, "packed", "bytes on disk against bytes promised")
+    add_list_option(parser, "--models", "NAME", "default: five shipped networks")
+    parser.add_argument(
+        "--policies", type=int, default=20, metavar="N", help="of each network; default: 20"
     )
-    _add_speedup(benches)
-    add_recovery(benches)
+    add_page_option(parser, "results/packed")
+    add_json_option(parser)
+    parser.set_defaults(run=lambda a: bench_packed(a.models, a.policies, a.output, a.json))
 
 
 def _add_engine(benches: Any) -> None:
-    engine = benches.add_parser("engine", help="what dispatcher and evaluators need")
-    engine.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="names network and data")
-    add_overrides_option(engine, "override a key of the sweep file")
-    engine.add_argument("--contestants", type=int, default=4, metavar="N", help="default: 4")
-    engine.add_argument(
+    parser = add_command(benches, "engine", "what the Ray engine's dispatcher and evaluators need")
+    _add_sweep(parser)
+    parser.add_argument(
+        "--contestants", type=int, default=4, metavar="N", help="side by side; default: 4"
+    )
+    parser.add_argument(
         "--evaluations", type=int, default=50, metavar="N", help="of each; default: 50"
     )
-    add_json_option(engine)
-    engine.set_defaults(
+    add_json_option(parser)
+    parser.set_defaults(
         run=lambda a: bench_engine(a.sweep, a.overrides, a.contestants, a.evaluations, a.json)
-    )
-
-
-def _add_speedup(benches: Any) -> None:
-    speedup = benches.add_parser(
-        "speedup", help="how much faster a network becomes, by how widths are chosen"
-    )
-    speedup.add_argument("model", metavar="MODEL", help="a shipped name or package.module:factory")
-    speedup.add_argument(
-        "--share", type=float, default=0.5, metavar="X", help="of the channels; default: 0.5"
-    )
-    speedup.add_argument(
-        "--batches", type=int, nargs="+", default=[1, 32], metavar="N", help="default: 1 32"
-    )
-    speedup.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
-    speedup.add_argument("--runs", type=int, default=100, metavar="N", help="default: 100")
-    speedup.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
-    add_page_option(speedup, "results/latency")
-    add_json_option(speedup)
-    speedup.set_defaults(
-        run=lambda a: run_bench_speedup(
-            SpeedupRequest(
-                *(a.model, a.share, tuple(a.batches), a.threads, a.runs),
-                *(read_shape(a.input_shape), a.output, a.json),
-            )
-        )
     )
 
 

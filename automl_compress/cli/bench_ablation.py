@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automl_compress.cli.options import (
-    add_genes_option,
+    add_command,
     add_json_option,
-    add_list_option,
     add_markdown_option,
+    add_race_options,
     write_file,
 )
 from automl_compress.cli.replay import read_simulation
@@ -51,20 +51,15 @@ class AblationRequest:
 
 def add_ablation(benches: Any) -> None:
     """Add the benchmark to a parser of benchmarks."""
-    parser = benches.add_parser("ablation", help="what each part of hybrid contributes")
+    parser = add_command(benches, "ablation", "what each part of the strategy hybrid contributes")
     parser.add_argument(
         "table",
         type=Path,
         nargs="?",
         metavar="TABLE|DIR",
-        help="recorded, or a study; default: an additive toy of 90 genes",
+        help="a recorded table or a study's folder; default: an additive toy of 90 genes",
     )
-    add_list_option(parser, "--objectives", "NAME", "default: all recorded")
-    add_list_option(parser, "--constraints", "TEXT", "such as 'macs <= 0.5x'")
-    add_list_option(parser, "--columns", "METRIC=COLUMN", "columns of metrics")
-    add_genes_option(parser)
-    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
-    parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
+    add_race_options(parser)
     add_json_option(parser)
     add_markdown_option(parser)
     parser.set_defaults(

@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from automl_compress.cli.options import write_file
+from automl_compress.cli.options import (
+    add_command,
+    add_json_option,
+    add_page_option,
+    add_shape_option,
+    write_file,
+)
+from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
 from automl_compress.settings import significant
 
@@ -52,6 +59,37 @@ class LatencyRequest:
     input_shape: tuple[int, ...] | None
     json: Path | None
     output: Path
+
+
+def add_latency(benches: Any) -> None:
+    """Add the benchmark to a parser of benchmarks."""
+    parser = add_command(benches, "latency", "what the table of layer latencies predicts")
+    parser.add_argument(
+        "target", metavar="MODEL|SWEEP.yaml", help="a network's name, or a sweep file"
+    )
+    parser.add_argument(
+        "--policies", type=int, default=20, metavar="N", help="to measure; default: 20"
+    )
+    for option, what in (("--threads", "threads of a run"), ("--batch", "inputs per run")):
+        parser.add_argument(option, type=int, metavar="N", help=f"{what}; default: 1")
+    parser.add_argument("--runs", type=int, metavar="N", help="of each network; default: 100")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="where latencies of layers are kept; default: in the cache folder",
+    )
+    add_shape_option(parser)
+    add_page_option(parser, "results/latency")
+    add_json_option(parser)
+    parser.set_defaults(
+        run=lambda a: run_bench_latency(
+            LatencyRequest(
+                *(a.target, a.policies, a.threads, a.batch, a.runs, a.table),
+                *(read_shape(a.input_shape), a.json, a.output),
+            )
+        )
+    )
 
 
 def run_bench_latency(request: LatencyRequest) -> int:

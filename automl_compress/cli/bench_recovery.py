@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from automl_compress.cli.options import add_json_option, add_page_option, write_file
+from automl_compress.cli.options import (
+    add_command,
+    add_device_option,
+    add_json_option,
+    add_model,
+    add_page_option,
+    add_shape_option,
+    write_file,
+)
 from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
 
@@ -42,14 +50,21 @@ class RecoveryBenchRequest:
 
 def add_recovery(benches: Any) -> None:
     """Add the benchmark to a parser."""
-    parser = benches.add_parser("recovery", help="images trained on in a second, against plain")
-    parser.add_argument("model", metavar="MODEL", help="a shipped name or package.module:factory")
-    parser.add_argument("--batch", type=int, default=128, metavar="N", help="default: 128")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="default: 10")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="default: auto")
-    parser.add_argument("--input-shape", metavar="C,H,W", help="of networks not shipped")
+    parser = add_command(benches, "recovery", "images trained on in a second, against a plain loop")
+    add_model(parser)
+    parser.add_argument(
+        "--batch", type=int, default=128, metavar="N", help="images a step; default: 128"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=10, metavar="N", help="of a loop in a round; default: 10"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="of both loops; default: 5"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch; default: 1")
+    add_device_option(parser)
+    parser.set_defaults(device="auto")
+    add_shape_option(parser)
     add_page_option(parser, "results/recovery_throughput")
     add_json_option(parser)
     parser.set_defaults(

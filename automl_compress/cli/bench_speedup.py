@@ -5,8 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from automl_compress.cli.options import write_file
+from automl_compress.cli.options import (
+    add_command,
+    add_json_option,
+    add_model,
+    add_page_option,
+    add_shape_option,
+    write_file,
+)
+from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError
 
 
@@ -33,6 +42,40 @@ class SpeedupRequest:
     input_shape: tuple[int, ...] | None
     output: Path
     json: Path | None
+
+
+def add_speedup(benches: Any) -> None:
+    """Add the benchmark to a parser of benchmarks."""
+    parser = add_command(
+        benches, "speedup", "how much faster a network becomes, by how widths are chosen"
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--share", type=float, default=0.5, metavar="X", help="of channels kept; default: 0.5"
+    )
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[1, 32],
+        metavar="N",
+        help="inputs per run, each measured by itself; default: 1 32",
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of a run; default: 1")
+    parser.add_argument(
+        "--runs", type=int, default=100, metavar="N", help="of each network; default: 100"
+    )
+    add_shape_option(parser)
+    add_page_option(parser, "results/latency")
+    add_json_option(parser)
+    parser.set_defaults(
+        run=lambda a: run_bench_speedup(
+            SpeedupRequest(
+                *(a.model, a.share, tuple(a.batches), a.threads, a.runs),
+                *(read_shape(a.input_shape), a.output, a.json),
+            )
+        )
+    )
 
 
 def run_bench_speedup(request: SpeedupRequest) -> int:

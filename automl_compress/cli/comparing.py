@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from automl_compress.cli.options import add_json_option, write_file
+from automl_compress.cli.options import add_command, add_json_option, write_file
 
 
 def add_compare(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
-        "compare", help="compare studies: fronts, hypervolumes, which strategy found what"
+    parser = add_command(
+        subparsers, "compare", "compare studies: fronts, hypervolumes, which strategy found what"
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="folders that searches wrote"
+        "folders", nargs="+", type=Path, metavar="DIR", help="the folders of two studies or more"
     )
     add_json_option(parser)
     parser.set_defaults(run=run_compare)

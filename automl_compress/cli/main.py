@@ -24,14 +24,18 @@ from automl_compress.cli.auditing import add_audit
 from automl_compress.cli.bench import add_bench
 from automl_compress.cli.comparing import add_compare
 from automl_compress.cli.options import (
-    add_genes_option,
+    add_command,
+    add_folder,
     add_json_option,
     add_list_option,
     add_markdown_option,
+    add_model,
     add_overrides_option,
+    add_race_options,
+    add_shape_option,
 )
 from automl_compress.cli.replay import ReplayRequest, run_replay
-from automl_compress.cli.training_commands import add_training_commands
+from automl_compress.cli.training_commands import add_recover, add_sparsify, add_train
 from automl_compress.errors import CompressError, InputError, InterruptedStudy
 
 
@@ -50,23 +54,29 @@ def _parser() -> argparse.ArgumentParser:
         prog="automl-compress",
         description="Search for the best smaller networks: strategies side by side, one ledger, "
         "a Pareto report.",
+        epilog="'automl-compress COMMAND --help' says what a command takes. The place to begin: "
+        "automl-compress search sweeps/quickstart.yaml --open",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="version", version=commands.version())
-    subparsers = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, parser_class=_Parser, title="commands", metavar="COMMAND"
+    )
     _add_search(subparsers)
-    _add_pipeline(subparsers)
     _add_resume(subparsers)
     _add_extend(subparsers)
     _add_report(subparsers)
     add_compare(subparsers)
+    add_recover(subparsers)
     _add_export(subparsers)
+    _add_pipeline(subparsers)
+    add_train(subparsers)
+    add_sparsify(subparsers)
     _add_space(subparsers)
-    add_training_commands(subparsers)
     add_audit(subparsers)
-    add_bench(subparsers)
     _add_replay(subparsers)
-    doctor = subparsers.add_parser("doctor", help="check this installation and machine")
+    add_bench(subparsers)
+    doctor = add_command(subparsers, "doctor", "check this installation and machine")
     doctor.set_defaults(run=lambda _: commands.doctor())
     for subparser in subparsers.choices.values():
         subparser.add_argument(
@@ -77,24 +87,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="evaluators to run side by side, on Ray"
+        "--workers", type=int, metavar="N", help="networks to evaluate at a time, on Ray"
     )
-    parser.add_argument("--address", metavar="ADDRESS", help="a running Ray cluster")
+    parser.add_argument(
+        "--address", metavar="ADDRESS", help="of a running Ray cluster: HOST:PORT, or auto"
+    )
     parser.add_argument(
         "--open", action="store_true", help="open the report in a browser when it is done"
     )
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: results/<study>")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="states the study")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="the study's folder; default: results/<study>"
+    )
     add_overrides_option(parser, "override a key of the sweep file, such as budget.evaluations=50")
     _add_engine_options(parser)
 
 
 def _add_pipeline(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "pipeline", help="run a sweep file's stages, from sparsity training to exported files"
+    parser = add_command(
+        subparsers,
+        "pipeline",
+        "run all stages of a sweep file, from sparsity training to exported files",
     )
     _add_sweep(parser)
     parser.set_defaults(
@@ -105,7 +121,7 @@ def _add_pipeline(subparsers: Any) -> None:
 
 
 def _add_search(subparsers: Any) -> None:
-    parser = subparsers.add_parser("search", help="run the study of a sweep file")
+    parser = add_command(subparsers, "search", "run the study of a sweep file")
     _add_sweep(parser)
     parser.set_defaults(
         run=lambda a: commands.search(
@@ -115,8 +131,8 @@ def _add_search(subparsers: Any) -> None:
 
 
 def _add_resume(subparsers: Any) -> None:
-    parser = subparsers.add_parser("resume", help="go on with an interrupted study")
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser = add_command(subparsers, "resume", "go on with an interrupted study")
+    add_folder(parser)
     _add_engine_options(parser)
     parser.set_defaults(
         run=lambda a: commands.resume(a.folder, a.workers, a.address, open_report=a.open)
@@ -124,12 +140,12 @@ def _add_resume(subparsers: Any) -> None:
 
 
 def _add_extend(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "extend", help="go on with a finished study, by more evaluations or another strategy"
+    parser = add_command(
+        subparsers, "extend", "go on with a finished study, by more evaluations or another strategy"
     )
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    add_folder(parser)
     parser.add_argument(
-        "--evaluations", type=int, default=0, metavar="N", help="more for every contestant"
+        "--evaluations", type=int, default=0, metavar="N", help="how many more for every contestant"
     )
     parser.add_argument(
         "--strategy",
@@ -149,15 +165,15 @@ def _add_extend(subparsers: Any) -> None:
 
 
 def _add_report(subparsers: Any) -> None:
-    parser = subparsers.add_parser("report", help="write the report of a study again")
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--open", action="store_true", help="open it in a browser")
+    parser = add_command(subparsers, "report", "write the report of a study again")
+    add_folder(parser)
+    parser.add_argument("--open", action="store_true", help="open the report in a browser")
     parser.set_defaults(run=lambda a: commands.report(a.folder, open_report=a.open))
 
 
 def _add_export(subparsers: Any) -> None:
-    parser = subparsers.add_parser("export", help="write a network of a study into a file")
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser = add_command(subparsers, "export", "write a network of a study into a file")
+    add_folder(parser)
     parser.add_argument(
         "--pick",
         required=True,
@@ -169,16 +185,19 @@ def _add_export(subparsers: Any) -> None:
     parser.add_argument(
         "--format",
         default="packed",
+        metavar="FORMAT",
         dest="format_name",
         help="packed: weights at their bits; onnx: integers for ONNX Runtime; torch: a plain "
         "state dict (default: packed)",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH")
     parser.add_argument(
-        "--recovered", action="store_true", help="the network as 'recover' trained it"
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="where to write it"
     )
     parser.add_argument(
-        "--raw", action="store_true", help="a detector in ONNX without its post-processing"
+        "--recovered", action="store_true", help="write the network as 'recover' trained it"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="write a detector to ONNX without its post-processing"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.set_defaults(
@@ -192,12 +211,12 @@ def _add_export(subparsers: Any) -> None:
 
 
 def _add_space(subparsers: Any) -> None:
-    parser = subparsers.add_parser("space", help="derive a search space from a network")
-    parser.add_argument("model", metavar="MODEL", help="a shipped name or package.module:factory")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser = add_command(subparsers, "space", "derive a search space from a network, for editing")
+    add_model(parser)
     parser.add_argument(
-        "--input-shape", metavar="C,H,W", help="needed for networks that are not shipped"
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="where to write it"
     )
+    add_shape_option(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.set_defaults(
         run=lambda a: commands.space(a.model, a.output, a.input_shape, force=a.force)
@@ -205,7 +224,9 @@ def _add_space(subparsers: Any) -> None:
 
 
 def _add_replay(subparsers: Any) -> None:
-    parser = subparsers.add_parser("replay", help="race strategies on a recorded table or a ledger")
+    parser = add_command(
+        subparsers, "replay", "race strategies on a recorded table or a study's ledger"
+    )
     parser.add_argument(
         "table",
         type=Path,
@@ -213,19 +234,14 @@ def _add_replay(subparsers: Any) -> None:
         help=".csv or .parquet of a search space or a part of one, or the folder of a study",
     )
     add_list_option(
-        parser, "--strategies", "NAME", "or package.module:callable; default: all registered"
+        parser, "--strategies", "NAME", "shipped or package.module:callable; default: all shipped"
     )
-    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="default: 10")
-    parser.add_argument("--budget", type=int, default=100, metavar="N", help="default: 100")
-    add_list_option(parser, "--objectives", "NAME", "default: all recorded")
-    add_list_option(parser, "--constraints", "TEXT", "such as 'macs <= 0.5x'")
-    add_list_option(
-        parser, "--columns", "METRIC=COLUMN", "columns of metrics, such as accuracy=test_accuracy"
-    )
-    add_genes_option(parser)
+    add_race_options(parser)
     add_json_option(parser)
     parser.add_argument(
-        "--resume", action="store_true", help="race only whom the file of --json lacks"
+        "--resume",
+        action="store_true",
+        help="race only the strategies that the file of --json lacks",
     )
     add_markdown_option(parser)
     parser.set_defaults(

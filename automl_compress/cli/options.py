@@ -14,6 +14,35 @@ from typing import Any
 from automl_compress.errors import InputError
 
 
+def add_command(commands: Any, name: str, what: str) -> Any:
+    """Add a command; its own help begins with what the list of commands says of it.
+
+    Args:
+        commands: what `add_subparsers` gave.
+        name: the command's.
+        what: it does, a phrase without a full stop.
+
+    Returns:
+        Its parser.
+    """
+    return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+
+
+def add_folder(parser: Any) -> None:
+    """Add `DIR`, the folder of a study."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a study's folder")
+
+
+def add_model(parser: Any) -> None:
+    """Add `MODEL`, the name of a network."""
+    parser.add_argument("model", metavar="MODEL", help="a shipped name or package.module:factory")
+
+
+def add_device_option(parser: Any) -> None:
+    """Add `--device NAME`."""
+    parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
+
+
 def add_overrides_option(parser: Any, what: str) -> None:
     """Add `--set KEY=VALUE`.
 
@@ -41,24 +70,42 @@ def add_list_option(parser: Any, flag: str, metavar: str, what: str) -> None:
 def add_json_option(parser: Any) -> None:
     """Add `--json FILE`, which every command that measures takes."""
     parser.add_argument(
-        "--json", type=file_to_write, metavar="FILE", help="also write what was found here"
+        "--json", type=file_to_write, metavar="FILE", help="also write the results as JSON"
     )
 
 
-def add_genes_option(parser: Any) -> None:
-    """Add `--genes COLUMN...` of a recorded table."""
+def add_race_options(parser: Any) -> None:
+    """Add what a race on a recorded table is told: its length, its aims, the table's columns."""
+    parser.add_argument(
+        "--seeds", type=int, default=10, metavar="N", help="races of each contestant; default: 10"
+    )
+    parser.add_argument(
+        "--budget", type=int, default=100, metavar="N", help="evaluations of a race; default: 100"
+    )
+    add_list_option(parser, "--objectives", "NAME", "what is minimised; default: all recorded")
+    add_list_option(parser, "--constraints", "TEXT", "what must hold, such as 'macs <= 0.5x'")
+    add_list_option(
+        parser, "--columns", "METRIC=COLUMN", "columns of metrics, such as accuracy=test_accuracy"
+    )
     add_list_option(
         parser,
         "--genes",
         "COLUMN",
-        "columns of genes, where they are not named KIND:TARGET; of numbers or words",
+        "columns of genes, where they are not named KIND:TARGET; they hold numbers or words",
+    )
+
+
+def add_shape_option(parser: Any) -> None:
+    """Add `--input-shape C,H,W`, see `shape.read_shape`."""
+    parser.add_argument(
+        "--input-shape", metavar="C,H,W", help="of an image, for networks that are not shipped"
     )
 
 
 def add_markdown_option(parser: Any) -> None:
     """Add `--markdown FILE`."""
     parser.add_argument(
-        "--markdown", type=file_to_write, metavar="FILE", help="also write the table here"
+        "--markdown", type=file_to_write, metavar="FILE", help="also write the table as Markdown"
     )
 
 
@@ -69,7 +116,9 @@ def add_page_option(parser: Any, default: str | None = None) -> None:
         parser: of a command.
         default: a folder; None writes no page unless asked.
     """
-    what = "also write a page here" if default is None else f"default: {default}"
+    what = "folder of a page that is written too"
+    if default is not None:
+        what = f"folder of the page; default: {default}"
     parser.add_argument(
         "-o", "--output", type=folder_to_write, default=default, metavar="DIR", help=what
     )

@@ -6,13 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from automl_compress.cli.options import add_overrides_option
+from automl_compress.cli.options import (
+    add_command,
+    add_device_option,
+    add_folder,
+    add_model,
+    add_overrides_option,
+)
 
 
-def add_training_commands(subparsers: Any) -> None:
-    """Add `recover`, `train` and `sparsify`."""
-    parser = subparsers.add_parser("recover", help="train networks of a study to be accurate again")
-    parser.add_argument("folder", type=Path, metavar="DIR")
+def add_recover(subparsers: Any) -> None:
+    """Add the command `recover`."""
+    parser = add_command(
+        subparsers, "recover", "train networks of a study until they are accurate again"
+    )
+    add_folder(parser)
     parser.add_argument(
         "--pick",
         action="append",
@@ -20,7 +28,7 @@ def add_training_commands(subparsers: Any) -> None:
         metavar="RULE",
         dest="rules",
         help="knee, point:ID, or limits such as 'size<=200kB,macs<=0.5x'; all but point:ID also "
-        "keep the study's constraints as tested; may be given again",
+        "keep the study's constraints as tested; may be given several times",
     )
     parser.add_argument(
         "--asha",
@@ -30,40 +38,61 @@ def add_training_commands(subparsers: Any) -> None:
     parser.add_argument(
         "--further",
         action="store_true",
-        help="go on from the networks that were recovered, for another N epochs",
+        help="go on from the networks that were recovered, for another --epochs",
     )
-    _add_options(parser)
+    _add_options(parser, "30")
     parser.set_defaults(run=_recover)
 
-    parser = subparsers.add_parser("train", help="train a network from scratch")
+
+def add_train(subparsers: Any) -> None:
+    """Add the command `train`."""
+    parser = add_command(subparsers, "train", "train a network from scratch")
     _add_network(parser)
+    _add_options(parser, "200, of detectors 100")
     parser.set_defaults(run=_train)
 
-    parser = subparsers.add_parser(
-        "sparsify", help="train a network on so that more of it can be cut"
+
+def add_sparsify(subparsers: Any) -> None:
+    """Add the command `sparsify`."""
+    parser = add_command(subparsers, "sparsify", "train a network on so that more of it can be cut")
+    parser.add_argument(
+        "--weights", type=Path, required=True, metavar="FILE", help="where training starts"
     )
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE")
     _add_network(parser)
+    _add_options(parser, "30")
     parser.set_defaults(run=_sparsify)
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a shipped name or package.module:factory")
+    add_model(parser)
     parser.add_argument(
         "--data",
         metavar="DATA",
         help="a folder {train,test}/<class>/*, or with boxes in Pascal VOC's or COCO's layout; "
         "CIFAR10, CIFAR100 or package.module:function",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    _add_options(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.safetensors",
+        help="where to write the weights; their card, a .json, goes beside them",
+    )
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
-    parser.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
+def _add_options(parser: argparse.ArgumentParser, epochs: str) -> None:
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help=f"passes over the training images; default: {epochs}",
+    )
+    add_device_option(parser)
     add_overrides_option(
-        parser, "another setting, such as rate=0.05, batch=64 or augment.flip=false"
+        parser,
+        "another setting, such as rate=0.05, batch=64 or augment.flip=false; an unknown one is "
+        "answered with all there are",
     )
     parser.add_argument("--force", action="store_true", help="replace what exists")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from automl_compress.cli import main, options
+from automl_compress.cli.main import _parser
 from automl_compress.errors import InputError
 
 MEASURING = [
@@ -78,3 +81,21 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(InputError, match="must be a file that can be written"):
         options.write_file(tmp_path / "file" / "page.md", "text")
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _parsers(below)
+
+
+def test_every_command_and_every_word_of_it_is_explained() -> None:
+    parsers = list(_parsers(_parser()))
+    assert len(parsers) > 20
+    for parser in parsers:
+        assert (parser.description or "").endswith("."), parser.prog
+        for action in parser._actions:
+            if not isinstance(action, argparse._SubParsersAction):
+                assert action.help, (parser.prog, action.dest)
