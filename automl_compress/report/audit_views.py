@@ -23,15 +23,15 @@ from automl_compress.report.audit import (
     ranked_by,
     rung_of,
 )
-from automl_compress.report.figures import (
+from automl_compress.report.drawing import (
     Drawing,
-    band_colours,
     cost_axis,
     draw_legend,
+    palette_colour,
     styled,
     svg_text,
 )
-from automl_compress.report.tables import Column, Table
+from automl_compress.report.table import Column, Table
 
 _DRAWN: Final = ("search", "search divergence", "full", "size_bytes")
 _SPREAD: Final = "#8a8a8a"
@@ -130,7 +130,7 @@ def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> N
 
 
 def _colour(band: int) -> str:
-    return _SPREAD if band == 0 else band_colours(band - 1)
+    return _SPREAD if band == 0 else palette_colour(band - 1)
 
 
 def _handles(bands: NDArray[np.int64]) -> Sequence[Line2D]:

@@ -19,7 +19,7 @@ from automl_compress.report.formats import MISSING
 from automl_compress.report.scores import contestant_scores, minimised_baseline, reference_points
 from automl_compress.report.statistics import Spread
 from automl_compress.report.strategy_scores import StrategyScores, strategy_scores
-from automl_compress.report.tables import Column, Table
+from automl_compress.report.table import Column, Table
 
 VERSION: Final = 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from automl_compress.report.figures import Drawing
-from automl_compress.report.tables import Table
+from automl_compress.report.drawing import Drawing
+from automl_compress.report.table import Table
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,29 @@
-"""Figures of a report, as SVG text that is the same whenever the study is the same."""
+"""The figures of a study's report: fronts, hypervolume over the evaluations, finalists."""
 
 from __future__ import annotations
 
-import io
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from automl_compress.evaluate import LOSSES, USEFUL_LOSS, quality_of
+from automl_compress.report.drawing import (
+    INK,
+    Drawing,
+    called,
+    cost_axis,
+    draw_legend,
+    palette_colour,
+    styled,
+    svg_text,
+)
 from automl_compress.report.finalists import Finalist
 from automl_compress.report.formats import TITLES
 from automl_compress.report.scores import is_left_out, useful_start
@@ -27,57 +31,13 @@ from automl_compress.report.statistics import cost_front
 from automl_compress.report.strategy_scores import StrategyScores
 from automl_compress.report.summary import Summary
 
-# Okabe and Ito 2008, "Color Universal Design", without black and yellow; then two darker ones. The
-# other eight were searched for in OKLab (Ottosson 2020), hues counting 1.6 times: the nearest two
-# of all are 95 % as far apart as those of the first eight, and to the colour-blind, by Machado et
-# al. 2009, 75 %.
-_COLOURS: Final = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
-    *("#882255", "#6B4E16"),
-    *("#CC0044", "#66CC66", "#552288", "#DD00CC", "#AABBAA", "#0011BB", "#9977FF", "#6600FF"),
-)
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 _REFERENCE: Final = {"color": "#6b6b6b", "marker": "d", "linestyle": "--"}
-_INK: Final = "#222222"
 _MOST_POINTS: Final = 160
 _MOST_SPOTS: Final = 110
-_LOG_ABOVE: Final = 4.0
-_STYLE: Final[dict[str, Any]] = {
-    "text.parse_math": False,  # names of strategies are not formulas
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-_NO_METADATA: Final = {"Date": None, "Creator": None, "Format": None, "Type": None}
-
-_LONG: Final = re.compile(r"(\d\.\d\d)\d+")
 
 Look = Mapping[str, Any]
 """Colour, marker and line style of one strategy, as matplotlib takes them."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One finished figure.
-
-    Args:
-        name: file name without its ending; also the prefix of every id inside.
-        svg: the whole file.
-        alt: what the figure shows, for those who cannot see it.
-        caption: how to read it.
-    """
-
-    name: str
-    svg: str
-    alt: str
-    caption: str
 
 
 def draw_all(summary: Summary) -> dict[str, Drawing]:
@@ -98,7 +58,7 @@ def looks(strategies: Sequence[StrategyScores]) -> dict[str, Look]:
     for position, group in enumerate(strategies):
         chosen[group.label] = (
             {
-                "color": _COLOURS[position % len(_COLOURS)],
+                "color": palette_colour(position),
                 "marker": _MARKERS[position % len(_MARKERS)],
                 "linestyle": "-",
             }
@@ -168,7 +128,7 @@ def _draw_fronts(
         x, y, error = points[np.isfinite(points[:, 2])].T
         axes.vlines(x, y - error, y + error, color=look["color"], linewidth=0.8, alpha=0.45)
     for line in uncut:
-        axes.axhline(line.quality, color=_INK, linewidth=0.9, linestyle=line.style)
+        axes.axhline(line.quality, color=INK, linewidth=0.9, linestyle=line.style)
         axes.plot([100], [line.quality], **line.star, markersize=11, linestyle="none")
 
 
@@ -228,31 +188,6 @@ def _whole(
             (left, low), right - left, top - low, fill=False, edgecolor="#999999", linewidth=0.8
         )
     )
-
-
-def cost_axis(axes: Axes, low: float, high: float) -> tuple[float, float]:
-    """Limits and ticks for costs from `low` to `high`; logarithmic where they span much."""
-    low = max(low, 1e-6)
-    if high / low > _LOG_ABOVE:
-        axes.set_xscale("log")
-        limits = (low / (high / low) ** 0.04, high * (high / low) ** 0.04)
-        axes.xaxis.set_major_locator(FixedLocator(_log_ticks(*limits)))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        margin = 0.05 * (high - low) or 0.1 * high
-        limits = (max(0.0, low - margin), high + margin)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlim(*limits)
-    return limits
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    series: tuple[float, ...] = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 7)
-    if high / low > 1e4:
-        series = (1,)
-    return [s * 10.0**d for d in decades for s in series if low <= s * 10.0**d <= high]
 
 
 # Hypervolume
@@ -360,7 +295,7 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
         for finalist in summary.measured:
             _draw_finalist(axes, summary, finalist, cost, chosen)
         for line in _uncut(summary, tested=True):
-            axes.axhline(line.quality, color=_INK, linewidth=0.9, linestyle=line.style)
+            axes.axhline(line.quality, color=INK, linewidth=0.9, linestyle=line.style)
         shares = [_cost_share(summary, finalist, cost) for finalist in summary.measured]
         cost_axis(axes, min(shares), max(shares))
         axes.set_xlabel(f"{title}, % of the {called(summary.reference)}")
@@ -414,8 +349,8 @@ class _Uncut(NamedTuple):
     @property
     def star(self) -> dict[str, Any]:
         """Its mark: filled where the network is the one that was compressed."""
-        face = _INK if self.style == ":" else "white"
-        return {"color": _INK, "marker": "*", "markerfacecolor": face}
+        face = INK if self.style == ":" else "white"
+        return {"color": INK, "marker": "*", "markerfacecolor": face}
 
 
 def _uncut(summary: Summary, *, tested: bool) -> list[_Uncut]:
@@ -427,11 +362,6 @@ def _uncut(summary: Summary, *, tested: bool) -> list[_Uncut]:
     return [*found, _Uncut(100 * quality_of(given), "given network", "--")] if given else found
 
 
-def called(network: str) -> str:
-    """A network's name in figures, which have less space than texts."""
-    return "baseline" if network == "uncompressed network" else network
-
-
 def _uncut_handles(uncut: Sequence[_Uncut]) -> list[Line2D]:
     return [
         Line2D([], [], **line.star, markersize=10, linestyle=line.style, label=line.name)
@@ -441,24 +371,19 @@ def _uncut_handles(uncut: Sequence[_Uncut]) -> list[Line2D]:
 
 def _finalist_handles(summary: Summary) -> list[Line2D]:
     return [
-        Line2D([], [], color=_INK, marker="o", linestyle="-", label="test, 95 % interval"),
+        Line2D([], [], color=INK, marker="o", linestyle="-", label="test, 95 % interval"),
         Line2D(
-            [], [], color=_INK, marker="o", linestyle="none", markerfacecolor="white",
+            [], [], color=INK, marker="o", linestyle="none", markerfacecolor="white",
             label="search estimate",
         ),
         *(
-            Line2D([], [], color=_INK, linestyle=line.style, label=f"{line.name}, test")
+            Line2D([], [], color=INK, linestyle=line.style, label=f"{line.name}, test")
             for line in _uncut(summary, tested=True)
         ),
     ]  # fmt: skip
 
 
 # Shared parts
-
-
-def band_colours(number: int) -> str:
-    """A colour of the palette, by its number from 0."""
-    return _COLOURS[number % len(_COLOURS)]
 
 
 def _legend(
@@ -474,15 +399,6 @@ def _said(label: str) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def draw_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """A legend above the panels, so that it covers no data, as wide as the figure allows."""
-    for columns in range(len(handles), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns)
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return
-        legend.remove()
-
-
 def _thinned(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """At most `_MOST_POINTS` rows, evenly chosen, the first and the last among them."""
     if len(rows) <= _MOST_POINTS:
@@ -495,19 +411,3 @@ def _thinned(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _listed(summary: Summary) -> str:
     return ", ".join(group.label for group in summary.strategies)
-
-
-def styled(name: str) -> AbstractContextManager[None]:
-    """Settings for one figure; without a salt its ids would differ from run to run."""
-    settings: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
-    return mpl.rc_context(settings)
-
-
-def svg_text(figure: Figure, name: str) -> str:
-    """The file: ids prefixed so that figures can share a page, coordinates to a hundredth."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", facecolor="white", metadata=_NO_METADATA)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", stream.getvalue())
-    text = re.sub(r'\bd="[^"]*"', lambda path: _LONG.sub(r"\1", path[0]), text)
-    text = text.replace("<svg ", f'<svg id="{name}" ', 1)
-    return text.replace("*{", f"#{name} *{{", 1)

@@ -15,8 +15,8 @@ from automl_compress.report.document import (
     Heading,
     Paragraph,
 )
-from automl_compress.report.figures import Drawing
-from automl_compress.report.tables import Table
+from automl_compress.report.drawing import Drawing
+from automl_compress.report.table import Table
 
 _STYLE: Final = """\
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #ffffff;

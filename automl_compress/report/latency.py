@@ -7,13 +7,12 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from automl_compress.report.figures import Drawing, styled, svg_text
-from automl_compress.report.tables import Column, Table
+from automl_compress.report.drawing import Drawing, palette_colour, styled, svg_text
+from automl_compress.report.table import Column, Table
 from automl_compress.settings import significant
 
 Interval = tuple[float, float, float]
 """Median of a measured latency and the ends of its interval within the session, in ms."""
-_COLOUR: Final = "#0072B2"
 _LINE: Final = "#6b6b6b"
 
 
@@ -36,7 +35,9 @@ def draw_latencies(
         figure = Figure(figsize=(5.6, 5.2), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, top], [0, top], color=_LINE, linestyle="--", linewidth=0.9)
-        axes.errorbar(predicted, medians, errors, fmt="o", color=_COLOUR, markersize=5, capsize=2)
+        axes.errorbar(
+            predicted, medians, errors, fmt="o", color=palette_colour(0), markersize=5, capsize=2
+        )
         axes.set_xlim(0, top)
         axes.set_ylim(0, top)
         axes.set_xlabel("predicted, ms")

@@ -13,9 +13,9 @@ from automl_compress.report.document import (
     Heading,
     Paragraph,
 )
-from automl_compress.report.figures import Drawing
+from automl_compress.report.drawing import Drawing
 from automl_compress.report.markdown_text import escape
-from automl_compress.report.tables import Table
+from automl_compress.report.table import Table
 
 
 def to_markdown(document: Document) -> str:

@@ -12,12 +12,13 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from automl_compress.pareto import front_mask
-from automl_compress.report.figures import (
+from automl_compress.report.drawing import (
+    INK,
     Drawing,
-    band_colours,
     called,
     cost_axis,
     draw_legend,
+    palette_colour,
     styled,
     svg_text,
 )
@@ -25,7 +26,6 @@ from automl_compress.report.formats import TITLES
 from automl_compress.report.statistics import quality_interval
 from automl_compress.report.summary import Summary
 
-_INK: Final = "#222222"
 _BEFORE: Final = "#777777"
 
 
@@ -68,7 +68,7 @@ def _known(summary: Summary) -> set[str]:
 
 def _draw_panel(axes: Axes, summary: Summary, cost: str) -> None:
     whole = summary.result.manifest.baseline[cost]
-    recovered, colour = summary.recovered, band_colours(0)
+    recovered, colour = summary.recovered, palette_colour(0)
     trained = {network.policy.key for network in recovered}
     untrained = [f for f in summary.measured if f.estimate.policy.key not in trained]
     others = _points(
@@ -92,7 +92,7 @@ def _draw_panel(axes: Axes, summary: Summary, cost: str) -> None:
             axes.plot([x, x], [100 * bound for bound in interval], color=colour, linewidth=1.1)
     given, original = summary.given_quality, recovered[0].original["test"]
     quality, style = (original, ":") if given is None else (given, "--")  # as in other figures
-    axes.axhline(100 * quality, color=_INK, linewidth=0.9, linestyle=style)
+    axes.axhline(100 * quality, color=INK, linewidth=0.9, linestyle=style)
     everything = np.concatenate([others, before])[:, 0]
     cost_axis(axes, everything.min(), everything.max())
     axes.set_xlabel(f"{TITLES[cost]}, % of the {called(summary.reference)}")
@@ -112,12 +112,12 @@ def _draw_front(axes: Axes, points: NDArray[np.float64], colour: str, style: str
 
 def _handles(summary: Summary) -> list[Line2D]:
     style: Literal[":", "--"] = ":" if summary.given_quality is None else "--"
-    colour = band_colours(0)
+    colour = palette_colour(0)
     marks: dict[str, Any] = {"marker": "o", "linewidth": 1.2}
     return [
         Line2D([], [], color=_BEFORE, linestyle="--", label="not trained", **marks),
         Line2D([], [], color=colour, linestyle="none", markerfacecolor="white", label="before",
                marker="o"),
         Line2D([], [], color=colour, linestyle="-", label="after recovery", **marks),
-        Line2D([], [], color=_INK, linestyle=style, label=called(summary.reference)),
+        Line2D([], [], color=INK, linestyle=style, label=called(summary.reference)),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu, rankdata
 
 from automl_compress.evaluate import QUALITIES, quality_name
-from automl_compress.report.tables import Column, Table
+from automl_compress.report.table import Column, Table
 from automl_compress.report.ties import levelled
 
 Curves = Mapping[str, NDArray[np.float64]]

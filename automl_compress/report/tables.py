@@ -1,12 +1,10 @@
-"""Tables: one class that every form of the report prints, and the tables a report holds."""
+"""The tables of a study's report."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -14,13 +12,14 @@ import pandas as pd
 from automl_compress.evaluate import LATENCY, Evaluation, quality_of
 from automl_compress.evaluate.ranking import kendall
 from automl_compress.ledger import FrontPoint, RungRecord
-from automl_compress.report import formats, markdown_text
+from automl_compress.report import formats
 from automl_compress.report.finalists import Finalist
 from automl_compress.report.formats import MISSING
 from automl_compress.report.recovered import RecoveredNetwork
 from automl_compress.report.statistics import common_reasons, quality_interval
 from automl_compress.report.strategy_scores import StrategyScores
 from automl_compress.report.summary import HEADLINE_LOSSES, Summary
+from automl_compress.report.table import Table, columns_of
 from automl_compress.settings import significant
 from automl_compress.space import KINDS
 
@@ -28,93 +27,12 @@ CHECKPOINTS: Final = (("1/3", 1, 3), ("2/3", 2, 3))
 """Parts of the budget that the comparison shows, besides the end."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of a table.
-
-    Args:
-        title: what stands above it.
-        kind: `number` aligns to the right, `label` and `text` to the left; only `text` wraps.
-    """
-
-    title: str
-    kind: Literal["number", "label", "text"] = "number"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of plain text; every form of output escapes what it must.
-
-    Args:
-        caption: what the table shows, in a few words.
-        columns: the first one names the rows.
-        rows: one cell a column.
-    """
-
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def to_text(self) -> str:
-        """Aligned plain text without a caption, for a terminal."""
-        lines = [tuple(column.title for column in self.columns), *self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        ruled = [lines[0], tuple("-" * width for width in widths), *lines[1:]]
-        return "\n".join(self._text_line(line, widths) for line in ruled)
-
-    def _text_line(self, line: tuple[str, ...], widths: list[int]) -> str:
-        cells = [
-            cell.rjust(width) if column.kind == "number" else cell.ljust(width)
-            for cell, width, column in zip(line, widths, self.columns, strict=True)
-        ]
-        return "  ".join(cells).rstrip()
-
-    def to_markdown(self) -> str:
-        """A pipe table below its caption."""
-        rules = ["---:" if column.kind == "number" else "---" for column in self.columns]
-        titles = [markdown_text.escape(column.title) for column in self.columns]
-        rows = [[markdown_text.escape(cell) for cell in row] for row in self.rows]
-        lines = ["| " + " | ".join(line) + " |" for line in (titles, rules, *rows)]
-        return "\n".join([f"*{markdown_text.escape(self.caption)}*", "", *lines])
-
-    def to_html(self) -> str:
-        """A table element in a region that scrolls sideways on narrow screens."""
-        caption = html.escape(self.caption)
-        head = "".join(
-            f'<th scope="col" class="{column.kind}">{html.escape(column.title)}</th>'
-            for column in self.columns
-        )
-        body = "\n".join(self._html_row(row) for row in self.rows)
-        return (
-            f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">\n'
-            f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
-            f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
-        )
-
-    def _html_row(self, row: tuple[str, ...]) -> str:
-        first, *others = zip(row, self.columns, strict=True)
-        cells = [f'<th scope="row" class="{first[1].kind}">{html.escape(first[0])}</th>']
-        cells += [f'<td class="{column.kind}">{html.escape(cell)}</td>' for cell, column in others]
-        return f"<tr>{''.join(cells)}</tr>"
-
-
-_KINDS: Final[Mapping[str, Literal["label", "text"]]] = {"<": "label", "~": "text"}
-
-
-def _columns(*titles: str) -> tuple[Column, ...]:
-    """Columns of numbers; titles of labels begin with `<`, those of text with `~`."""
-    return tuple(
-        Column(title[1:], _KINDS[title[0]]) if title[0] in _KINDS else Column(title)
-        for title in titles
-    )
-
-
 def finalists_table(summary: Summary) -> Table:
     """Finalists on the final test images, the smallest first, below the baseline.
 
     Above all, where that is a sparsified network, stands the one the user gave.
     """
-    columns = _columns(
+    columns = columns_of(
         "<finalist",
         f"test {summary.quality}",
         "95 % interval",
@@ -226,7 +144,7 @@ def _remarks(finalist: Finalist) -> str:
 
 def recovered_table(summary: Summary) -> Table:
     """Networks that were trained after the search, on the final test images."""
-    columns = _columns(
+    columns = columns_of(
         "<network",
         f"test {summary.quality} before",
         "after",
@@ -292,7 +210,7 @@ def ladder_table(summary: Summary) -> Table:
               "time a policy")  # fmt: skip
     return Table(
         "The fidelity ladder, from cheap to dear",
-        _columns("<rung", "~measures", *titles),
+        columns_of("<rung", "~measures", *titles),
         tuple(rows),
     )
 
@@ -324,7 +242,7 @@ def picks_table(summary: Summary) -> Table:
     )
     return Table(
         f"Cheapest finalists by test {summary.quality} lost",
-        _columns("<points lost", *(f"<{title}" for title in titles)),
+        columns_of("<points lost", *(f"<{title}" for title in titles)),
         rows,
     )
 
@@ -360,7 +278,7 @@ def hypervolume_table(summary: Summary, kind: str) -> Table:
     titles = [f"at {part} of the budget ({number:,})" for part, number in spots]
     return Table(
         f"{kind.capitalize()} hypervolume by strategy: mean (lowest..highest) over seeds",
-        _columns(
+        columns_of(
             "<strategy",
             "rank",
             "seeds",
@@ -390,7 +308,7 @@ def charges_table(summary: Summary) -> Table:
         rows.append((group.label, f"{charged:,}", f"{shared:,}", f"{failed:,}", f"{over:,}"))
     return Table(
         "Evaluations by strategy, all seeds together",
-        _columns("<strategy", "charged", "shared", "failed", "break a constraint"),
+        columns_of("<strategy", "charged", "shared", "failed", "break a constraint"),
         tuple(rows),
     )
 
@@ -408,7 +326,7 @@ def failures_table(summary: Summary) -> Table | None:
     ]
     if not rows:
         return None
-    columns = _columns("<strategy", "times", "~reason")
+    columns = columns_of("<strategy", "times", "~reason")
     return Table("Most common reasons of failed evaluations", columns, tuple(rows))
 
 
@@ -423,7 +341,7 @@ def timing_table(summary: Summary) -> Table:
         rows.append((group.label, formats.duration(charged), formats.duration(spent), hits))
     return Table(
         "Timing by strategy, all seeds together; differs from run to run",
-        _columns("<strategy", "time charged", "time spent", "answered from the ledger"),
+        columns_of("<strategy", "time charged", "time spent", "answered from the ledger"),
         tuple(rows),
     )
 
@@ -437,7 +355,7 @@ def front_points_table(summary: Summary) -> Table:
 
 def _estimates_table(summary: Summary, caption: str, front: Iterable[FrontPoint]) -> Table:
     names = [name for name in summary.result.manifest.objectives if name != "error"]
-    columns = _columns("search estimate", *(formats.TITLES[name] for name in names), "<found by")
+    columns = columns_of("search estimate", *(formats.TITLES[name] for name in names), "<found by")
     baseline = summary.result.manifest.baseline
     rows = tuple(
         (
@@ -454,7 +372,7 @@ def terminal_table(summary: Summary) -> Table:
     """The front for a terminal: finalists, or the estimated front while there are none."""
     if not summary.finalists:
         return _estimates_table(summary, "Merged front, search estimates", summary.front)
-    columns = _columns(
+    columns = columns_of(
         "<finalist",
         f"test {summary.quality}",
         "points lost",
@@ -482,7 +400,7 @@ def policy_text(estimate: Evaluation) -> str:
 
 def facts_table(caption: str, facts: Mapping[str, Any]) -> Table:
     """Settings as rows of dotted name and value."""
-    return Table(caption, _columns("~what", "~value"), tuple(_flat(facts)))
+    return Table(caption, columns_of("~what", "~value"), tuple(_flat(facts)))
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -8,12 +8,12 @@ from report_studies import evaluation, only, policy, write_study
 
 from automl_compress.ledger import ContestantRecord, StudyResult
 from automl_compress.report import figures
+from automl_compress.report.drawing import draw_legend
 from automl_compress.report.figures import (
     draw_all,
     draw_finalists,
     draw_front,
     draw_hypervolume,
-    draw_legend,
     looks,
 )
 from automl_compress.report.scores import ContestantScores

@@ -6,7 +6,8 @@ from automl_compress.ledger import StudyResult
 from automl_compress.report import formats, front_table
 from automl_compress.report.markdown_text import escape
 from automl_compress.report.summary import Summary
-from automl_compress.report.tables import Column, Table, policy_text
+from automl_compress.report.table import Column, Table
+from automl_compress.report.tables import policy_text
 
 TABLE = Table(
     "Sizes & more",
