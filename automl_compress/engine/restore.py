@@ -17,7 +17,7 @@ from automl_compress.errors import StudyError
 from automl_compress.evaluate.latency import WithLatency
 from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.ledger import Manifest
-from automl_compress.recover.training import fixed_in
+from automl_compress.recover.fixed import fixed_in
 from automl_compress.space import Policy
 from automl_compress.workload import Workload, load_workload
 

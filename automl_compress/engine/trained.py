@@ -20,8 +20,8 @@ from automl_compress.recover import (
     measure,
     recover_policy,
 )
+from automl_compress.recover.fixed import fixed_in
 from automl_compress.recover.settings import Augmentation, TrainingSettings
-from automl_compress.recover.training import fixed_in
 from automl_compress.settings import Section
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Workload

@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from automl_compress.recover.baseline import (
-        SparsitySettings,
-        Trained,
-        channel_statistics,
-        train_network,
-    )
+    from automl_compress.recover.baseline import Trained, train_network
     from automl_compress.recover.measurement import Measurement, measure
     from automl_compress.recover.recovery import Recovered, recover, recover_policy
     from automl_compress.recover.settings import (
@@ -34,6 +29,7 @@ if TYPE_CHECKING:
         find_device,
         section_of,
     )
+    from automl_compress.recover.sparsity import SparsitySettings
     from automl_compress.recover.training import Listener, Standing
     from automl_compress.recover.training_mode import training_heads
     from automl_compress.space import Policy
@@ -49,11 +45,10 @@ _PLACES = {
     "Recovered": "automl_compress.recover.recovery",
     "RecoverySettings": "automl_compress.recover.settings",
     "SPARSITY": "automl_compress.recover.settings",
-    "SparsitySettings": "automl_compress.recover.baseline",
+    "SparsitySettings": "automl_compress.recover.sparsity",
     "Standing": "automl_compress.recover.training",
     "Trained": "automl_compress.recover.baseline",
     "TrainingSettings": "automl_compress.recover.settings",
-    "channel_statistics": "automl_compress.recover.baseline",
     "find_device": "automl_compress.recover.settings",
     "measure": "automl_compress.recover.measurement",
     "recover": "automl_compress.recover.recovery",
@@ -77,7 +72,6 @@ __all__ = [
     "Standing",
     "Trained",
     "TrainingSettings",
-    "channel_statistics",
     "find_device",
     "measure",
     "recover",

@@ -8,49 +8,22 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
 
-from automl_compress.compress import trace
 from automl_compress.compress.modules import own_copy
 from automl_compress.errors import InputError
+from automl_compress.recover.fixed import trainable_but
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.recovery import state_hash
 from automl_compress.recover.settings import TrainingSettings, find_device
-from automl_compress.recover.sparsity import GroupLasso, Penalty, ScalePenalty
-from automl_compress.recover.training import Listener, Trainer, hear_nothing, trainable_but
-from automl_compress.settings import Section
-from automl_compress.workload import CARD_VERSION, ImageSet, Workload, card_path, replacing
-
-Method = Literal["bn-scales", "group-lasso"]
-METHODS: Final = ("bn-scales", "group-lasso")
-_PIXELS: Final = 2**24
-
-
-@dataclass(frozen=True)
-class SparsitySettings:
-    """What drives channels towards zero.
-
-    Args:
-        method: `bn-scales` or `group-lasso`, see `sparsity`.
-        strength: of the penalty.
-    """
-
-    method: Method = "bn-scales"
-    strength: float = 1e-4
-
-    @classmethod
-    def read(cls, section: Section) -> SparsitySettings:
-        """The settings of a section, which stays open."""
-        return cls(
-            section.choice("method", METHODS, cls.method),  # type: ignore[arg-type]
-            section.number("strength", float, cls.strength, low=0.0),
-        )
+from automl_compress.recover.sparsity import SparsitySettings, penalty_of
+from automl_compress.recover.training import Listener, Trainer, hear_nothing
+from automl_compress.workload import CARD_VERSION, Splits, Workload, card_path, replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,59 +79,77 @@ def train_network(
         InterruptedStudy: the user stopped it.
     """
     start = time.monotonic()
-    if sparsity is not None and settings.optimizer != "sgd":
-        raise InputError(
-            "'optimizer' must be sgd for sparsity training, since others rescale the penalty's "
-            f"gradient, but is '{settings.optimizer}'; remove it"
-        )
+    _check_optimizer(settings, sparsity)
     device = find_device(settings.device)
     network = trainable_but(own_copy(workload.model), workload.fixed).to(device)
-    penalty = None if sparsity is None else _penalty(network, workload, sparsity)
+    penalty = None
+    if sparsity is not None:
+        penalty = penalty_of(network, workload.model, workload.example_input(), sparsity)
     before = None if penalty is None else penalty.value()
     described = {"training": settings.to_dict(), "sparsity": _plain(sparsity)}
-    parts: list[Any] = [workload.identity, state_hash(workload.model), described]
-    if workload.fixed:
-        parts.append(sorted(workload.fixed))
     trainer = Trainer(
         network,
         workload.splits.train,
         workload.normalization,
         settings,
         LabelsLoss(workload.task, settings.label_smoothing),
-        hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+        _identity(workload, described),
         after_backward=penalty,
         judges=workload.splits.validation,
         task=workload.task,
     )
     trainer.run(checkpoint, listener)
     trainer.use_average()
-    splits = workload.splits
     card = {
+        **_card(network, workload, device),
+        **described,
+        "steps": trainer.steps,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    if penalty is not None:
+        card["penalty"] = {"before": before, "after": penalty.value()}
+        card["given"] = _qualities(own_copy(workload.model).to(device), workload, device)
+    result = network.cpu().to(memory_format=torch.contiguous_format).eval()
+    return Trained(result.requires_grad_(False), card)
+
+
+def _check_optimizer(settings: TrainingSettings, sparsity: SparsitySettings | None) -> None:
+    if sparsity is not None and settings.optimizer != "sgd":
+        raise InputError(
+            "'optimizer' must be sgd for sparsity training, since others rescale the penalty's "
+            f"gradient, but is '{settings.optimizer}'; remove it"
+        )
+
+
+def _identity(workload: Workload, described: dict[str, Any]) -> str:
+    """Hash of everything that decides the result but the device's arithmetic."""
+    parts: list[Any] = [workload.identity, state_hash(workload.model), described]
+    if workload.fixed:
+        parts.append(sorted(workload.fixed))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _images_used(splits: Splits) -> dict[str, dict[str, Any]]:
+    """What a card says of the images: by part, how many there are and the hash of their content."""
+    parts = {"train": splits.train, "held_out": splits.validation, "test": splits.test}
+    return {
+        name: {"images": len(part), "content_hash": part.content_hash}
+        for name, part in parts.items()
+    }
+
+
+def _card(network: nn.Module, workload: Workload, device: torch.device) -> dict[str, Any]:
+    """What a card says of a trained network, whatever its training was."""
+    return {
         "version": CARD_VERSION,
         "model": workload.name,
         "quality": workload.task.quality,
         **_qualities(network, workload, device),
-        **described,
-        "images": {
-            name: {"images": len(part), "content_hash": part.content_hash}
-            for name, part in (
-                ("train", splits.train),
-                ("held_out", splits.validation),
-                ("test", splits.test),
-            )
-        },
+        "images": _images_used(workload.splits),
         "classes": list(workload.classes),
-        "steps": trainer.steps,
-        "seconds": round(time.monotonic() - start, 1),
         "device": str(device),
         "torch": torch.__version__,
     }
-    if penalty is not None:
-        card["penalty"] = {"before": before, "after": penalty.value()}
-        given = own_copy(workload.model).to(device)
-        card["given"] = _qualities(given, workload, device)
-    result = network.cpu().to(memory_format=torch.contiguous_format).eval()
-    return Trained(result.requires_grad_(False), card)
 
 
 def _qualities(
@@ -176,32 +167,5 @@ def _qualities(
     }
 
 
-def _penalty(network: nn.Module, workload: Workload, settings: SparsitySettings) -> Penalty:
-    if settings.method == "bn-scales":
-        return ScalePenalty(network, settings.strength)
-    return GroupLasso(
-        network, trace(workload.model, workload.example_input())[1], settings.strength
-    )
-
-
 def _plain(settings: SparsitySettings | None) -> dict[str, Any] | None:
     return None if settings is None else dataclasses.asdict(settings)
-
-
-def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel on the 0..1 scale, to four digits.
-
-    Args:
-        images: 8-bit images, a memory map is read in pieces.
-    """
-    channels = images.shape[0]
-    total, squares, count = np.zeros(channels), np.zeros(channels), 0
-    rows = max(1, _PIXELS // images.images[0].size)
-    for start in range(0, len(images), rows):
-        values = np.asarray(images.images[start : start + rows], dtype=np.float64) / 255
-        total += values.sum((0, 2, 3))
-        squares += np.square(values).sum((0, 2, 3))
-        count += values[:, 0].size
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
-    return tuple(map(float, mean.round(4))), tuple(map(float, std.round(4)))

@@ -21,6 +21,7 @@ from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.compress.modules import own_copy
 from automl_compress.compress.quantize import is_quantized
 from automl_compress.errors import InputError
+from automl_compress.recover.fixed import fixed_in, trainable_but
 from automl_compress.recover.gradual import epochs_of_stages, policies_towards, without_bits
 from automl_compress.recover.losses import Distillation, LabelsLoss, Loss, attention_points
 from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
@@ -35,9 +36,7 @@ from automl_compress.recover.training import (
     Listener,
     Standing,
     Trainer,
-    fixed_in,
     hear_nothing,
-    trainable_but,
 )
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Normalization, Task, fixed_parameters, task_of
@@ -110,7 +109,9 @@ def recover_policy(
     trained: nn.Module | None = None,
     fixed: Collection[str] = (),
 ) -> Recovered:
-    """The same with a compressor that is at hand, which decides where training starts.
+    """Train the network that a compressor builds of a policy to be like the original.
+
+    `recover` with a compressor that is at hand, which decides where training starts.
 
     Args:
         compressor: of the network that is cut.

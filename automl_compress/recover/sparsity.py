@@ -11,16 +11,40 @@ Both add their gradient after the backward pass.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from automl_compress.compress import Structure
+from automl_compress.compress import Structure, trace
 from automl_compress.compress.slicing import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.errors import WorkloadError
+from automl_compress.settings import Section
 
+Method = Literal["bn-scales", "group-lasso"]
+METHODS: Final = ("bn-scales", "group-lasso")
 _TINY: Final = 1e-12
+
+
+@dataclass(frozen=True)
+class SparsitySettings:
+    """What drives channels towards zero.
+
+    Args:
+        method: `bn-scales` or `group-lasso`, see `ScalePenalty` and `GroupLasso`.
+        strength: of the penalty.
+    """
+
+    method: Method = "bn-scales"
+    strength: float = 1e-4
+
+    @classmethod
+    def read(cls, section: Section) -> SparsitySettings:
+        """The settings of a section, which stays open."""
+        return cls(
+            section.choice("method", METHODS, cls.method),  # type: ignore[arg-type]
+            section.number("strength", float, cls.strength, low=0.0),
+        )
 
 
 class Penalty(Protocol):
@@ -167,3 +191,22 @@ def _tensor(network: nn.Module, name: str, axis: str) -> tuple[nn.Parameter, int
     if axis == "in" and getattr(module, "groups", 1) > 1:
         return None  # a depthwise layer's inputs are its outputs
     return weight, weight_axis(module, "out" if axis == "out" else "in")
+
+
+def penalty_of(
+    network: nn.Module, original: nn.Module, example_input: Tensor, settings: SparsitySettings
+) -> Penalty:
+    """The penalty that settings ask for.
+
+    Args:
+        network: the network in training.
+        original: what it is a copy of; followed to find its channel groups.
+        example_input: (1, channels, height, width) what it takes.
+        settings: method and strength.
+
+    Raises:
+        WorkloadError: the network has nothing that could be penalised.
+    """
+    if settings.method == "bn-scales":
+        return ScalePenalty(network, settings.strength)
+    return GroupLasso(network, trace(original, example_input)[1], settings.strength)

@@ -10,16 +10,15 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from automl_compress.compress.modules import trainable, unwrapped
 from automl_compress.compress.strided import reading_first
 from automl_compress.errors import EngineError, InputError, InterruptedStudy, OtherTrainingError
 from automl_compress.recover.averaging import WeightAverage
@@ -78,7 +77,6 @@ class Standing:
     judged_by: str = CLASSIFICATION.quality
 
 
-M = TypeVar("M", bound=nn.Module)
 Listener = Callable[[Standing], None]
 
 
@@ -299,49 +297,6 @@ class Trainer:
         if self._average is not None:
             self._average.load(content["average"], content["updates"])
         self._step = content["step"]
-
-
-def trainable_but(network: M, fixed: Collection[str]) -> M:
-    """The same network, whose parameters want gradients but for those of some names."""
-    trainable(network)
-    for name, parameter in network.named_parameters():
-        if name in fixed:
-            parameter.requires_grad_(False)
-    return network
-
-
-def fixed_in(network: nn.Module, original: nn.Module, fixed: Collection[str]) -> frozenset[str]:
-    """Names of the parameters, in a network as it was followed, that were fixed in the original.
-
-    Following takes parallel training's wrapper away and makes attention of layers, whose names are
-    new: `in_proj_weight` becomes the weights of `query`, `key` and `value`. What was made of
-    several parameters is fixed if all of them were.
-
-    Args:
-        network: as `compress.trace` gives it.
-        original: what it was made of.
-        fixed: names in the original.
-    """
-    wrapped = {id(p): name in fixed for name, p in original.named_parameters()}
-    before = {name: wrapped[id(p)] for name, p in unwrapped(original).named_parameters()}
-    names = [name for name, _ in network.named_parameters()]
-    gone = {name: is_fixed for name, is_fixed in before.items() if name not in names}
-    return frozenset(name for name in names if before.get(name, _made_of_fixed(name, gone)))
-
-
-def _made_of_fixed(name: str, gone: Mapping[str, bool]) -> bool:
-    """Whether all was fixed that a new parameter's module, or the one around it, lost for it."""
-    *path, last = name.split(".")
-    for module in (path, path[:-1]):
-        place = ".".join([*module, ""])
-        found = [
-            is_fixed
-            for old, is_fixed in gone.items()
-            if old.startswith(place) and last in old.removeprefix(place)
-        ]
-        if found:
-            return all(found)
-    return False
 
 
 def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

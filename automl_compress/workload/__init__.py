@@ -6,7 +6,7 @@ from automl_compress.workload.card import CARD_VERSION, card_data, card_path, re
 from automl_compress.workload.data import BOXED, DataConfig, layout_of
 from automl_compress.workload.detection import Detection
 from automl_compress.workload.factory import resolve
-from automl_compress.workload.images import ImageSet, Normalization
+from automl_compress.workload.images import ImageSet, Normalization, channel_statistics
 from automl_compress.workload.models import (
     MODELS,
     ModelSpec,
@@ -50,6 +50,7 @@ __all__ = [
     "cache_folder",
     "card_data",
     "card_path",
+    "channel_statistics",
     "check_model_name",
     "fixed_parameters",
     "layout_of",

@@ -25,6 +25,8 @@ BOX_VALUES: Final = 6
 """Numbers of a box: left, top, right, bottom, class, and 1 for a crowd."""
 
 _HASH_BYTES: Final = 1 << 24
+_PIXELS: Final = 1 << 24
+"""Values that statistics are taken of at a time."""
 
 
 def content_hash(images: Pixels, labels: Labels) -> str:
@@ -216,3 +218,22 @@ def _check_numbers(name: str, values: Sequence[float]) -> None:
 
 def _listed(values: Sequence[float]) -> str:
     return "[" + ", ".join(f"{value:g}" for value in values) + "]"
+
+
+def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel on the 0..1 scale, to four digits.
+
+    Args:
+        images: 8-bit images, a memory map is read in pieces.
+    """
+    channels = images.shape[0]
+    total, squares, count = np.zeros(channels), np.zeros(channels), 0
+    rows = max(1, _PIXELS // images.images[0].size)
+    for start in range(0, len(images), rows):
+        values = np.asarray(images.images[start : start + rows], dtype=np.float64) / 255
+        total += values.sum((0, 2, 3))
+        squares += np.square(values).sum((0, 2, 3))
+        count += values[:, 0].size
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
+    return tuple(map(float, mean.round(4))), tuple(map(float, std.round(4)))

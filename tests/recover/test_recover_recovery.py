@@ -13,8 +13,8 @@ import automl_compress as ac
 from automl_compress.compress import Compressor, trace
 from automl_compress.compress.quantize import levels
 from automl_compress.recover import RecoverySettings, measure, recover_policy, section_of
+from automl_compress.recover.fixed import fixed_in
 from automl_compress.recover.recovery import _held_out
-from automl_compress.recover.training import fixed_in
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Workload, fixed_parameters
 
