@@ -199,6 +199,40 @@ class Section:
                 )
 
 
+def read_assignment(text: str, error: type[InputError] = InputError) -> tuple[tuple[str, ...], str]:
+    """The path of keys and the value's text of `KEY.SUBKEY=VALUE`, as `--set` takes it.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    name, equals, raw = text.partition("=")
+    keys = tuple(name.strip().split("."))
+    if not equals or not all(keys):
+        raise error(f"--set must be KEY.SUBKEY=VALUE, but is '{text}'; correct it")
+    return keys, raw
+
+
+def put_value(
+    tree: dict[str, Any],
+    keys: tuple[str, ...],
+    value: Any,
+    error: type[InputError] = InputError,
+) -> None:
+    """Put a value at a path of keys; mappings that are missing on the way are made.
+
+    Raises:
+        InputError: something else than a mapping lies on the way.
+    """
+    for depth, key in enumerate(keys[:-1], start=1):
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise error(
+                f"--set {'.'.join(keys)}: '{'.'.join(keys[:depth])}' must be a mapping, but is "
+                f"{shown(tree)}; set that key itself"
+            )
+    tree[keys[-1]] = value
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Text `, did you mean 'x'?` when a known word is near, otherwise empty."""
     near = nearest(word, known)

@@ -10,7 +10,14 @@ from typing import Any, Final
 import yaml
 
 from automl_compress.errors import InputError
-from automl_compress.settings import Origin, Section, one_line, shown
+from automl_compress.settings import (
+    Origin,
+    Section,
+    one_line,
+    put_value,
+    read_assignment,
+    shown,
+)
 
 _PLAIN_TAGS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
@@ -145,21 +152,9 @@ def _override(
     origins: dict[tuple[str, ...], Origin],
     error: type[InputError],
 ) -> None:
-    name, equals, raw = text.partition("=")
-    keys = tuple(name.strip().split("."))
-    if not equals or not all(keys):
-        raise error(f"--set must be KEY.SUBKEY=VALUE, but is '{text}'; correct it")
-    source = f"--set {name.strip()}"
+    keys, raw = read_assignment(text, error)
+    source = f"--set {'.'.join(keys)}"
     below: dict[tuple[str, ...], Origin] = {}
-    value = _parse(raw, source, below, error)
-    target = values
-    for depth, key in enumerate(keys[:-1]):
-        target = target.setdefault(key, {})
-        if not isinstance(target, dict):
-            raise error(
-                f"--set {name}: '{'.'.join(keys[: depth + 1])}' must be a mapping, but is "
-                f"{shown(target)}; set that key itself"
-            )
-    target[keys[-1]] = value
+    put_value(values, keys, _parse(raw, source, below, error), error)
     origins[keys] = Origin(source)
     origins.update({keys + path: Origin(source) for path in below if path})

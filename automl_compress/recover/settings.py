@@ -13,7 +13,7 @@ import torch
 
 from automl_compress.errors import InputError
 from automl_compress.recover.gradual import epochs_of_stages
-from automl_compress.settings import LARGEST_SEED, Origin, Section
+from automl_compress.settings import LARGEST_SEED, Origin, Section, put_value, read_assignment
 from automl_compress.workload.arithmetic import has_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -212,26 +212,15 @@ def section_of(texts: Iterable[str] = (), **values: Any) -> Section:
     """Settings given in Python or as `key.subkey=value` texts, whose values are JSON or words.
 
     Raises:
-        InputError: a text has another form.
+        InputError: a text has another form, or names a key below something that is no mapping.
     """
     tree: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
     origins: dict[tuple[str, ...], Origin] = {(): Origin("settings")}
     for text in texts:
-        name, equals, raw = text.partition("=")
-        keys = tuple(name.strip().split("."))
-        if not equals or not all(keys):
-            raise InputError(f"--set must be KEY.SUBKEY=VALUE, but is '{text}'; correct it")
-        origins[keys] = Origin(f"--set {name.strip()}")
-        _put(tree, keys, _value(raw), text)
+        keys, raw = read_assignment(text)
+        origins[keys] = Origin(f"--set {'.'.join(keys)}")
+        put_value(tree, keys, _value(raw))
     return Section(tree, origins)
-
-
-def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any, text: str) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise InputError(f"--set must name a key below a mapping, but is '{text}'; correct it")
-    tree[keys[-1]] = value
 
 
 def _value(raw: str) -> Any:
