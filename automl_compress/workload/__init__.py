@@ -5,7 +5,6 @@ from automl_compress.workload.cache import cache_folder, replacing
 from automl_compress.workload.card import CARD_VERSION, card_data, card_path, read_card
 from automl_compress.workload.data import BOXED, DataConfig, layout_of
 from automl_compress.workload.detection import Detection
-from automl_compress.workload.factory import resolve
 from automl_compress.workload.images import ImageSet, Normalization, channel_statistics
 from automl_compress.workload.models import (
     MODELS,
@@ -60,7 +59,6 @@ __all__ = [
     "load_workload",
     "read_card",
     "replacing",
-    "resolve",
     "task_of",
     "torchvision_example",
     "torchvision_tasks",

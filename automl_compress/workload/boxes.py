@@ -19,8 +19,8 @@ from PIL import Image
 
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import suggestion
+from automl_compress.user_code import described
 from automl_compress.workload.cache import ImageFiles, Row, cached_images
-from automl_compress.workload.factory import described
 from automl_compress.workload.folder import Decoding
 from automl_compress.workload.images import BOX_VALUES, ImageSet, Labels
 

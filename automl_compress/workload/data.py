@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import LARGEST_SEED, Section
+from automl_compress.user_code import is_factory
 from automl_compress.workload.boxes import BAD_BOXES, BoxedFiles
 from automl_compress.workload.cache import cache_folder
 from automl_compress.workload.coco import CocoSource
 from automl_compress.workload.digits import DigitsSource
-from automl_compress.workload.factory import is_factory
 from automl_compress.workload.folder import Decoding, FolderSource
 from automl_compress.workload.images import Normalization
 from automl_compress.workload.sources import (

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from automl_compress.errors import WorkloadError
+from automl_compress.user_code import described
 from automl_compress.workload.cache import ImageFiles, Row, cached_images
-from automl_compress.workload.factory import described
 from automl_compress.workload.images import ImageSet
 from automl_compress.workload.sources import TrainTest
 

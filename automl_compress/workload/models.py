@@ -12,10 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import nearest
+from automl_compress.user_code import is_factory, resolve, user_code
 from automl_compress.workload import densenet_cifar, resnet_cifar, vgg_cifar
 from automl_compress.workload.alexnet_cifar import CifarAlexNet
 from automl_compress.workload.digits import DigitsCNN
-from automl_compress.workload.factory import is_factory, resolve, user_code
 from automl_compress.workload.fcos_resnet import FcosResNet
 from automl_compress.workload.mobilenet_cifar import CifarMobileNetV2
 from automl_compress.workload.synchronized import make_local
@@ -99,8 +99,8 @@ def build_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
 def construct_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The same, whose parameters want gradients where the constructor or factory left it so."""
     check_model_name(name)
-    build = MODELS[name].build if name in MODELS else resolve(name)
-    with user_code(f"model '{name}'"), torch.random.fork_rng(devices=[]):
+    build = MODELS[name].build if name in MODELS else resolve(name, WorkloadError)
+    with user_code(f"model '{name}'", WorkloadError), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build(**args)
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from automl_compress.errors import WorkloadError
-from automl_compress.workload.factory import described
+from automl_compress.user_code import described
 from automl_compress.workload.images import ImageSet
 
 TORCHVISION_SETS: Final = ("CIFAR10", "CIFAR100")

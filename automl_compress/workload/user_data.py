@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from automl_compress.errors import WorkloadError
+from automl_compress.user_code import resolve, user_code
 from automl_compress.workload.cache import Row
-from automl_compress.workload.factory import resolve, user_code
 from automl_compress.workload.folder import Decoding
 from automl_compress.workload.images import ImageSet, Pixels
 from automl_compress.workload.sources import TrainTest
@@ -41,8 +41,11 @@ class FactorySource:
         Raises:
             WorkloadError: the function cannot be found, fails, or returns something else.
         """
-        factory = resolve(self.name)
-        with user_code(f"data factory '{self.name}'"), torch.random.fork_rng(devices=[]):
+        factory = resolve(self.name, WorkloadError)
+        with (
+            user_code(f"data factory '{self.name}'", WorkloadError),
+            torch.random.fork_rng(devices=[]),
+        ):
             torch.default_generator.manual_seed(seed)
             made = factory()
         if not isinstance(made, tuple | list) or len(made) != 2:
@@ -68,7 +71,7 @@ class FactorySource:
                 f"{what} must have a length and items, but is {_kind(dataset)}; return a map-style "
                 f"data set of (image, label)"
             )
-        with user_code(what):
+        with user_code(what, WorkloadError):
             count = len(dataset)
             if count == 0:
                 raise WorkloadError(f"{what} must hold images, but is empty; add images")

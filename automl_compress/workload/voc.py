@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from automl_compress.errors import WorkloadError
+from automl_compress.user_code import described
 from automl_compress.workload.boxes import Box, BoxedFiles, BoxedImage
-from automl_compress.workload.factory import described
 from automl_compress.workload.images import ImageSet
 from automl_compress.workload.sources import TrainTest
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from automl_compress.errors import WorkloadError
-from automl_compress.workload.factory import described
+from automl_compress.user_code import described
 
 _PICKLED: Final = (".pt", ".pth", ".th")
 _WRAPPERS: Final = ("state_dict", "model", "model_state_dict")

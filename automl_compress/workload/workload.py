@@ -14,11 +14,11 @@ from torch import nn
 
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import LARGEST_SEED, REQUIRED, Origin, Section
+from automl_compress.user_code import user_code
 from automl_compress.workload.card import card_data
 from automl_compress.workload.data import DataConfig, existing
 from automl_compress.workload.detection import EXTRA, Detection, strides_of
 from automl_compress.workload.digits_training import DEFAULT_EPOCHS, train_digits
-from automl_compress.workload.factory import user_code
 from automl_compress.workload.images import ImageSet, Normalization
 from automl_compress.workload.models import (
     MODELS,
@@ -180,7 +180,7 @@ def load_untrained(config: WorkloadConfig) -> Workload:
     example = splits.train.tensor(normalization, 0, 1)
     task = _task(config.model, model, splits)
     what = f"model '{config.model}' on an image {tuple(example.shape[1:])}"
-    with user_code(what), torch.no_grad():
+    with user_code(what, WorkloadError), torch.no_grad():
         output = model(example)
     task.check_output(config.model, output, len(splits.classes))
     _check_batches(config.model, model, example)
@@ -193,7 +193,7 @@ def _check_batches(name: str, model: nn.Module, example: torch.Tensor) -> None:
     Raises:
         WorkloadError: it does not.
     """
-    with user_code(f"model '{name}' on two images at once"), torch.no_grad():
+    with user_code(f"model '{name}' on two images at once", WorkloadError), torch.no_grad():
         output = model(torch.cat([example, example]))
     if len(output) != 2:
         raise WorkloadError(

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from automl_compress.workload import resolve
+from automl_compress import user_code
+from automl_compress.errors import WorkloadError
 from automl_compress.workload.sources import TrainTest
 from automl_compress.workload.user_data import FactorySource
+
+resolve = partial(user_code.resolve, error=WorkloadError)
 
 UserModule = Callable[[str], str]
 Refused = Callable[..., None]
