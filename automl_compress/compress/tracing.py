@@ -13,33 +13,16 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from automl_compress.compress.alike import make_alike
-from automl_compress.compress.attention import (
-    HeadLayers,
-    HeadProduct,
-    HeadScores,
-    MultiheadAttention,
-    can_be_layers,
-)
+from automl_compress.compress.attention import HeadLayers, HeadProduct, HeadScores
 from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.cost_model import FLOAT_BYTES
 from automl_compress.compress.coupling import coupled_groups
 from automl_compress.compress.dispatch import Mode, Operation, ProductCounter
 from automl_compress.compress.label_rules import tensors_in
-from automl_compress.compress.modules import (
-    become,
-    own_copy,
-    shared_parameters,
-    unwrapped,
-    works_in_place,
-)
 from automl_compress.compress.quantize import SCALE, can_quantize
 from automl_compress.compress.slicing import (
     CONVOLUTIONS,
@@ -51,11 +34,9 @@ from automl_compress.compress.slicing import (
 )
 from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
 from automl_compress.compress.trial import tried_groups
-from automl_compress.compress.window_attention import ShiftedWindows, is_window_attention
-from automl_compress.compress.written_attention import replace_written_attention
+from automl_compress.compress.working_copy import comparable_copy, working_copy
 from automl_compress.errors import TraceError
 from automl_compress.settings import one_line
-from automl_compress.workload.synchronized import make_local
 
 _MAP_BYTES: Final = 2
 """Of an output channel of a channel map: its source."""
@@ -136,7 +117,7 @@ def _trace(model: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Mod
     with _Deadline(time_limit), _quiet(), _layer_by_layer():
         try:
             _check_attention(model, working, example)
-            make_alike(_comparable(model), working, example)
+            make_alike(comparable_copy(model), working, example)
             replace_channel_maps(working, example)
             one = _one_input(working, example)
             layers, other_macs = _measure_layers(working, one)
@@ -161,7 +142,7 @@ def _check_attention(model: nn.Module, working: nn.Module, example: Tensor) -> N
     made = [name for name, part in working.named_modules() if isinstance(part, HeadLayers)]
     if not made:
         return
-    plain = _comparable(model)
+    plain = comparable_copy(model)
     inputs = [example]
     if example.is_floating_point():
         generator = torch.Generator().manual_seed(0)
@@ -217,137 +198,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
-    """A frozen copy in evaluation mode, as every compressed network is made from.
-
-    Nothing works in place, computed weights are plain parameters, and wrappers of compilation and
-    parallel training are left out. A copy of such a copy, or of a compressed network, is like the
-    first.
-
-    Args:
-        model: not changed.
-        share: whether the values of parameters are shared, by copies that are only read or soon
-            get other values; the largest networks take gigabytes.
-
-    Raises:
-        TraceError: the network is none, cannot be copied, is a single layer, or shares parameters.
-    """
-    working = _plain_copy(model, share)
-    _check_modules(working)
-    working.eval().requires_grad_(False)
-    make_local(working)
-    for module in list(working.modules()):
-        _simplify(module)
-    replace_written_attention(working)
-    return working
-
-
-def _comparable(model: nn.Module) -> nn.Module:
-    """A copy to run, in which nothing is replaced."""
-    plain = _plain_copy(model, share=True).eval()
-    make_local(plain)
-    return plain
-
-
-def _plain_copy(model: nn.Module, share: bool) -> nn.Module:
-    """A copy of what is inside a network's wrappers, in which nothing is replaced."""
-    _check_network(model)
-    model = unwrapped(model)
-    try:
-        return own_copy(model, shared_parameters(model) if share else None)
-    except Exception as reason:
-        raise TraceError(
-            f"a network must be copyable, but copying failed with {type(reason).__name__}: "
-            f"{one_line(reason)}; remove handles, locks and hooks that compute weights from it"
-        ) from reason
-
-
-def _check_network(model: object) -> None:
-    """Check that a network is made of modules with values."""
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        kind = model.__name__ if isinstance(model, type) else f"a {type(model).__name__}"
-        raise TraceError(
-            f"a network must be an nn.Module that runs its own Python code, but is {kind}; "
-            "give the module itself"
-        )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TraceError(
-                f"modules must run their own Python code, but '{name}' is a "
-                f"{type(module).__name__}; give the module that was scripted"
-            )
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise TraceError(
-                f"parameters must have their sizes, but '{name}' has none yet; call the network "
-                "on an input first"
-            )
-        if parameter.is_meta:
-            raise TraceError(
-                f"parameters must have values, but '{name}' is on the meta device; load the weights"
-            )
-
-
-def _check_modules(model: nn.Module) -> None:
-    """Check that layers have names, and tensors of their own.
-
-    Raises:
-        TraceError: the network is a single layer, or two modules share a parameter.
-    """
-    if isinstance(model, LAYERS):
-        raise TraceError(
-            f"a network must hold its layers as submodules, but is itself a "
-            f"{type(model).__name__}; put it into an nn.Sequential"
-        )
-    owners: dict[int, str] = {}
-    for module_name, module in model.named_modules():
-        for last, parameter in module._parameters.items():
-            name = f"{module_name}.{last}".lstrip(".")
-            if parameter is not None and owners.setdefault(id(parameter), name) != name:
-                raise TraceError(
-                    f"parameters must belong to one module, but '{name}' is also "
-                    f"'{owners[id(parameter)]}'; give each module a copy"
-                )
-
-
-def _simplify(module: nn.Module) -> None:
-    """Undo, in place, what hides a module's work from those who follow it."""
-    if getattr(module, "inplace", None) is True and not works_in_place(module):
-        module.inplace = False  # type: ignore[assignment]  # hides the graph
-    if isinstance(module, nn.TransformerEncoderLayer):
-        module.activation_relu_or_gelu = 0  # its fused path bypasses the layers' own forward
-    if isinstance(module, nn.MultiheadAttention) and can_be_layers(module):
-        become(module, MultiheadAttention(module).eval())
-    if is_window_attention(module):
-        become(module, ShiftedWindows(module).eval())
-    _fix_hooked(module)
-    if parametrize.is_parametrized(module):
-        _fix_parametrized(module)
-
-
-def _fix_hooked(module: nn.Module) -> None:
-    """Turn tensors that PyTorch's older normalizations and masks compute into parameters."""
-    for hook in list(module._forward_pre_hooks.values()):
-        if isinstance(hook, WeightNorm):
-            remove_weight_norm(module, hook.name)
-        elif isinstance(hook, SpectralNorm):
-            remove_spectral_norm(module, hook.name)
-        elif isinstance(hook, prune.BasePruningMethod):
-            prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
-
-
-def _fix_parametrized(module: nn.Module) -> None:
-    """Turn computed tensors into plain parameters.
-
-    `remove_parametrizations` would change the module's class, which the original shares.
-    """
-    assert isinstance(module.parametrizations, nn.ModuleDict)
-    tensors = {name: getattr(module, name).detach() for name in module.parametrizations}
-    del module._modules["parametrizations"]
-    module.__class__ = type(module).__bases__[0]
-    module._parameters.update({n: nn.Parameter(t, False) for n, t in tensors.items()})
 
 
 @contextmanager

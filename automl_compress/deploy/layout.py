@@ -31,7 +31,7 @@ from automl_compress.compress.slicing import (
     cut_channels,
     places_of_shapes,
 )
-from automl_compress.compress.tracing import working_copy
+from automl_compress.compress.working_copy import working_copy
 from automl_compress.errors import CompressError, DeployError
 from automl_compress.settings import one_line
 from automl_compress.space import Policy

@@ -25,7 +25,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from automl_compress.compress.tracing import working_copy
+from automl_compress.compress.working_copy import working_copy
 from automl_compress.deploy.architecture import known_network, original_network
 from automl_compress.deploy.encoding import decode, encode
 from automl_compress.deploy.files import damaged, read_file, write_stream

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, trace
 from automl_compress.compress.self_attention import SelfAttention
-from automl_compress.compress.tracing import working_copy
+from automl_compress.compress.working_copy import working_copy
 from automl_compress.deploy import load_packed, save_packed
 from automl_compress.deploy.onnx import onnx_content
 from automl_compress.deploy.runtime import Runner
