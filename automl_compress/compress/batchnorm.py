@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.calibration import layer_input
-from automl_compress.compress.slicing import BATCH_NORMS, Places
+from automl_compress.compress.kinds import BATCH_NORMS
+from automl_compress.compress.places import Places
 
 _CHANGE_LIMIT: Final = 16.0
 """A variance changes by no larger factor: few images say little of channels that rest."""

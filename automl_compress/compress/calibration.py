@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from automl_compress.compress.slicing import CONVOLUTIONS
+from automl_compress.compress.kinds import CONVOLUTIONS
 
 MOMENT_FAN_IN: Final = 2304
 """Layers that read more values have no second moment: it takes square memory, cubic time."""

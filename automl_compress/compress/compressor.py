@@ -27,6 +27,7 @@ from automl_compress.compress.kernel_sparsity import (
 )
 from automl_compress.compress.layerwise import LayerwiseFits
 from automl_compress.compress.modules import become, module_at, own_copy, share_copy, trainable
+from automl_compress.compress.places import Places, kept_places
 from automl_compress.compress.quantize import (
     InputQuantizer,
     choose_input_quantizer,
@@ -35,7 +36,7 @@ from automl_compress.compress.quantize import (
     quantized_layer,
 )
 from automl_compress.compress.repair import Repair, Repairer, fitting_images
-from automl_compress.compress.slicing import Places, cut_channels, kept_places
+from automl_compress.compress.slicing import cut_channels
 from automl_compress.compress.structure import Structure
 from automl_compress.compress.tracing import TIME_LIMIT, trace
 from automl_compress.errors import InputError, SpaceError

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.compress.calibration import layer_input
+from automl_compress.compress.kinds import LAYERS
 from automl_compress.compress.modules import find_part
-from automl_compress.compress.slicing import LAYERS
 from automl_compress.compress.structure import ChannelGroup, GroupMember, Structure
 from automl_compress.errors import InputError
 

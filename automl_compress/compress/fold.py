@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.kinds import BATCH_NORMS
 from automl_compress.compress.modules import become, share_copy
 from automl_compress.compress.quantize import scale_outputs
-from automl_compress.compress.slicing import BATCH_NORMS
 
 _FOLDABLE: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _TOLERANCE: Final = 1e-4

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.compress.feature_ranks import hrank_importance
+from automl_compress.compress.kinds import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.compress.modules import find_part, own_copy
-from automl_compress.compress.slicing import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.compress.structure import ChannelGroup, GroupMember
 from automl_compress.compress.taylor import taylor_importance
 from automl_compress.errors import InputError

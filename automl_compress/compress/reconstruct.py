@@ -33,6 +33,7 @@ from automl_compress.compress.calibration import (
     output_shape,
     read_inputs,
 )
+from automl_compress.compress.kinds import CONVOLUTIONS
 from automl_compress.compress.quantize import (
     choose_scales,
     levels,
@@ -40,7 +41,6 @@ from automl_compress.compress.quantize import (
     round_compensated,
     scale_outputs,
 )
-from automl_compress.compress.slicing import CONVOLUTIONS
 
 RIDGE: Final = 0.03
 """Pull towards the weights as they were, as a share of the inputs' mean second moment."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from automl_compress.compress.batchnorm import PairedStatistics, measurable_norms, recalibrate
 from automl_compress.compress.calibration import Sample
 from automl_compress.compress.modules import share_copy
+from automl_compress.compress.places import Places
 from automl_compress.compress.reconstruct import (
     Fit,
     FitTask,
@@ -29,7 +30,6 @@ from automl_compress.compress.reconstruct import (
     match_variance,
     reconstruct,
 )
-from automl_compress.compress.slicing import Places
 
 Repair = Literal["auto", "layerwise", "reconstruct", "recalibrate", "variance", "bias", "none"]
 REPAIRS: Final[tuple[Repair, ...]] = (

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automl_compress.compress.attention import HeadLayers, divided, in_heads, joined, rows, unread
-from automl_compress.compress.slicing import LAST_NORMS
+from automl_compress.compress.kinds import LAST_NORMS
 from automl_compress.compress.window_attention import in_windows, of_windows
 
 Mask = Literal["none", "added", "windows"]

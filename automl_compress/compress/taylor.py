@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from automl_compress.compress.calibration import layer_input
-from automl_compress.compress.slicing import axis_size
+from automl_compress.compress.places import axis_size
 from automl_compress.compress.structure import ChannelGroup
 from automl_compress.errors import InputError
 from automl_compress.workload import CLASSIFICATION, Task

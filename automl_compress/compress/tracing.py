@@ -22,9 +22,7 @@ from automl_compress.compress.channel_maps import ChannelMap, replace_channel_ma
 from automl_compress.compress.cost_model import FLOAT_BYTES
 from automl_compress.compress.coupling import coupled_groups
 from automl_compress.compress.dispatch import Mode, Operation, ProductCounter
-from automl_compress.compress.label_rules import tensors_in
-from automl_compress.compress.quantize import SCALE, can_quantize
-from automl_compress.compress.slicing import (
+from automl_compress.compress.kinds import (
     CONVOLUTIONS,
     LAYERS,
     NORMALIZATIONS,
@@ -32,6 +30,8 @@ from automl_compress.compress.slicing import (
     channel_axis,
     parameter_axis,
 )
+from automl_compress.compress.label_rules import tensors_in
+from automl_compress.compress.quantize import SCALE, can_quantize
 from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
 from automl_compress.compress.trial import tried_groups
 from automl_compress.compress.working_copy import comparable_copy, working_copy

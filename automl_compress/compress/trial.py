@@ -24,25 +24,14 @@ from torch.overrides import TorchFunctionMode
 
 from automl_compress.compress.attention import HeadScores
 from automl_compress.compress.channel_maps import ZERO, ChannelMap
+from automl_compress.compress.kinds import LAST_NORMS, LAYERS, channel_axis, weight_axis
 from automl_compress.compress.label_rules import tensors_in
 from automl_compress.compress.modules import find_part, module_at, own_copy, share_copy
+from automl_compress.compress.places import Places, axis_size, can_cut, kept_places
 from automl_compress.compress.reductions import PartialReductions, kept_operands
-from automl_compress.compress.slicing import (
-    LAST_NORMS,
-    LAYERS,
-    Places,
-    axis_size,
-    can_cut,
-    channel_axis,
-    cut_channels,
-    followed_numbers,
-    holder,
-    kept_numbers,
-    kept_places,
-    parts_of_width,
-    weight_axis,
-)
+from automl_compress.compress.slicing import cut_channels
 from automl_compress.compress.structure import ChannelGroup
+from automl_compress.compress.widths import followed_numbers, holder, kept_numbers, parts_of_width
 from automl_compress.errors import TraceError
 from automl_compress.settings import one_line
 

@@ -10,6 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from automl_compress.compress.attention import MultiheadAttention, can_be_layers
+from automl_compress.compress.kinds import LAYERS
 from automl_compress.compress.modules import (
     become,
     own_copy,
@@ -17,7 +18,6 @@ from automl_compress.compress.modules import (
     unwrapped,
     works_in_place,
 )
-from automl_compress.compress.slicing import LAYERS
 from automl_compress.compress.window_attention import ShiftedWindows, is_window_attention
 from automl_compress.compress.written_attention import replace_written_attention
 from automl_compress.errors import TraceError

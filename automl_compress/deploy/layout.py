@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
+from automl_compress.compress.kinds import BATCH_NORMS
 from automl_compress.compress.modules import become, keep_in_place, trainable, works_in_place
+from automl_compress.compress.places import axis_size, can_cut, places_of_shapes
 from automl_compress.compress.quantize import (
     SCALE,
     InputQuantizer,
@@ -24,13 +26,7 @@ from automl_compress.compress.quantize import (
     layer_of_grids,
     quantize_weight,
 )
-from automl_compress.compress.slicing import (
-    BATCH_NORMS,
-    axis_size,
-    can_cut,
-    cut_channels,
-    places_of_shapes,
-)
+from automl_compress.compress.slicing import cut_channels
 from automl_compress.compress.working_copy import working_copy
 from automl_compress.errors import CompressError, DeployError
 from automl_compress.settings import one_line

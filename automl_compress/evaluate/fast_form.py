@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.fold import foldable_norms
-from automl_compress.compress.slicing import cut_channels, kept_places
+from automl_compress.compress.places import kept_places
+from automl_compress.compress.slicing import cut_channels
 from automl_compress.compress.structure import Structure
 from automl_compress.evaluate.program import Program, bind, follow
 from automl_compress.space import LAYER_KINDS, Policy

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from automl_compress.compress.kinds import CONVOLUTIONS
 from automl_compress.compress.modules import become
 from automl_compress.compress.quantize import (
     InputQuantizer,
@@ -34,7 +35,6 @@ from automl_compress.compress.quantize import (
     levels,
     quantize_weight,
 )
-from automl_compress.compress.slicing import CONVOLUTIONS
 
 SMALLEST: Final = 0.01
 """A step stays above this share of its first value: at zero it would not come back."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress import Structure, trace
-from automl_compress.compress.slicing import BATCH_NORMS, LAYERS, weight_axis
+from automl_compress.compress.kinds import BATCH_NORMS, LAYERS, weight_axis
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import Section
 

@@ -25,7 +25,8 @@ from automl_compress.compress import Compressor, Structure
 from automl_compress.compress.attention import HeadProduct
 from automl_compress.compress.channel_maps import ZERO, ChannelMap, replace_channel_maps
 from automl_compress.compress.modules import find_part, own_copy
-from automl_compress.compress.slicing import cut_channels, cut_module, kept_places
+from automl_compress.compress.places import kept_places
+from automl_compress.compress.slicing import cut_channels, cut_module
 from automl_compress.space import Policy
 
 MIXED = {

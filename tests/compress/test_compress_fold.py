@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
 from automl_compress.compress.fold import fold_norms, foldable_norms
+from automl_compress.compress.kinds import BATCH_NORMS
 from automl_compress.compress.modules import share_copy
-from automl_compress.compress.slicing import BATCH_NORMS
 from automl_compress.space import Policy
 
 

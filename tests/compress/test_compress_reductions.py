@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
-from automl_compress.compress.slicing import cut_channels, kept_places
+from automl_compress.compress.places import kept_places
+from automl_compress.compress.slicing import cut_channels
 
 Function = Callable[[Tensor], Any]
 

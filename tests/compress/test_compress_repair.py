@@ -18,9 +18,10 @@ from automl_compress.compress.batchnorm import (
     statistics,
 )
 from automl_compress.compress.modules import become, share_copy
+from automl_compress.compress.places import Places
 from automl_compress.compress.quantize import choose_scales, quantized_layer
 from automl_compress.compress.repair import HELD_OUT, fitting_images
-from automl_compress.compress.slicing import Places, cut_module
+from automl_compress.compress.slicing import cut_module
 from automl_compress.space import Policy
 
 
