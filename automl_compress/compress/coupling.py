@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from automl_compress.compress.attention import HeadProduct, HeadScores
+from automl_compress.compress.attention_forms import across_heads
 from automl_compress.compress.channel_maps import ChannelMap
 from automl_compress.compress.dispatch import Mode, Operation
 from automl_compress.compress.kinds import (
@@ -40,7 +41,6 @@ from automl_compress.compress.kinds import (
 from automl_compress.compress.label_rules import LabelRules, tensors_in
 from automl_compress.compress.labels import FIXED, ChannelClasses, Labels, along, varying
 from automl_compress.compress.reductions import is_reduction
-from automl_compress.compress.self_attention import across_heads
 from automl_compress.compress.structure import (
     Axis,
     ChannelGroup,

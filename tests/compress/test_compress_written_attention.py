@@ -15,7 +15,7 @@ from compress_networks import counted_macs, lively, random_policy
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, trace
-from automl_compress.compress.self_attention import SelfAttention
+from automl_compress.compress.attention_forms import SelfAttention
 from automl_compress.compress.working_copy import working_copy
 from automl_compress.deploy import load_packed, save_packed
 from automl_compress.deploy.onnx import onnx_content

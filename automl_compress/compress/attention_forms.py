@@ -1,4 +1,4 @@
-"""Self-attention in the ways that networks write it out, made of layers."""
+"""The forms in which networks write self-attention out, each as a module made of layers."""
 
 from __future__ import annotations
 
