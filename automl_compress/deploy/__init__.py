@@ -1,4 +1,4 @@
-"""Compressed networks as files: packed at their bits, or as plain tensors.
+"""Compressed networks as files: packed at their bits, as plain tensors or as ONNX; their latency.
 
 Names are imported on first use, so that a process that needs no torch does not load it.
 """

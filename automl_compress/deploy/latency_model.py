@@ -18,7 +18,7 @@ import numpy as np
 
 from automl_compress.compress import CostModel, Structure
 from automl_compress.compress.structure import LayerShape
-from automl_compress.deploy.folds import (
+from automl_compress.deploy.onnx_graph.folds import (
     MapLayer,
     Reading,
     chosen_folds,

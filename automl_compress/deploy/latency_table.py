@@ -25,7 +25,6 @@ from typing import Any, Final
 import numpy as np
 
 from automl_compress.compress import Structure
-from automl_compress.deploy.folds import MapLayer
 from automl_compress.deploy.latency import interleaved
 from automl_compress.deploy.latency_model import (
     LatencyModel,
@@ -34,6 +33,7 @@ from automl_compress.deploy.latency_model import (
     Line,
     network_key,
 )
+from automl_compress.deploy.onnx_graph.folds import MapLayer
 from automl_compress.deploy.runtime import Array, Runner, library_version, require_onnx
 from automl_compress.errors import InputError
 from automl_compress.space import Policy, SearchSpace

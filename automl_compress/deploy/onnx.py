@@ -1,14 +1,14 @@
 """Compressed networks as ONNX files that ONNX Runtime runs on integers.
 
-PyTorch's exporter writes the float graph and onnxscript's optimizer folds BatchNorm and constants;
-`qdq` then puts layers with low-bit weights on integers. Weights of 2 to 8 bits are stored as
-int8, the narrowest form ONNX Runtime has kernels for; how many bits each uses stands in the file's
+PyTorch's exporter writes the float graph, which `onnx_graph` rewrites: BatchNorm and constants are
+folded, and layers with low-bit weights put on integers. Weights of 2 to 8 bits are stored as int8,
+the narrowest form ONNX Runtime has kernels for; how many bits each uses stands in the file's
 metadata. Integers of fewer than 7 bits are stored times a power of two: the same weights, but a
 bias, which lies at multiples of input scale times weight scale, then has so much finer steps.
 
 Integer kernels compute sixteen channels at once. Maps of fewer get their columns folded into
-channels, see `folds`, and what still is no multiple is filled up with zeros, see `blocks`; outputs
-do not change by either.
+channels, see `onnx_graph.folds`, and what still is no multiple is filled up with zeros, see
+`onnx_graph.blocks`; outputs do not change by either.
 
 Where the compressed network rounds a layer's input, the file does too. All other activations that
 integer kernels read or write are rounded to 256 levels, in ranges of calibration images: of twelve
@@ -51,10 +51,10 @@ from automl_compress.settings import one_line
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from automl_compress.deploy.folds import MapLayer
-    from automl_compress.deploy.grids import Grid
-    from automl_compress.deploy.low_bit_layers import LowBitLayer
-    from automl_compress.deploy.qdq import QdqPass
+    from automl_compress.deploy.onnx_graph.folds import MapLayer
+    from automl_compress.deploy.onnx_graph.grids import Grid
+    from automl_compress.deploy.onnx_graph.low_bit_layers import LowBitLayer
+    from automl_compress.deploy.onnx_graph.qdq import QdqPass
 
 OPSET: Final = 20
 METADATA: Final = "automl_compress"
@@ -242,9 +242,9 @@ def _graph(
     int8: bool,
 ) -> tuple[ir.Model, list[LowBitLayer]]:
     """The ONNX graph and the layers in it that run on integers; changes the network."""
-    from automl_compress.deploy.blocks import fill_blocks
-    from automl_compress.deploy.columns import fold_columns
-    from automl_compress.deploy.qdq import QdqPass
+    from automl_compress.deploy.onnx_graph.blocks import fill_blocks
+    from automl_compress.deploy.onnx_graph.columns import fold_columns
+    from automl_compress.deploy.onnx_graph.qdq import QdqPass
 
     program, weights = _float_graph(network, example_input, names, int8)
     quantizer = QdqPass(program.model, weights)
@@ -265,10 +265,10 @@ def _float_graph(
 
     Changes the network.
     """
-    from automl_compress.deploy.blocks import pool_means
-    from automl_compress.deploy.gates import write_gates
-    from automl_compress.deploy.low_bit_layers import name_weights, separate_weights
-    from automl_compress.deploy.simplify import simplify
+    from automl_compress.deploy.onnx_graph.blocks import pool_means
+    from automl_compress.deploy.onnx_graph.gates import write_gates
+    from automl_compress.deploy.onnx_graph.low_bit_layers import name_weights, separate_weights
+    from automl_compress.deploy.onnx_graph.simplify import simplify
 
     low_bit = _low_bit_layers(network) if int8 else {}
     for module in list(network.modules()):
@@ -304,8 +304,8 @@ def foldable_maps(model: nn.Module, example_input: Tensor) -> tuple[MapLayer, ..
     network = _frozen(model)
     if not _low_bit_layers(network):
         return ()
-    from automl_compress.deploy.blocks import fillable_ends
-    from automl_compress.deploy.columns import read_maps
+    from automl_compress.deploy.onnx_graph.blocks import fillable_ends
+    from automl_compress.deploy.onnx_graph.columns import read_maps
 
     names = list(_expected(network, example_input))
     program, weights = _float_graph(network, example_input, names, True)
@@ -316,7 +316,7 @@ def foldable_maps(model: nn.Module, example_input: Tensor) -> tuple[MapLayer, ..
 
 def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
     """Layers with low-bit weights by every name they stand under."""
-    from automl_compress.deploy.low_bit_layers import LowBitLayer
+    from automl_compress.deploy.onnx_graph.low_bit_layers import LowBitLayer
 
     found = {}
     for name, module in network.named_modules(remove_duplicate=False):
@@ -338,7 +338,7 @@ def _low_bit_layers(network: nn.Module) -> dict[str, LowBitLayer]:
 
 def _grid_of(quantizer: InputQuantizer) -> Grid:
     """A quantizer's levels on uint8, the lowest as 0."""
-    from automl_compress.deploy.grids import Grid
+    from automl_compress.deploy.onnx_graph.grids import Grid
 
     return Grid(float(quantizer.scale), quantizer.zero_point, 0, 2**quantizer.bits - 1)
 
@@ -404,7 +404,7 @@ def _grids(model: ir.Model, quantizer: QdqPass, calibration: Tensor | None) -> d
     import onnx
     import onnx_ir as ir
 
-    from automl_compress.deploy.grids import Ranges
+    from automl_compress.deploy.onnx_graph.grids import Ranges
 
     names = quantizer.uncalibrated()
     if not names:

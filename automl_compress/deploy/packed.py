@@ -1,10 +1,10 @@
 """Compressed networks in one small file.
 
 A packed file is a safetensors file of one byte tensor, whose name holds format and version. Its
-bytes are a checksum of the others, the length of the layout, the layout (see `relative`) and then
-every tensor of the network in the layout's order:
+bytes are a checksum of the others, the length of the layout, the layout (see `layout_bytes`)
+and then every tensor of the network in the layout's order:
 
-- weights on a low-bit grid as `integer + 2^(bits-1)`, packed at their bits (see `packing`);
+- weights on a low-bit grid as `integer + 2^(bits-1)`, packed at their bits (see `bit_packing`);
 - everything else as its little-endian values; of buffers that are not persistent only those that
   are cut, since the network's own code makes them whole;
 - of four-dimensional weights with 2-D kernels that are zero, where that is smaller, a bit for
@@ -27,10 +27,10 @@ from torch import nn
 
 from automl_compress.compress.working_copy import working_copy
 from automl_compress.deploy.architecture import known_network, original_network
-from automl_compress.deploy.encoding import decode, encode
-from automl_compress.deploy.files import damaged, read_file, write_stream
 from automl_compress.deploy.layout import Layout, describe, rebuild, tensors_of
-from automl_compress.deploy.relative import Written, in_order, read_varint, varint, written
+from automl_compress.deploy.layout_bytes import Written, in_order, read_varint, varint, written
+from automl_compress.deploy.tensor_bytes import decode, encode
+from automl_compress.deploy.tensor_files import damaged, read_file, write_stream
 from automl_compress.errors import DeployError
 from automl_compress.settings import one_line
 from automl_compress.space import Policy

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from automl_compress.compress.working_copy import working_copy
 from automl_compress.deploy.architecture import original_network
-from automl_compress.deploy.files import damaged, read_file, write_file
 from automl_compress.deploy.layout import (
     Layout,
     StoredTensor,
@@ -24,6 +23,7 @@ from automl_compress.deploy.layout import (
     rebuild,
     tensors_of,
 )
+from automl_compress.deploy.tensor_files import damaged, read_file, write_file
 from automl_compress.settings import one_line
 from automl_compress.space import Policy
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from automl_compress.compress import Compressor
-from automl_compress.deploy import columns, onnx
-from automl_compress.deploy.folds import (
+from automl_compress.deploy import onnx
+from automl_compress.deploy.onnx_graph import columns
+from automl_compress.deploy.onnx_graph.folds import (
     MapLayer,
     Reading,
     chosen_folds,

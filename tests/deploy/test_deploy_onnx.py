@@ -30,7 +30,7 @@ from automl_compress.compress.quantize import is_quantized
 from automl_compress.deploy import onnx as onnx_export
 from automl_compress.deploy import runtime
 from automl_compress.deploy.onnx import METADATA, OnnxReport, export_onnx
-from automl_compress.deploy.simplify import simplify
+from automl_compress.deploy.onnx_graph.simplify import simplify
 from automl_compress.errors import InputError
 from automl_compress.space import Policy
 
@@ -277,7 +277,9 @@ def test_channels_that_are_filled_up_change_nothing(
     kept = {f"channels:{g.name}": min(5, g.channels) for g in groups}
     model = compressor.build(Policy({**kept, **dict(uniform(compressor, 8).items())}))
     export_onnx(model, tmp_path / "filled.onnx", images[:1], images)
-    monkeypatch.setattr("automl_compress.deploy.blocks.block_channels", lambda channels: channels)
+    monkeypatch.setattr(
+        "automl_compress.deploy.onnx_graph.blocks.block_channels", lambda channels: channels
+    )
     export_onnx(model, tmp_path / "plain.onnx", images[:1], images)
     plain, filled = run(tmp_path / "plain.onnx", images), run(tmp_path / "filled.onnx", images)
     np.testing.assert_allclose(filled, plain, atol=1e-6)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from automl_compress.compress import REPAIRS, Compressor, compress
 from automl_compress.compress.fold import fold_norms, foldable_norms
 from automl_compress.deploy import load_packed, read_layout, save_packed
-from automl_compress.deploy.relative import _PHRASES, read_varint, varint
+from automl_compress.deploy.layout_bytes import _PHRASES, read_varint, varint
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.errors import DeployError, InputError, WorkloadError
 from automl_compress.space import Policy
@@ -584,7 +584,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("automl_compress.deploy.files.os.fsync", fail)
+    monkeypatch.setattr("automl_compress.deploy.tensor_files.os.fsync", fail)
     with pytest.raises(DeployError, match="No space left"):
         save_packed(network("resnet8"), packed)
     assert packed.read_bytes() == before

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from automl_compress.deploy.packing import pack_bits, packed_size, unpack_bits
+from automl_compress.deploy.bit_packing import pack_bits, packed_size, unpack_bits
 
 
 @st.composite

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from automl_compress.deploy.low_bit_layers import LowBitLayer
+from automl_compress.deploy.onnx_graph.low_bit_layers import LowBitLayer
 
 
 class TiedValues:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from automl_compress.compress.quantize import SCALE
+from automl_compress.deploy.bit_packing import Bytes, pack_bits, packed_size, unpack_bits
 from automl_compress.deploy.layout import Layout, StoredTensor, in_strides
-from automl_compress.deploy.packing import Bytes, pack_bits, packed_size, unpack_bits
 
 
 def encode(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Layout, list[bytes]]:

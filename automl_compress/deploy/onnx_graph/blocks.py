@@ -17,10 +17,14 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from automl_compress.deploy.graph import add_initializer
-from automl_compress.deploy.low_bit_layers import LowBitLayer
+from automl_compress.deploy.onnx_graph.low_bit_layers import LowBitLayer
+from automl_compress.deploy.onnx_graph.nodes import add_initializer
+from automl_compress.deploy.onnx_graph.tied_values import (
+    TiedValues,
+    channels_of,
+    is_full_convolution,
+)
 from automl_compress.deploy.runtime import block_channels
-from automl_compress.deploy.values import TiedValues, channels_of, is_full_convolution
 
 _SAME_CHANNELS: Final = (
     "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Add",

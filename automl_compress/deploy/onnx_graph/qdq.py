@@ -31,11 +31,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from automl_compress.deploy.gates import linear_part
-from automl_compress.deploy.graph import add_initializer, new_node
-from automl_compress.deploy.grids import Floats, Grid
-from automl_compress.deploy.integer_values import IntegerValues
-from automl_compress.deploy.low_bit_layers import HeldLayer, LowBitLayer, hold, room_for_bias
+from automl_compress.deploy.onnx_graph.gates import linear_part
+from automl_compress.deploy.onnx_graph.grids import Floats, Grid
+from automl_compress.deploy.onnx_graph.integer_values import IntegerValues
+from automl_compress.deploy.onnx_graph.low_bit_layers import (
+    HeldLayer,
+    LowBitLayer,
+    hold,
+    room_for_bias,
+)
+from automl_compress.deploy.onnx_graph.nodes import add_initializer, new_node
 
 ON_INTEGERS: Final = ("Pad", "Resize")
 """Operators that only move values, and here move integers."""

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from automl_compress.deploy.folds import (
+from automl_compress.deploy.onnx_graph.folds import (
     FoldedReading,
     MapLayer,
     Reading,
@@ -18,9 +18,9 @@ from automl_compress.deploy.folds import (
     fold_of,
     folded,
 )
-from automl_compress.deploy.graph import add_initializer
-from automl_compress.deploy.low_bit_layers import LowBitLayer
-from automl_compress.deploy.values import TiedValues, is_full_convolution
+from automl_compress.deploy.onnx_graph.low_bit_layers import LowBitLayer
+from automl_compress.deploy.onnx_graph.nodes import add_initializer
+from automl_compress.deploy.onnx_graph.tied_values import TiedValues, is_full_convolution
 
 _SAME_COLUMNS: Final = ("Relu", "Clip", "Identity", "Add")
 

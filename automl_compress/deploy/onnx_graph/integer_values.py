@@ -7,9 +7,9 @@ from typing import Final
 
 import onnx_ir as ir
 
-from automl_compress.deploy.gates import SILU
-from automl_compress.deploy.grids import Grid
-from automl_compress.deploy.low_bit_layers import HeldLayer
+from automl_compress.deploy.onnx_graph.gates import SILU
+from automl_compress.deploy.onnx_graph.grids import Grid
+from automl_compress.deploy.onnx_graph.low_bit_layers import HeldLayer
 
 MERGES: Final = ("Add", "Concat", "AveragePool", "GlobalAveragePool")
 """Operators with integer kernels that need a grid for their output."""

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from automl_compress.deploy.graph import add_initializer
-from automl_compress.deploy.grids import Floats, Grid
+from automl_compress.deploy.onnx_graph.grids import Floats, Grid
+from automl_compress.deploy.onnx_graph.nodes import add_initializer
 
 Integers = NDArray[np.int8]
 
