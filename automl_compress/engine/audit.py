@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from automl_compress.compress import Repair
+from automl_compress.engine.audit_spread import BANDS, TOLERANCE, Audited, spread
 from automl_compress.engine.engine import Engine, EngineSettings, Race, RungListener
 from automl_compress.engine.latency import recorded_model
 from automl_compress.engine.lock import locked
@@ -25,17 +26,14 @@ from automl_compress.engine.restore import Restored, restore_study
 from automl_compress.engine.rungs import RungSettings, build_rung
 from automl_compress.engine.start import started
 from automl_compress.engine.trained import FEWEST_STEPS, TrainedEstimator, TrainSettings
-from automl_compress.errors import InterruptedStudy, StudyError, nothing_found
+from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.evaluate import (
     DIVERGENCE,
-    USEFUL_LOSS,
     Evaluation,
-    beyond,
     error_name,
     loss_of,
     minimised_metrics,
     quality_name,
-    useful_baseline,
 )
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.evaluate.latency import WithLatency
@@ -55,18 +53,7 @@ FIRST: Final = "trained first"
 """Where every policy is trained twice, the qualities named `TRAINED` are the means of these two."""
 NULLS: Final = ("size_bytes", "macs", "bitops")
 """Costs that rank policies without any estimate: what an estimate has to beat."""
-BANDS: Final = 4
-TOLERANCE: Final = 0.05
-"""How far bytes and multiply-accumulates of a band's policies may lie from its centre's."""
-_IN_BANDS: Final = 0.6
-_ON_FRONT: Final = 0.5
 _FEWEST: Final = 2 * BANDS
-_MOVES: Final = (1 / 8, 1 / 4, 1 / 2, 1)
-"""How often a gene is raised and another lowered on the way from a band's centre to its policies,
-in turn, as shares of the number of genes."""
-_TRIES: Final = 30
-
-Costs = Callable[[Policy], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -107,21 +94,6 @@ class AuditSettings:
                 )
 
 
-@dataclass(frozen=True)
-class Audited:
-    """A policy of an audit.
-
-    Args:
-        policy: what is measured.
-        group: `front`, `off the front` or `band`.
-        band: number of its band from 1, the smallest first; 0 for none.
-    """
-
-    policy: Policy
-    group: str
-    band: int = 0
-
-
 def audit_study(
     folder: Path, settings: AuditSettings, listener: RungListener, **engine: Any
 ) -> dict[str, Any]:
@@ -158,7 +130,7 @@ def _audit(
     study, result = restore_study(folder), StudyResult(folder)
     cost = study.search.compressor.cost
     space = SearchSpace.from_dict(result.manifest.space)
-    chosen = spread(result, space, cost, settings)
+    chosen = spread(result, space, cost, settings.policies, settings.seed)
     rungs = _rungs(study, result, settings)
     manifest = result.manifest
     problem = Problem(space, manifest.objectives, minimised_metrics(manifest.baseline), cost)
@@ -189,134 +161,6 @@ def _engine_settings(
             "--device cpu, or neither --workers nor --address"
         )
     return replace(stated, kind="cluster", **changes)
-
-
-# Which policies
-
-
-def spread(
-    result: StudyResult, space: SearchSpace, cost: Costs, settings: AuditSettings
-) -> list[Audited]:
-    """A stratified spread of policies: along the front, off it, and in budget bands.
-
-    Raises:
-        StudyError: the study has no front.
-    """
-    found = list(result.usable_evaluations().values())
-    front = {point.policy.key for point in result.front()}
-    on = sorted((e for e in found if e.policy.key in front), key=_size)
-    off = sorted((e for e in found if e.policy.key not in front), key=_error)
-    if not on:
-        finished = result.manifest.status == "finished"
-        need = "an audit needs a study that found a front"
-        raise nothing_found(need, result.folder, finished=finished)
-    in_bands = round(_IN_BANDS * settings.policies)
-    beside = settings.policies - in_bands
-    chosen = [Audited(e.policy, "front") for e in _evenly(on, round(_ON_FRONT * beside))]
-    chosen += [Audited(e.policy, "off the front") for e in _evenly(off, beside - len(chosen))]
-    manifest = result.manifest
-    start = useful_baseline(minimised_metrics(manifest.baseline), manifest.sparsity_loss)
-    limit = start["error"] + USEFUL_LOSS
-    useful = [e for e in on if beyond("error", _error(e), limit) <= 0] or on
-    rng = np.random.default_rng(settings.seed)
-    counts = [in_bands // BANDS + (band < in_bands % BANDS) for band in range(BANDS)]
-    taken = {audited.policy.key for audited in chosen}
-    for band, (centre, count) in enumerate(zip(_centres(useful), counts, strict=True), 1):
-        policies = _band(centre.policy, found, count, space, cost, rng, taken)
-        taken |= {policy.key for policy in policies}
-        chosen += [Audited(policy, "band", band) for policy in policies]
-    return chosen
-
-
-def _size(evaluation: Evaluation) -> float:
-    return evaluation.metrics["size_bytes"]
-
-
-def _error(evaluation: Evaluation) -> float:
-    return evaluation.minimised("error")
-
-
-def _evenly(evaluations: Sequence[Evaluation], count: int) -> list[Evaluation]:
-    """At most `count` of them, evenly spaced, the first and the last among them."""
-    if len(evaluations) <= count:
-        return list(evaluations)
-    rows = np.linspace(0, len(evaluations) - 1, count).round().astype(int)
-    return [evaluations[row] for row in rows]
-
-
-def _centres(front: Sequence[Evaluation]) -> list[Evaluation]:
-    """A front's points nearest to the middles of `BANDS` equal steps in log bytes."""
-    sizes = np.log([_size(e) for e in front])
-    low, high = sizes.min(), sizes.max()
-    middles = low + (high - low) * (np.arange(BANDS) + 0.5) / BANDS
-    return [front[int(np.argmin(np.abs(sizes - middle)))] for middle in middles]
-
-
-def _band(
-    centre: Policy,
-    found: Sequence[Evaluation],
-    count: int,
-    space: SearchSpace,
-    cost: Costs,
-    rng: np.random.Generator,
-    taken: Iterable[str],
-) -> list[Policy]:
-    """Policies of nearly equal bytes and multiply-accumulates, half of the race's where it can.
-
-    The others are the centre with some genes raised and as many lowered.
-    """
-    goal = np.array(_budget(cost(centre)))
-    members = {centre.key: centre} if centre.key not in set(taken) else {}
-    known = [
-        e
-        for e in sorted(found, key=_error)
-        if e.policy.key not in members and e.policy.key not in set(taken)
-        and _near(_budget(e.metrics), goal)
-    ]  # fmt: skip
-    for evaluation in _evenly(known, (count - len(members)) // 2):
-        members[evaluation.policy.key] = evaluation.policy
-    for place in range(_TRIES * count):
-        if len(members) >= count:
-            break
-        policy = _moved(
-            centre, max(1, round(_MOVES[place % len(_MOVES)] * len(space))), space, cost, goal, rng
-        )
-        if policy.key not in set(taken):
-            members.setdefault(policy.key, policy)
-    return list(members.values())[:count]
-
-
-def _budget(costs: Mapping[str, float]) -> tuple[float, float]:
-    return costs["size_bytes"], costs["macs"]
-
-
-def _near(budget: tuple[float, float], goal: NDArray[np.float64]) -> bool:
-    return bool((np.abs(np.array(budget) / goal - 1.0) <= TOLERANCE).all())
-
-
-def _moved(
-    centre: Policy,
-    moves: int,
-    space: SearchSpace,
-    cost: Costs,
-    goal: NDArray[np.float64],
-    rng: np.random.Generator,
-) -> Policy:
-    """A policy some exchanges away that costs nearly the same; the centre when none was found."""
-    indices = space.encode(centre)
-    done = 0
-    for _ in range(_TRIES * moves):
-        if done == moves or len(space) < 2:
-            break
-        trial = indices.copy()
-        lowered, raised = rng.choice(len(space), 2, replace=False)
-        trial[lowered] -= 1
-        trial[raised] += 1
-        if trial[lowered] < 0 or trial[raised] >= space.sizes[raised]:
-            continue
-        if _near(_budget(cost(space.decode(trial))), goal):
-            indices, done = trial, done + 1
-    return space.decode(indices)
 
 
 # Measuring
@@ -427,35 +271,15 @@ def _document(
     rungs: Mapping[str, Estimator],
     answers: Mapping[str, Sequence[Evaluation]],
 ) -> dict[str, Any]:
+    """What `audit.json` says; policies that a rung could not measure count as failed."""
     good = [row for row in range(len(chosen)) if all(found[row].ok for found in answers.values())]
     kept = [chosen[row] for row in good]
-    qualities = {
-        name: np.array([found[row].quality for row in good]) for name, found in answers.items()
-    }
-    costs = [dict(answers[SEARCH][row].metrics) for row in good]
-    bands = np.array([audited.band for audited in kept], dtype=np.int64)
-    divergences = {
-        name: np.array([found[row].metrics[DIVERGENCE] for row in good])
-        for name, found in answers.items()
-        if all(DIVERGENCE in found[row].metrics for row in good)
-    }
-    estimates = {}
-    for name in answers:
-        if name not in (TRAINED, AGAIN):
-            estimates[name] = qualities[name]
-        if name in divergences:
-            estimates[f"{name} {DIVERGENCE}"] = -divergences[name]  # the higher, the better
-    twice = {}
-    if AGAIN in qualities:
-        twice[AGAIN] = _correlations(qualities[AGAIN], qualities[TRAINED], bands)
-        qualities[FIRST] = qualities[TRAINED]
-        qualities[TRAINED] = (qualities[FIRST] + qualities[AGAIN]) / 2
-    quality = quality_name(result.manifest.baseline)
-    nulls = {name: np.array([cost[name] for cost in costs]) for name in NULLS}
+    found = {name: [answers[name][row] for row in good] for name in answers}
+    qualities, divergences = _qualities(found), _divergences(found)
     return {
         "version": VERSION,
         "study": result.manifest.fingerprint,
-        "quality": quality,
+        "quality": quality_name(result.manifest.baseline),
         "loss": loss_of(result.manifest.objectives),
         "settings": {
             "policies": settings.policies,
@@ -468,32 +292,85 @@ def _document(
         "rungs": {
             name: {
                 "estimator": rungs[name].identity,
-                "images": max((e.images for e in found), default=0),
-                "seconds": float(np.mean([e.seconds for e in found])),
+                "images": max((e.images for e in evaluations), default=0),
+                "seconds": float(np.mean([e.seconds for e in evaluations])),
             }
-            for name, found in answers.items()
+            for name, evaluations in answers.items()
         },
-        "correlations": {
-            name: _correlations(values, qualities[TRAINED], bands)
-            for name, values in {**estimates, **nulls}.items()
-        }
-        | twice,
-        "noise": _noise([answers[SEARCH][r] for r in good], [answers["redrawn"][r] for r in good]),
+        "correlations": _all_correlations(kept, found, qualities, divergences),
+        "noise": _noise(found[SEARCH], found["redrawn"]),
         "policies": [
-            {
-                "policy": audited.policy.to_dict(),
-                "group": audited.group,
-                "band": audited.band,
-                "costs": {name: cost[name] for name in NULLS},
-                quality: {name: float(values[row]) for name, values in qualities.items()},
-                error_name(quality): {
-                    name: found[good[row]].quality_se for name, found in answers.items()
-                },
-                DIVERGENCE: {name: float(values[row]) for name, values in divergences.items()},
+            _policy_row(audited, {name: e[row] for name, e in found.items()})
+            | {
+                quality_name(result.manifest.baseline): _at(qualities, row),
+                DIVERGENCE: _at(divergences, row),
             }
-            for row, (audited, cost) in enumerate(zip(kept, costs, strict=True))
+            for row, audited in enumerate(kept)
         ],
     }
+
+
+_Answers = Mapping[str, Sequence[Evaluation]]
+"""By rung, (n,) evaluations of the audited policies that all rungs could measure."""
+_Columns = dict[str, NDArray[np.float64]]
+"""By rung, (n,) numbers."""
+
+
+def _qualities(found: _Answers) -> _Columns:
+    """Qualities by rung; where policies were trained twice, `TRAINED` is the mean of both."""
+    qualities = {name: np.array([e.quality for e in part]) for name, part in found.items()}
+    if AGAIN in qualities:
+        qualities[FIRST] = qualities[TRAINED]
+        qualities[TRAINED] = (qualities[FIRST] + qualities[AGAIN]) / 2
+    return qualities
+
+
+def _divergences(found: _Answers) -> _Columns:
+    """Divergences of the rungs that measure them."""
+    return {
+        name: np.array([e.metrics[DIVERGENCE] for e in part])
+        for name, part in found.items()
+        if all(DIVERGENCE in e.metrics for e in part)
+    }
+
+
+def _all_correlations(
+    kept: Sequence[Audited], found: _Answers, qualities: _Columns, divergences: _Columns
+) -> dict[str, Any]:
+    """How well every estimate, and every cost alone, ranks policies as their training does."""
+    bands = np.array([audited.band for audited in kept], dtype=np.int64)
+    estimates: _Columns = {}
+    for name in found:
+        if name not in (TRAINED, AGAIN):
+            estimates[name] = qualities[name]
+        if name in divergences:
+            estimates[f"{name} {DIVERGENCE}"] = -divergences[name]  # the higher, the better
+    for name in NULLS:
+        estimates[name] = np.array([e.metrics[name] for e in found[SEARCH]])
+    ranked = {
+        name: _correlations(values, qualities[TRAINED], bands) for name, values in estimates.items()
+    }
+    if AGAIN in qualities:
+        ranked[AGAIN] = _correlations(qualities[AGAIN], qualities[FIRST], bands)
+    return ranked
+
+
+def _policy_row(audited: Audited, found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """A policy, its costs, and what each rung states of its own error."""
+    search = found[SEARCH]
+    return {
+        "policy": audited.policy.to_dict(),
+        "group": audited.group,
+        "band": audited.band,
+        "costs": {name: search.metrics[name] for name in NULLS},
+        error_name(quality_name(search.metrics)): {
+            name: evaluation.quality_se for name, evaluation in found.items()
+        },
+    }
+
+
+def _at(columns: _Columns, row: int) -> dict[str, float]:
+    return {name: float(values[row]) for name, values in columns.items()}
 
 
 def _correlations(
