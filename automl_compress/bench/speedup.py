@@ -99,19 +99,7 @@ def measure_speedups(
     for batch in batches:
         settings = LatencySettings(replace(measure, batch=batch))
         models[batch] = calibrated_table(settings, compressor, space, example_input).model(space)
-    forms = {
-        ORIGINAL: Policy({}),
-        "INT8, all channels": _policy(compressor, 1.0, 1, BITS),
-        f"float32, {share:.0%} of every group": _policy(compressor, share, 1),
-        f"INT8, {share:.0%} of every group": _policy(compressor, share, 1, BITS),
-        f"INT8, {share:.0%}, round_to {BLOCK}": _policy(compressor, share, BLOCK, BITS),
-    }
-    forms |= {
-        f"INT8, {share:.0%} in all, chosen by latency at batch {batch}": fastest_policy(
-            space, model, share
-        )
-        for batch, model in models.items()
-    }
+    forms = _forms(compressor, space, models, share)
     taken = {
         batch: measure_policies(
             replace(measure, batch=batch),
@@ -131,6 +119,25 @@ def measure_speedups(
         for form, policy in forms.items()
     ]
     return Speedups(network, tuple(rows))
+
+
+def _forms(
+    compressor: Compressor, space: SearchSpace, models: Mapping[int, LatencyModel], share: float
+) -> dict[str, Policy]:
+    """By name, the policies that are measured; widths by the latency model of each batch."""
+    forms = {
+        ORIGINAL: Policy({}),
+        "INT8, all channels": _policy(compressor, 1.0, 1, BITS),
+        f"float32, {share:.0%} of every group": _policy(compressor, share, 1),
+        f"INT8, {share:.0%} of every group": _policy(compressor, share, 1, BITS),
+        f"INT8, {share:.0%}, round_to {BLOCK}": _policy(compressor, share, BLOCK, BITS),
+    }
+    return forms | {
+        f"INT8, {share:.0%} in all, chosen by latency at batch {batch}": fastest_policy(
+            space, model, share
+        )
+        for batch, model in models.items()
+    }
 
 
 def _policy(compressor: Compressor, share: float, round_to: int, *bits: int) -> Policy:

@@ -8,12 +8,13 @@ from typing import Final
 from automl_compress.cli.options import check_output
 from automl_compress.cli.recovering import load_trained, recovered_file
 from automl_compress.deploy.detector import DetectorFile
-from automl_compress.deploy.formats import Source, export_format
-from automl_compress.engine import restore_study
+from automl_compress.deploy.formats import Format, Source, export_format
+from automl_compress.engine import Restored, restore_study
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import QUALITIES, quality_name
 from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
+from automl_compress.space import Policy
 
 COMPARED_IMAGES: Final = 1_000
 """Test images on which a file's outputs are compared with the network's, at most."""
@@ -57,9 +58,22 @@ def export_network(
     trained = recovered_file(folder, picked.policy) if recovered else None
     study = restore_study(folder)
     network = study.build(picked.policy) if trained is None else load_trained(trained, study)
+    written = chosen_format.save(network, output, _source(study, picked.policy, raw))
+    size, promised = written.size_bytes, study.promised_bytes(picked.policy)
+    print(
+        f"{output}: {size:,} bytes on disk, {promised:,} promised "
+        f"for a packed file ({size / promised:.3f} of it)"
+    )
+    if written.remark:
+        print(written.remark)
+    _read_back(chosen_format, output, study)
+
+
+def _source(study: Restored, policy: Policy, raw: bool) -> Source:
+    """What a format may ask of a network and of the study it is from."""
     workload = study.workload
-    source = Source(
-        policy=picked.policy,
+    return Source(
+        policy=policy,
         original=workload.model,
         example_input=study.example_input(),
         architecture=workload.name,
@@ -70,14 +84,11 @@ def export_network(
         classes=workload.classes,
         raw=raw,
     )
-    written = chosen_format.save(network, output, source)
-    size, promised = written.size_bytes, study.promised_bytes(picked.policy)
-    print(
-        f"{output}: {size:,} bytes on disk, {promised:,} promised "
-        f"for a packed file ({size / promised:.3f} of it)"
-    )
-    if written.remark:
-        print(written.remark)
+
+
+def _read_back(chosen_format: Format, output: Path, study: Restored) -> None:
+    """Read a file, and print how good what it holds is on the test images."""
+    workload = study.workload
     loaded = chosen_format.load(output, workload.model)
     answering = isinstance(loaded, DetectorFile)
     quality = (study.test_quality_of_answers if answering else study.test_quality)(loaded)

@@ -305,37 +305,36 @@ def _run(arguments: Sequence[str] | None) -> int:
         return leaving.code if isinstance(leaving.code, int) else 2
     try:
         code: int = parsed.run(parsed)
-    except CompressError as error:
-        if parsed.debug:
-            traceback.print_exc()
-        print(f"automl-compress: {' '.join(str(error).split())}", file=sys.stderr)
-        if isinstance(error, InterruptedStudy):
-            return 130
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print("automl-compress: stopped before anything was written", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+    except (Exception, KeyboardInterrupt) as reason:
+        return _failed(reason, parsed)
+    return code
+
+
+def _failed(reason: BaseException, parsed: argparse.Namespace) -> int:
+    """Say why a command failed, in one line; returns the exit code."""
+    if isinstance(reason, BrokenPipeError):  # nobody reads on
         return 1
-    except OSError as error:
-        if parsed.debug:
-            traceback.print_exc()
-        place = error.filename or getattr(parsed, "folder", None)
+    if isinstance(reason, KeyboardInterrupt):
+        return _told("stopped before anything was written", 130)
+    if parsed.debug:
+        traceback.print_exception(reason)
+    if isinstance(reason, CompressError):
+        codes = ((InterruptedStudy, 130), (InputError, 2), (CompressError, 1))
+        return _told(str(reason), next(code for kind, code in codes if isinstance(reason, kind)))
+    if isinstance(reason, OSError):
+        place = reason.filename or getattr(parsed, "folder", None)
         where = f": '{place}'" if place else ""
-        print(
-            f"automl-compress: files must be readable and writable, but {error.strerror or error}"
-            f"{where}; free space or correct its permissions, then run again",
-            file=sys.stderr,
+        return _told(
+            f"files must be readable and writable, but {reason.strerror or reason}{where}; "
+            "free space or correct its permissions, then run again",
+            1,
         )
-        return 1
-    except Exception as error:
-        if parsed.debug:
-            traceback.print_exc()
-        line = " ".join(str(error).split())
-        print(
-            f"automl-compress: unexpected {type(error).__name__}: {line}; "
-            "run again with --debug and report it",
-            file=sys.stderr,
-        )
-        return 1
+    return _told(
+        f"unexpected {type(reason).__name__}: {reason}; run again with --debug and report it", 1
+    )
+
+
+def _told(message: str, code: int) -> int:
+    """Print a message on one line of stderr; returns the code."""
+    print(f"automl-compress: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -65,8 +65,14 @@ def _text(
     structure: Structure,
 ) -> str:
     """The file: rules to edit, and what they resolve to as comments."""
+    return "\n".join([*_rules_text(model, shape, rules, derived), *_parts_text(structure)]) + "\n"
+
+
+def _rules_text(
+    model: str, shape: tuple[int, ...], rules: SpaceRules, derived: DerivedSpace
+) -> list[str]:
     coverage = derived.coverage
-    lines = [
+    return [
         f"# Search space of {model}, input {'x'.join(map(str, shape))}.",
         f"# {len(derived.space)} genes; {coverage.parameters_share:.0%} of the weights and "
         f"{coverage.macs_share:.0%} of the multiply-accumulates can be changed.",
@@ -93,19 +99,23 @@ def _text(
         "# Layers that are left as they are.",
         "protect: []",
         "",
-        "# Channel groups: name, channels, layers that write them.",
     ]
+
+
+def _parts_text(structure: Structure) -> list[str]:
+    """Names that patterns may match, as comments."""
+    lines = ["# Channel groups: name, channels, layers that write them."]
     layers = {layer.name for layer in structure.layers}
     for group in structure.groups:
         writers = ", ".join(name for name in group.writers if name in layers)
         note = f"  (protected: {group.protected})" if group.protected else ""
         lines.append(f"#   {group.name}: {group.channels}: {writers}{note}")
-    lines += ["# Layers: name, inputs -> outputs, kernel."]
+    lines.append("# Layers: name, inputs -> outputs, kernel.")
     lines += [
         f"#   {layer.name}: {layer.in_channels} -> {layer.out_channels}, {layer.kernel}"
         for layer in structure.layers
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _list(values: tuple[float, ...]) -> str:
