@@ -131,7 +131,18 @@ class Section:
         low: float | None = None,
         high: float | None = None,
     ) -> Any:
-        """Read a number and check that `low <= value <= high`."""
+        """Read a number and check that `low <= value <= high`.
+
+        Args:
+            key: the key below this section.
+            kind: `int`, or `float`, which takes integers too.
+            default: returned as it is when the key is absent; `REQUIRED` makes absence an error.
+            low: the least value allowed; None for any.
+            high: the largest value allowed; None for any.
+
+        Raises:
+            InputError: the key is missing, or its value is no such number or outside.
+        """
         value = self.get(key, kind, default)
         if key in self._values and (
             (low is not None and not value >= low) or (high is not None and not value <= high)
@@ -145,7 +156,16 @@ class Section:
         return value
 
     def choice(self, key: str, choices: Iterable[str], default: Any = REQUIRED) -> str:
-        """Read a word that must be among `choices`."""
+        """Read a word that must be among `choices`.
+
+        Args:
+            key: the key below this section.
+            choices: the words allowed.
+            default: returned when the key is absent; `REQUIRED` makes absence an error.
+
+        Raises:
+            InputError: the key is missing, or its value is another; the nearest word is named.
+        """
         value: str = self.get(key, str, default)
         allowed = list(choices)
         if key in self._values and value not in allowed:
@@ -157,7 +177,16 @@ class Section:
         return value
 
     def items(self, key: str, kind: type[T], default: Any = REQUIRED) -> tuple[T, ...]:
-        """Read a list whose items all have one type."""
+        """Read a list whose items all have one type.
+
+        Args:
+            key: the key below this section.
+            kind: of the items; `float` takes integers too.
+            default: returned when the key is absent; `REQUIRED` makes absence an error.
+
+        Raises:
+            InputError: the key is missing, or its value is no list of such items.
+        """
         value = self.get(key, list, default)
         if key not in self._values:
             return tuple(value)

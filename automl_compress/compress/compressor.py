@@ -139,7 +139,7 @@ class Compressor:
         return self._order
 
     def with_repair(self, repair: Repair, low_precision: bool = False) -> Compressor:
-        """The same with another repair; what was found out about the network is shared.
+        """A compressor of the same network with another repair; what was found out is shared.
 
         Args:
             repair: as for `Compressor`.
@@ -152,7 +152,7 @@ class Compressor:
         return other
 
     def of_network(self, model: nn.Module) -> Compressor:
-        """The same for another network that takes the same inputs.
+        """A compressor with these settings for another network that takes the same inputs.
 
         Args:
             model: not changed, such as a compressed one that was trained.

@@ -65,7 +65,13 @@ Axes = dict[tuple[str, Axis], Labels]
 def coupled_groups(
     model: nn.Module, example_input: Tensor, layers: tuple[LayerShape, ...]
 ) -> list[ChannelGroup]:
-    """Groups in the network's order; every layer belongs to one, if only to a protected one."""
+    """Groups in the network's order; every layer belongs to one, if only to a protected one.
+
+    Args:
+        model: a `working_copy`, in evaluation mode; not changed.
+        example_input: (n, ...) what it takes.
+        layers: those that run, in the network's order.
+    """
     tracer = _Tracer(model)
     with torch.no_grad():
         tracer.run(example_input)

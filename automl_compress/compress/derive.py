@@ -62,7 +62,13 @@ def derive_space(
     rules: SpaceRules | None = None,
     time_limit: float = TIME_LIMIT,
 ) -> DerivedSpace:
-    """Derive the search space of a network; `time_limit` is in seconds.
+    """Derive the search space of a network.
+
+    Args:
+        model: the trained network; not changed.
+        example_input: (1, channels, height, width), or whatever the network takes.
+        rules: ratios, bits, overrides and protection; the defaults when not given.
+        time_limit: seconds that following the network may take.
 
     Raises:
         TraceError: the network cannot be followed, or nothing in it can be compressed.
@@ -74,6 +80,11 @@ def derive_space(
 
 def space_of_structure(model: nn.Module, structure: Structure, rules: SpaceRules) -> DerivedSpace:
     """Resolve rules against a traced network; genes come in the network's order.
+
+    Args:
+        model: what `trace` gave.
+        structure: what it gave beside it.
+        rules: what is resolved.
 
     Raises:
         TraceError: no layer runs, or nothing can be compressed.

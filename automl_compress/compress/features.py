@@ -22,6 +22,11 @@ FEATURES: Final = (
 def gene_features(space: SearchSpace, structure: Structure, cost: CostModel) -> NDArray[np.float64]:
     """Describe every gene: its kind, its layer's shape, its share of the costs.
 
+    Args:
+        space: of the network.
+        structure: of the network, from `trace`.
+        cost: of the network.
+
     Returns:
         (n_genes, len(FEATURES)): one-hot kind; depth in [0, 1]; the layer's inputs, outputs,
         kernel and output positions and the group's readers, each as a logarithm over the

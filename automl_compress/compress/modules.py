@@ -194,7 +194,7 @@ def shared_parameters(model: nn.Module) -> dict[int, nn.Parameter]:
 
 
 def trainable(model: M) -> M:
-    """The same network, whose parameters want gradients; integers can have none."""
+    """Let all parameters of a network want gradients, but integers, which have none; returns it."""
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return model

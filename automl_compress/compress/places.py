@@ -49,7 +49,13 @@ class Places:
 def kept_places(
     model: nn.Module, groups: tuple[ChannelGroup, ...], kept: Kept
 ) -> dict[str, Places]:
-    """What stays of every module that any group cuts, by module name."""
+    """What stays of every module that any group cuts, by module name.
+
+    Args:
+        model: the original network.
+        groups: all of its channel groups.
+        kept: the channels that stay of the groups that are cut; others keep all.
+    """
     masks: dict[tuple[str, Axis], NDArray[np.bool_]] = {}
     for group in groups:
         if group.name not in kept or len(kept[group.name]) == group.channels:

@@ -54,7 +54,17 @@ Run = list[tuple[str, Tensor]]
 def tried_groups(
     model: nn.Module, example_input: Tensor, groups: list[ChannelGroup]
 ) -> list[ChannelGroup]:
-    """The groups again, those that cannot be cut protected with the reason."""
+    """The groups again, those that cannot be cut protected with the reason.
+
+    Args:
+        model: a `working_copy`, in evaluation mode; not changed.
+        example_input: (n, ...) what it takes.
+        groups: from `coupled_groups`.
+
+    Raises:
+        TraceError: a layer computes in another precision than float32 or float64, or the time that
+            following may take is over.
+    """
     generator = torch.Generator().manual_seed(0)
     lively = _lively(model, generator)
     probe = _probe(lively, example_input, generator)

@@ -92,6 +92,15 @@ def measure_policies(
 ) -> dict[Policy, Latency]:
     """Measure the networks of policies in turn, in a process of their own.
 
+    Args:
+        settings: threads, batch and runs.
+        compressor: builds the networks.
+        policies: each once.
+        example_input: (1, ...) what the networks take.
+
+    Returns:
+        Latencies in milliseconds, by policy.
+
     Raises:
         InputError: a network cannot be exported.
         EngineError: the process fails.

@@ -71,7 +71,11 @@ class StoredTensor:
 
     @classmethod
     def from_json(cls, data: Any) -> StoredTensor:
-        """What `to_json` gave, after JSON has turned tuples into lists."""
+        """What `to_json` gave, after JSON has turned tuples into lists.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
         values = dict(data) if isinstance(data, Mapping) else {"shape": data}
         for name in ("shape", "strides"):
             if values.get(name) is not None:
@@ -246,7 +250,7 @@ def tensors_of(network: nn.Module, layout: Layout) -> dict[str, Tensor]:
 
 
 def in_strides(tensor: Tensor, stored: StoredTensor) -> Tensor:
-    """The same values, in the strides they had.
+    """A tensor's values in the strides that they had when they were stored.
 
     Raises:
         ValueError: the strides do not fit the shape.

@@ -66,7 +66,20 @@ def save_state(
 
 
 def load_state(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
-    """Read a network that `save_state` wrote; arguments, result and errors as `load_packed`."""
+    """Read a network that `save_state` wrote.
+
+    Args:
+        path: the file.
+        model: as for `load_packed`.
+
+    Returns:
+        As `load_packed` does.
+
+    Raises:
+        DeployError: the file is missing, damaged, of another version or something else, or it
+            belongs to another network.
+        WorkloadError: the factory fails.
+    """
     place = Path(path)
     words, tensors = read_file(place, FORMAT, VERSION)
     try:

@@ -85,6 +85,11 @@ def _write(path: Path, parts: Sequence[bytes]) -> int:
 def read_file(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a file that `write_file` or `write_stream` wrote.
 
+    Args:
+        path: the file.
+        kind: the format it must have.
+        version: of that format, which it must have too.
+
     Raises:
         DeployError: it is missing, damaged, of another version or of another kind.
     """

@@ -107,7 +107,14 @@ class Evaluation:
     def failed(
         cls, policy: Policy, estimator: str, reason: str, seconds: float = 0.0
     ) -> Evaluation:
-        """An evaluation that says why a policy could not be measured."""
+        """An evaluation that says why a policy could not be measured.
+
+        Args:
+            policy: what was to be measured.
+            estimator: identity of the estimator that tried.
+            reason: why; put into one line.
+            seconds: that it took to fail.
+        """
         line = " ".join(reason.split()) or "no reason given"
         return cls(policy, estimator, {}, "failed", line, 0, seconds)
 

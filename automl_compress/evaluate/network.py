@@ -287,11 +287,11 @@ class NetworkEstimator(Estimator):
             return dict(self._score(network(images) for images in self._batches()).metrics)
 
     def quality(self, network: Callable[[Tensor], Tensor]) -> float:
-        """The quality alone, see `qualities`."""
+        """Quality of a network on all images, in [0, 1], see `qualities`."""
         return self.qualities(network)[self._task.quality]
 
     def quality_of_answers(self, network: Callable[[Tensor], Tensor]) -> float:
-        """The same of a network that maps images to answers, see `Task.answers`."""
+        """Quality, in [0, 1], of a network that maps images to answers, see `Task.answers`."""
         answers = torch.cat([network(images) for images in self._batches()])
         return self._task.score_answers(answers, self._reference.labels).metrics[self._task.quality]
 

@@ -170,7 +170,7 @@ class Manifest:
 
     @property
     def test_sparsity_loss(self) -> float:
-        """The same on the final test images."""
+        """Quality that sparsity training lost on the final test images; 0 where not measured."""
         known = self.test_given and self.test_baseline
         return quality_of(self.test_given) - quality_of(self.test_baseline) if known else 0.0
 

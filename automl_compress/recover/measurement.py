@@ -40,7 +40,18 @@ def measure(
     device: torch.device,
     task: Task = CLASSIFICATION,
 ) -> Measurement:
-    """Measure a network in float32; it must be on `device`, and is left in evaluation mode."""
+    """Measure a network in float32.
+
+    Args:
+        network: on `device`; left in evaluation mode.
+        images: labelled, one or more.
+        normalization: turns their pixels into input.
+        device: where the network is.
+        task: what it does.
+
+    Raises:
+        EstimateError: an output is not finite.
+    """
     network.eval()
     criterion = labels_loss(task)
     total = torch.zeros((), dtype=torch.float64, device=device)

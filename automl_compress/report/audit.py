@@ -71,7 +71,13 @@ class Audit:
     loss: str
 
     def correlation(self, name: str, scope: str, measure: str) -> float:
-        """A correlation with the trained quality; NaN where nothing could be ranked."""
+        """A correlation with the trained quality, in [-1, 1]; NaN where nothing could be ranked.
+
+        Args:
+            name: a key of `correlations`.
+            scope: `overall` or `within_bands`.
+            measure: `kendall` or `spearman`.
+        """
         value = self.correlations[name][scope][measure]["value"]
         return math.nan if value is None else value
 

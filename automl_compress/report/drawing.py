@@ -73,7 +73,16 @@ def called(network: str) -> str:
 
 
 def cost_axis(axes: Axes, low: float, high: float) -> tuple[float, float]:
-    """Limits and ticks for costs from `low` to `high`; logarithmic where they span much."""
+    """Give a horizontal axis limits and ticks for costs; logarithmic where they span much.
+
+    Args:
+        axes: the panel.
+        low: the smallest cost drawn, as % of the baseline or in any other unit.
+        high: the largest.
+
+    Returns:
+        The axis' limits.
+    """
     low = max(low, 1e-6)
     if high / low > _LOG_ABOVE:
         axes.set_xscale("log")

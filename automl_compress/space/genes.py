@@ -93,8 +93,13 @@ class Gene:
 def check_value(kind: Kind, value: object, where: str) -> None:
     """Check that one value is of the right type and range for a kind of gene.
 
+    Args:
+        kind: of the gene.
+        value: any object.
+        where: whose value it is, for the message.
+
     Raises:
-        SpaceError: it is not; `where` says whose value it is.
+        SpaceError: it is not.
     """
     if kind == "kernel_sparsity":
         good = isinstance(value, int | float) and not isinstance(value, bool)

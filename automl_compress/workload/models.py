@@ -97,7 +97,11 @@ def build_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
 
 
 def construct_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Module:
-    """The same, whose parameters want gradients where the constructor or factory left it so."""
+    """Build a network as `build_model` does, with parameters that want gradients left so.
+
+    Raises:
+        WorkloadError: the name is unknown, or the constructor fails or returns something else.
+    """
     check_model_name(name)
     build = MODELS[name].build if name in MODELS else resolve(name, WorkloadError)
     with user_code(f"model '{name}'", WorkloadError), torch.random.fork_rng(devices=[]):

@@ -56,7 +56,7 @@ class WorkloadConfig:
 
     @classmethod
     def of(cls, **settings: Any) -> WorkloadConfig:
-        """The same settings given in Python, by the keys of a sweep file's `workload`.
+        """The settings given in Python, by the keys of a sweep file's `workload`.
 
         Raises:
             WorkloadError: a key is unknown, missing or has a wrong value.
@@ -160,7 +160,7 @@ def load_workload(config: WorkloadConfig) -> Workload:
 
 
 def load_untrained(config: WorkloadConfig) -> Workload:
-    """The same with weights as they come: from the file, the factory or the initial draw.
+    """Load a workload whose weights may be untrained: from the file, the factory or the first draw.
 
     Raises:
         WorkloadError: network or data cannot be had, or they do not fit.
