@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 import errno
-import logging
-import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from automl_compress.compress import (
-    Compressor,
-    DerivedSpace,
-    gene_features,
-    layer_ranks,
-    low_rank_shares,
-    space_of_structure,
-)
-from automl_compress.compress.feature_ranks import IMAGES as RANKED_IMAGES
-from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
 from automl_compress.engine.engine import Listener, Race, ignore
 from automl_compress.engine.extension import extended_config, reopen
-from automl_compress.engine.idle import without_idle_choices
-from automl_compress.engine.latency import (
-    check_machine,
-    latency_record,
-    measure_latencies,
-    predicting,
-    recorded_model,
-)
+from automl_compress.engine.latency import measure_latencies
 from automl_compress.engine.lock import locked
-from automl_compress.engine.promotion import climb, cross_validated, with_ladder
-from automl_compress.engine.restore import load_estimators, stated_config, torch_threads
-from automl_compress.engine.rungs import build_rung, rung_cost
-from automl_compress.engine.start import check_engine, connected, started
-from automl_compress.engine.statement import fingerprint_of, state_manifest
+from automl_compress.engine.prepare import Prepared, prepare_study
+from automl_compress.engine.promotion import climb, cross_validated
+from automl_compress.engine.restore import stated_config, torch_threads
+from automl_compress.engine.start import connected, started
+from automl_compress.engine.statement import fingerprint_of
 from automl_compress.engine.tuning import tuned
-from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
-from automl_compress.evaluate import (
-    LOSSES,
-    Evaluation,
-    check_measured,
-    check_met_by_least,
-    check_quality,
-    loss_of,
-    minimised_metrics,
-    useful_loss,
-)
-from automl_compress.evaluate.estimator import Estimator
-from automl_compress.evaluate.latency import CostsWithLatency, WithLatency
-from automl_compress.evaluate.network import NetworkEstimator
+from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.ledger import (
     LEDGER,
     MANIFEST,
@@ -67,33 +33,7 @@ from automl_compress.ledger import (
     Manifest,
     StudyResult,
 )
-from automl_compress.recover import training_heads
-from automl_compress.search import (
-    Problem,
-    RungOffer,
-    build_strategy,
-    find_strategy,
-)
-from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
-from automl_compress.workload import BoxTask, Workload
-
-_logger = logging.getLogger(__name__)
-
-SENSITIVE: Final = "sensitive"
-"""Strategy that is told how many feature maps of each layer have a low rank."""
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A study whose parts are loaded, checked and measured for a baseline."""
-
-    manifest: Manifest
-    problem: Problem
-    search: Estimator
-    test: Estimator
-    compressor: Compressor
-    example_input: Tensor
-    rungs: Mapping[str, Estimator]
+from automl_compress.space import Policy
 
 
 class Study:
@@ -265,9 +205,12 @@ class Study:
             reopen(place, manifest)
             return study._run(replace(prepared, manifest=kept), place, listener)
 
+    def _prepare(self, before: Manifest | None = None) -> Prepared:
+        return prepare_study(self.config, self.given, before)
+
     def _run(
         self,
-        prepared: _Prepared,
+        prepared: Prepared,
         folder: Path,
         listener: Listener,
         ray: ExitStack | None = None,
@@ -321,7 +264,7 @@ class Study:
         return result
 
     def _measure_latencies(
-        self, prepared: _Prepared, finalists: Sequence[Policy], folder: Path
+        self, prepared: Prepared, finalists: Sequence[Policy], folder: Path
     ) -> None:
         """Measure the finalists' latencies, now that nothing else of the study runs."""
         if self.config.latency is None:
@@ -335,172 +278,6 @@ class Study:
                 prepared.example_input,
                 folder / LEDGER,
             )
-
-    def _prepare(self, before: Manifest | None = None) -> _Prepared:
-        """Load, trace and measure everything before anything is written.
-
-        Args:
-            before: of the study that goes on. What it says of latencies and of the network the
-                user gave still holds.
-        """
-        config = self.config
-        check_engine(config.engine)
-        for name in config.strategies:
-            find_strategy(name)
-        rules = SpaceRules() if config.space is None else load_rules(config.space)
-        with torch_threads(config.engine.threads):
-            workload, network, test_network = load_estimators(config)
-            check_quality(config.constraints, workload.task.quality)
-            compressor = network.compressor
-            derived = space_of_structure(compressor.model, compressor.structure, rules)
-            search: Estimator = network
-            test: Estimator = test_network
-            cost: Callable[[Policy], Mapping[str, float]] = compressor.cost
-            latency: dict[str, Any] = {}
-            if config.latency is not None:
-                recorded = None if before is None else before.latency
-                model = self._latency_model(compressor, derived, workload, recorded)
-                search, test = WithLatency(search, model), WithLatency(test, model)
-                cost = CostsWithLatency(cost, model)
-                latency = latency_record(config.latency, model, search.identity)
-            baseline, test_baseline = (_baseline(e) for e in (search, test))
-            given, test_given = (_given(self.given, e) for e in (network, test_network))
-            if before is not None:
-                given, test_given = dict(before.given), dict(before.test_given)
-        _warn_of_chance(baseline, workload)
-        _warn_of_heads(workload)
-        derived = _without_idle_choices(derived, cost, config)
-        minimised = minimised_metrics(baseline.metrics)
-        named = {
-            "objectives": config.objectives,
-            "constraints": [constraint.metric for constraint in config.constraints],
-            "ladder": [rung.by for rung in config.ladder if rung.by is not None],
-        }
-        check_measured(named, minimised)
-        constraints = tuple(c.absolute(minimised) for c in config.constraints)
-        check_met_by_least(constraints, cost(derived.space.smallest))
-        rungs = {
-            rung.name: build_rung(rung, workload, network)
-            for rung in config.ladder
-            if not rung.learned
-        }
-        offers = {
-            rung.name: RungOffer(rungs[rung.name].identity, rung_cost(rung, workload, network))
-            for rung in config.ladder
-            if not rung.learned
-        }
-        manifest = state_manifest(
-            config, workload, derived, constraints, (search, test), (baseline, test_baseline)
-        )
-        networks = (network.networks, test_network.networks)
-        manifest = replace(
-            manifest, latency=latency, networks=networks, given=given, test_given=test_given
-        )
-        manifest = with_ladder(manifest, config.ladder, offers)
-        problem = Problem(
-            space=derived.space,
-            objectives=config.objectives,
-            baseline=minimised,
-            cost=cost,
-            constraints=constraints,
-            features=gene_features(derived.space, compressor.structure, compressor.cost),
-            sensitivity=_sensitivity(config, workload, derived.space, compressor),
-            rungs=offers,
-            useful_loss=useful_loss(loss_of(config.objectives)),
-            sparsity_loss=manifest.sparsity_loss,
-        )
-        for name in config.strategies:  # whose mistakes are told before anything is written
-            build_strategy(name, problem, config.seeds[0])
-        return _Prepared(
-            manifest, problem, search, test, compressor, workload.example_input(), rungs
-        )
-
-    def _latency_model(
-        self,
-        compressor: Compressor,
-        derived: DerivedSpace,
-        workload: Workload,
-        recorded: Mapping[str, Any] | None,
-    ) -> LatencyModel:
-        """What predicts latencies: the one a study began with, or one made now."""
-        settings = self.config.latency
-        assert settings is not None
-        if recorded:
-            model = recorded_model(recorded, compressor)
-            check_machine(model, settings)
-            return model
-        return predicting(settings, compressor, derived.space, workload.example_input())
-
-
-def _without_idle_choices(
-    derived: DerivedSpace, cost: Callable[[Policy], Mapping[str, float]], config: StudyConfig
-) -> DerivedSpace:
-    stated = dict.fromkeys((*config.objectives, *(c.metric for c in config.constraints)))
-    costs = [name for name in stated if name not in LOSSES]
-    space, idle = without_idle_choices(derived.space, cost, costs)
-    return replace(derived, space=space, coverage=replace(derived.coverage, idle=idle))
-
-
-def _sensitivity(
-    config: StudyConfig, workload: Workload, space: SearchSpace, compressor: Compressor
-) -> NDArray[np.float64]:
-    """(n_genes,) shares of low-rank feature maps, for the strategy that asks; else empty."""
-    if SENSITIVE not in config.strategies:
-        return np.zeros(0)
-    train = workload.splits.train
-    images = train.draw(min(RANKED_IMAGES, len(train)), config.estimate.seed)
-    ranks = layer_ranks(
-        compressor.model, compressor.structure, images.tensor(workload.normalization)
-    )
-    return low_rank_shares(space, ranks)
-
-
-def _baseline(estimator: Estimator) -> Evaluation:
-    """The uncompressed network, as its estimator sees it.
-
-    Raises:
-        WorkloadError: it cannot be measured.
-    """
-    evaluation = estimator.estimate(Policy({}))
-    if not evaluation.ok:
-        raise WorkloadError(
-            f"the uncompressed network must be measurable, but is not: {evaluation.reason}; "
-            "check model and data"
-        )
-    return evaluation
-
-
-def _given(network: nn.Module | None, estimator: NetworkEstimator) -> dict[str, float]:
-    """Quality of what the user gave on an estimator's images; empty where it is the baseline."""
-    return {} if network is None else estimator.qualities(network)
-
-
-def _warn_of_chance(baseline: Evaluation, workload: Workload) -> None:
-    """Say so where the uncompressed network knows no more than which class is the commonest."""
-    if isinstance(workload.task, BoxTask):
-        return
-    counts = np.bincount(workload.splits.validation.labels)
-    commonest = float(counts.max() / counts.sum())
-    noise = math.sqrt(commonest * (1.0 - commonest) / max(1, baseline.images))
-    if baseline.quality <= commonest + 2.0 * noise:
-        _logger.warning(
-            "the uncompressed network is right on %.1f %% of the search images, and to name the "
-            "commonest class always would be on %.1f %%; check weights, data.mean, data.std and "
-            "the order of the classes",
-            100 * baseline.quality,
-            100 * commonest,
-        )
-
-
-def _warn_of_heads(workload: Workload) -> None:
-    """Say so where parts of the network run in training mode alone, which no policy compresses."""
-    if heads := training_heads(workload.model, workload.example_input()):
-        _logger.warning(
-            "parts that run in training mode alone are neither searched nor trained: %s; they are "
-            "in every size and file, %s bytes of parameters that a factory without them saves",
-            ", ".join(heads),
-            f"{4 * sum(heads.values()):,}",
-        )
 
 
 def _check_unchanged(folder: str | Path, before: Manifest, now: Manifest) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from automl_compress.engine.study import _warn_of_chance, _warn_of_heads
+from automl_compress.engine.prepare import _warn_of_chance, _warn_of_heads
 from automl_compress.evaluate import Evaluation
 from automl_compress.space import Policy
 from automl_compress.workload import WorkloadConfig, load_workload
