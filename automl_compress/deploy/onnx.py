@@ -47,6 +47,7 @@ from automl_compress.deploy.runtime import (
 )
 from automl_compress.errors import InputError
 from automl_compress.settings import one_line
+from automl_compress.workload import replacing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -453,10 +454,9 @@ def _checked(model: ir.Model) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".part")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as reason:
         raise InputError(
             f"the ONNX file must be writable, but '{path}' is not ({reason.strerror}); "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from automl_compress.errors import DeployError
 from automl_compress.settings import one_line
+from automl_compress.workload import replacing
 
 _KEY: Final = "automl_compress"
 """The one entry of the files' metadata; of several, safetensors keeps no order."""
@@ -66,16 +66,10 @@ def write_stream(path: Path, parts: Sequence[bytes], kind: str, version: int) ->
 
 
 def _write(path: Path, parts: Sequence[bytes]) -> int:
-    partial = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
+        with replacing(path) as stream:
             stream.writelines(parts)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
     except OSError as reason:
-        partial.unlink(missing_ok=True)
         raise DeployError(
             f"'{path}' must be writable, but is not: {one_line(reason)}; choose another place"
         ) from reason

@@ -393,6 +393,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     path.mkdir()
     refused("must be writable", network("mlp"), path, example("mlp"))
+    assert list(tmp_path.iterdir()) == [path]
     assert not list(path.iterdir())
 
 

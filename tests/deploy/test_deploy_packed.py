@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -584,7 +585,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("automl_compress.deploy.tensor_files.os.fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(DeployError, match="No space left"):
         save_packed(network("resnet8"), packed)
     assert packed.read_bytes() == before

@@ -207,6 +207,17 @@ def test_two_processes_at_once_agree_and_import_little(make_tree: MakeTree, cach
     assert not _entries(cache, ".tmp")
 
 
+def test_who_may_read_a_file_is_as_of_any_new_one(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "new" / "weights") as file:
+            file.write(b"whole")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "weights").stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["weights"]
+
+
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("AUTOML_COMPRESS_CACHE")
