@@ -1,19 +1,17 @@
 """The ledger of evaluations and charges, and a study's folder read back."""
 
-from automl_compress.ledger.result import (
+from automl_compress.ledger.manifest import (
     AUDIT,
     LEDGER,
     MANIFEST,
     RECOVERED,
-    TIMING_COLUMNS,
     ContestantRecord,
-    FrontPoint,
     Manifest,
     RungRecord,
-    StudyResult,
-    write_text,
 )
+from automl_compress.ledger.result import TIMING_COLUMNS, FrontPoint, StudyResult
 from automl_compress.ledger.store import Charge, Ledger, Place
+from automl_compress.ledger.whole_file import write_text
 
 __all__ = [
     "AUDIT",
