@@ -8,8 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from automl_compress.compress.label_rules import tensors_in
-from automl_compress.compress.modules import keep_in_place
+from automl_compress.compress.modules import keep_in_place, tensors_in
 from automl_compress.errors import TraceError
 
 _UNLIKE: Final = 1e-3

@@ -38,8 +38,9 @@ from automl_compress.compress.kinds import (
     channel_axis,
     parameter_axis,
 )
-from automl_compress.compress.label_rules import LabelRules, tensors_in
+from automl_compress.compress.label_rules import LabelRules
 from automl_compress.compress.labels import FIXED, ChannelClasses, Labels, along, varying
+from automl_compress.compress.modules import tensors_in
 from automl_compress.compress.reductions import is_reduction
 from automl_compress.compress.structure import (
     Axis,

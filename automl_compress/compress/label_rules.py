@@ -9,7 +9,7 @@ knowledge of the modules around them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import torch
@@ -26,6 +26,7 @@ from automl_compress.compress.labels import (
     lead,
     varying,
 )
+from automl_compress.compress.modules import tensors_in
 from automl_compress.compress.reductions import REDUCTIONS, is_reduction, reduced_axes
 
 Found = Tensor | None | list[Tensor | None]
@@ -319,18 +320,6 @@ class LabelRules:
             self.freeze(tensors_in(args), "its channels are written into another tensor")
             return None
         return self.combine([args[0], args[1]], output)
-
-
-def tensors_in(value: Any) -> Iterable[Tensor]:
-    """All tensors in the arguments or the output of an operation or network."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def _axis_blocks(

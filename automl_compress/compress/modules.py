@@ -11,8 +11,6 @@ from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 
-from automl_compress.compress.label_rules import tensors_in
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -233,3 +231,15 @@ def find_part(model: nn.Module, name: str) -> nn.Module | Tensor:
     parent, _, last = name.rpartition(".")
     part: nn.Module | Tensor = getattr(module_at(model, parent), last)
     return part
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in the arguments or the output of an operation or network."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)

@@ -30,7 +30,7 @@ from automl_compress.compress.kinds import (
     channel_axis,
     parameter_axis,
 )
-from automl_compress.compress.label_rules import tensors_in
+from automl_compress.compress.modules import tensors_in
 from automl_compress.compress.quantize import SCALE, can_quantize
 from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
 from automl_compress.compress.trial import tried_groups

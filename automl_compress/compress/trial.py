@@ -25,8 +25,7 @@ from torch.overrides import TorchFunctionMode
 from automl_compress.compress.attention import HeadScores
 from automl_compress.compress.channel_maps import ZERO, ChannelMap
 from automl_compress.compress.kinds import LAST_NORMS, LAYERS, channel_axis, weight_axis
-from automl_compress.compress.label_rules import tensors_in
-from automl_compress.compress.modules import find_part, module_at, own_copy, share_copy
+from automl_compress.compress.modules import find_part, module_at, own_copy, share_copy, tensors_in
 from automl_compress.compress.places import Places, axis_size, can_cut, kept_places
 from automl_compress.compress.reductions import PartialReductions, kept_operands
 from automl_compress.compress.slicing import cut_channels
