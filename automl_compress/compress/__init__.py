@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from automl_compress.compress.kernel_sparsity import KERNEL_CRITERIA, KernelCriterion
     from automl_compress.compress.repair import REPAIRS, Repair
     from automl_compress.compress.structure import Structure
-    from automl_compress.compress.tracing import trace
+    from automl_compress.compress.tracing.trace import trace
     from automl_compress.space import Policy
 
 _PLACES = {
@@ -60,7 +60,7 @@ _PLACES = {
     "layer_ranks": "automl_compress.compress.feature_ranks",
     "low_rank_shares": "automl_compress.compress.features",
     "space_of_structure": "automl_compress.compress.derive",
-    "trace": "automl_compress.compress.tracing",
+    "trace": "automl_compress.compress.tracing.trace",
 }
 
 __all__ = [

@@ -38,7 +38,7 @@ from automl_compress.compress.quantize import (
 from automl_compress.compress.repair import Repair, Repairer, fitting_images
 from automl_compress.compress.slicing import cut_channels
 from automl_compress.compress.structure import Structure
-from automl_compress.compress.tracing import TIME_LIMIT, trace
+from automl_compress.compress.tracing.trace import TIME_LIMIT, trace
 from automl_compress.errors import InputError, SpaceError
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Task

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.quantize import can_quantize
 from automl_compress.compress.structure import ChannelGroup, LayerShape, Structure
-from automl_compress.compress.tracing import TIME_LIMIT, trace
+from automl_compress.compress.tracing.trace import TIME_LIMIT, trace
 from automl_compress.errors import TraceError
 from automl_compress.space import Gene, SearchSpace, SpaceRules
 

@@ -27,7 +27,7 @@ from automl_compress.compress.quantize import (
     quantize_weight,
 )
 from automl_compress.compress.slicing import cut_channels
-from automl_compress.compress.working_copy import working_copy
+from automl_compress.compress.tracing.working_copy import working_copy
 from automl_compress.errors import CompressError, DeployError
 from automl_compress.settings import one_line
 from automl_compress.space import Policy
@@ -99,7 +99,7 @@ class Layout:
         inputs: bits and zero point of layers whose input is rounded, by layer name.
         maps: input channels and stride of every channel map, by module name.
         bare: channels of modules that are cut but hold no tensor, by module name.
-        in_place: modules that must work in place, see `compress.alike`.
+        in_place: modules that must work in place, see `compress.tracing.alike`.
         policy: what the network was built by; None when not known.
         architecture: the original network's name for `build_model`; None when not known.
         arguments: keyword arguments of the architecture.

@@ -25,7 +25,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from automl_compress.compress.working_copy import working_copy
+from automl_compress.compress.tracing.working_copy import working_copy
 from automl_compress.deploy.architecture import known_network, original_network
 from automl_compress.deploy.layout import Layout, describe, rebuild, tensors_of
 from automl_compress.deploy.layout_bytes import Written, in_order, read_varint, varint, written

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from automl_compress.compress.working_copy import working_copy
+from automl_compress.compress.tracing.working_copy import working_copy
 from automl_compress.deploy.architecture import original_network
 from automl_compress.deploy.layout import (
     Layout,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, compress
 from automl_compress.compress.modules import own_copy, works_in_place
-from automl_compress.compress.tracing import trace
+from automl_compress.compress.tracing.trace import trace
 from automl_compress.deploy.packed import load_packed, save_packed
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.errors import TraceError

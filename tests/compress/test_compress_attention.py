@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
 from automl_compress.compress.attention import MultiheadAttention, can_be_layers
-from automl_compress.compress.working_copy import working_copy
+from automl_compress.compress.tracing.working_copy import working_copy
 from automl_compress.space import Policy
 
 WIDTH, HEADS = 12, 3

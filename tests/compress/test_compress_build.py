@@ -378,7 +378,7 @@ def test_hooks_of_unknown_kind_leave_their_layer_whole() -> None:
 def test_operations_that_break_the_tracer_protect_what_enters_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from automl_compress.compress.label_rules import LabelRules
+    from automl_compress.compress.tracing.label_rules import LabelRules
 
     def fail(*args: Any) -> None:
         raise ZeroDivisionError("integer division\nby zero")
@@ -421,7 +421,7 @@ def test_wrong_couplings_are_found_out(
     name: str, kinds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shifting which channel one module's place belongs to must protect the group."""
-    from automl_compress.compress import tracing
+    from automl_compress.compress.tracing import trace as tracing
 
     real = tracing.coupled_groups
 
@@ -490,7 +490,7 @@ def test_networks_that_enlarge_rounding_can_be_cut(
     wrong: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither float32 nor float64 is exact enough here; a wrong cut shows all the same."""
-    from automl_compress.compress import tracing
+    from automl_compress.compress.tracing import trace as tracing
 
     real = tracing.coupled_groups
 

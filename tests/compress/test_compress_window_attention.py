@@ -21,7 +21,7 @@ from torchvision.models.swin_transformer import (
 )
 
 from automl_compress.compress import Compressor
-from automl_compress.compress.window_attention import ShiftedWindows, is_window_attention
+from automl_compress.compress.tracing.window_attention import ShiftedWindows, is_window_attention
 from automl_compress.space import Policy
 
 KINDS = [ShiftedWindowAttention, ShiftedWindowAttentionV2]

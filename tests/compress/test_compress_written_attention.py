@@ -15,8 +15,8 @@ from compress_networks import counted_macs, lively, random_policy
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, trace
-from automl_compress.compress.attention_forms import SelfAttention
-from automl_compress.compress.working_copy import working_copy
+from automl_compress.compress.tracing.attention_forms import SelfAttention
+from automl_compress.compress.tracing.working_copy import working_copy
 from automl_compress.deploy import load_packed, save_packed
 from automl_compress.deploy.onnx import onnx_content
 from automl_compress.deploy.runtime import Runner

@@ -19,7 +19,7 @@ from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.compress.fold import foldable_norms
 from automl_compress.compress.quantize import InputQuantizer
 from automl_compress.compress.structure import Structure
-from automl_compress.compress.tracing import trace
+from automl_compress.compress.tracing.trace import trace
 from automl_compress.errors import EstimateError
 from automl_compress.evaluate import fast_form as fast_form_module
 from automl_compress.evaluate.fast_form import FastForm

@@ -27,9 +27,9 @@ from automl_compress.compress.channel_maps import ZERO, ChannelMap
 from automl_compress.compress.kinds import LAST_NORMS, LAYERS, channel_axis, weight_axis
 from automl_compress.compress.modules import find_part, module_at, own_copy, share_copy, tensors_in
 from automl_compress.compress.places import Places, axis_size, can_cut, kept_places
-from automl_compress.compress.reductions import PartialReductions, kept_operands
 from automl_compress.compress.slicing import cut_channels
 from automl_compress.compress.structure import ChannelGroup
+from automl_compress.compress.tracing.reductions import PartialReductions, kept_operands
 from automl_compress.compress.widths import followed_numbers, holder, kept_numbers, parts_of_width
 from automl_compress.errors import TraceError
 from automl_compress.settings import one_line

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._ops import OpOverload
 
-from automl_compress.compress.dispatch import Mode, Operation
 from automl_compress.compress.structure import ChannelGroup
+from automl_compress.compress.tracing.dispatch import Mode, Operation
 
 REDUCTIONS: Final = frozenset(
     {

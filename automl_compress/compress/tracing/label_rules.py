@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from automl_compress.compress.labels import (
+from automl_compress.compress.modules import tensors_in
+from automl_compress.compress.tracing.labels import (
     FIXED,
     ZERO,
     ChannelClasses,
@@ -26,8 +27,7 @@ from automl_compress.compress.labels import (
     lead,
     varying,
 )
-from automl_compress.compress.modules import tensors_in
-from automl_compress.compress.reductions import REDUCTIONS, is_reduction, reduced_axes
+from automl_compress.compress.tracing.reductions import REDUCTIONS, is_reduction, reduced_axes
 
 Found = Tensor | None | list[Tensor | None]
 """Compact labels of an output, or of each output; None without channels."""

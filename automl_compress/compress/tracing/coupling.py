@@ -25,9 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from automl_compress.compress.attention import HeadProduct, HeadScores
-from automl_compress.compress.attention_forms import across_heads
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.dispatch import Mode, Operation
 from automl_compress.compress.kinds import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -38,10 +36,7 @@ from automl_compress.compress.kinds import (
     channel_axis,
     parameter_axis,
 )
-from automl_compress.compress.label_rules import LabelRules
-from automl_compress.compress.labels import FIXED, ChannelClasses, Labels, along, varying
 from automl_compress.compress.modules import tensors_in
-from automl_compress.compress.reductions import is_reduction
 from automl_compress.compress.structure import (
     Axis,
     ChannelGroup,
@@ -49,6 +44,11 @@ from automl_compress.compress.structure import (
     LayerShape,
     Reduction,
 )
+from automl_compress.compress.tracing.attention_forms import across_heads
+from automl_compress.compress.tracing.dispatch import Mode, Operation
+from automl_compress.compress.tracing.label_rules import LabelRules
+from automl_compress.compress.tracing.labels import FIXED, ChannelClasses, Labels, along, varying
+from automl_compress.compress.tracing.reductions import is_reduction
 
 _OUTPUT: Final = "its channels are the network's output"
 _IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"

@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from automl_compress.compress.alike import make_alike
 from automl_compress.compress.attention import HeadLayers, HeadProduct, HeadScores
 from automl_compress.compress.calibration import layer_input
 from automl_compress.compress.channel_maps import ChannelMap, replace_channel_maps
 from automl_compress.compress.cost_model import FLOAT_BYTES
-from automl_compress.compress.coupling import coupled_groups
-from automl_compress.compress.dispatch import Mode, Operation, ProductCounter
 from automl_compress.compress.kinds import (
     CONVOLUTIONS,
     LAYERS,
@@ -33,8 +30,11 @@ from automl_compress.compress.kinds import (
 from automl_compress.compress.modules import tensors_in
 from automl_compress.compress.quantize import SCALE, can_quantize
 from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
-from automl_compress.compress.trial import tried_groups
-from automl_compress.compress.working_copy import comparable_copy, working_copy
+from automl_compress.compress.tracing.alike import make_alike
+from automl_compress.compress.tracing.coupling import coupled_groups
+from automl_compress.compress.tracing.dispatch import Mode, Operation, ProductCounter
+from automl_compress.compress.tracing.trial import tried_groups
+from automl_compress.compress.tracing.working_copy import comparable_copy, working_copy
 from automl_compress.errors import TraceError
 from automl_compress.settings import one_line
 

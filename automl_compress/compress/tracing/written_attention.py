@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.attention import HeadLayers
-from automl_compress.compress.attention_forms import Form, SelfAttention, linear
 from automl_compress.compress.kinds import CONVOLUTIONS
 from automl_compress.compress.modules import become, own_copy, runs_its_class
+from automl_compress.compress.tracing.attention_forms import Form, SelfAttention, linear
 
 _TOKENS: Final = 16
 _MANY_TOKENS: Final = 1025

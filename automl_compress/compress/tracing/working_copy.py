@@ -18,8 +18,8 @@ from automl_compress.compress.modules import (
     unwrapped,
     works_in_place,
 )
-from automl_compress.compress.window_attention import ShiftedWindows, is_window_attention
-from automl_compress.compress.written_attention import replace_written_attention
+from automl_compress.compress.tracing.window_attention import ShiftedWindows, is_window_attention
+from automl_compress.compress.tracing.written_attention import replace_written_attention
 from automl_compress.errors import TraceError
 from automl_compress.settings import one_line
 from automl_compress.workload.synchronized import make_local

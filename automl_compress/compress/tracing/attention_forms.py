@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress.attention import HeadLayers, divided, in_heads, joined, rows, unread
 from automl_compress.compress.kinds import LAST_NORMS
-from automl_compress.compress.window_attention import in_windows, of_windows
+from automl_compress.compress.tracing.window_attention import in_windows, of_windows
 
 Mask = Literal["none", "added", "windows"]
 
