@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,13 @@ import pytest
 
 from automl_compress.cli.main import _parser
 from automl_compress.engine import Study, read_config, restore_study
+from automl_compress.evaluate.network import EstimateSettings
+from automl_compress.recover import (
+    Augmentation,
+    RecoverySettings,
+    SparsitySettings,
+    TrainingSettings,
+)
 from automl_compress.report import write_report
 from automl_compress.search import strategy_names
 from automl_compress.space import SearchSpace, load_rules
@@ -78,6 +86,24 @@ def test_every_command_is_named() -> None:
     assert commands is not None
     for command in commands:
         assert f"automl-compress {command}" in README
+
+
+@pytest.mark.parametrize(
+    ("settings", "prefix", "others"),
+    [
+        (TrainingSettings, "", {"augment"}),
+        (Augmentation, "augment.", set()),
+        (RecoverySettings, "", {"training"}),
+        (SparsitySettings, "", set()),
+        (EstimateSettings, "", {"split"}),
+    ],
+)
+def test_every_setting_is_named(settings: type, prefix: str, others: set[str]) -> None:
+    """Those of trainings by their names, those of estimates also in the example of a sweep."""
+    (example,) = _blocks("yaml")
+    for name in {field.name for field in fields(settings)} - others:
+        stated = settings is EstimateSettings and f"{name}: " in example
+        assert stated or f"`{prefix}{name}`" in README, name
 
 
 @pytest.mark.parametrize("name", [*strategy_names(), *MODELS])
