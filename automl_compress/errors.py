@@ -6,6 +6,7 @@ CompressError
 │   ├── WorkloadError               a model, its weights or its data
 │   │   └── TraceError              a network whose structure cannot be followed
 │   ├── StudyError                  a sweep file, a study's settings or its folder
+│   ├── OtherTrainingError          a checkpoint of another network, other data or other settings
 │   └── DeployError                 a file of a compressed network, or what to make of it
 ├── EstimateError (RuntimeError)    a candidate that cannot be measured; becomes a failed evaluation
 ├── EngineError (RuntimeError)      a run that cannot go on; the command line exits with 1
