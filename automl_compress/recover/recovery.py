@@ -139,21 +139,9 @@ def recover_policy(
             f"{settings.stages}; leave it out"
         )
     original = compressor.model if teacher is None else teacher
-    fitted, judges = _held_out(images, settings)
-    example = images.tensor(normalization, 0, 1)
-    task = task_of(original, images, example)
     networks = [original, compressor.model, *([] if trained is None else [trained])]
-    training = _Training(
-        fitted,
-        judges,
-        normalization,
-        settings,
-        _loss(original, example, settings, task),
-        _identity(networks, policy, images, normalization, settings, fixed),
-        task,
-        trained,
-        fixed,
-    )
+    identity = _identity(networks, policy, images, normalization, settings, fixed)
+    training = _training(original, images, normalization, settings, identity, trained, fixed)
     compressor.cost.check(policy)
     channels = {group.name: group.channels for group in compressor.structure.groups}
     policies = policies_towards(policy, channels, settings.stages)
@@ -257,6 +245,33 @@ class _Training:
             }
             chosen = min(losses, key=losses.__getitem__)
         return chosen, candidates[chosen]
+
+
+def _training(
+    original: nn.Module,
+    images: ImageSet,
+    normalization: Normalization,
+    settings: RecoverySettings,
+    identity: str,
+    trained: nn.Module | None,
+    fixed: Collection[str],
+) -> _Training:
+    """Prepare what all stages of a recovery have in common.
+
+    Args:
+        original: distilled from.
+        images: of which some judge.
+        normalization: turns their pixels into input.
+        settings: how.
+        identity: see `_identity`.
+        trained: where training starts, or None.
+        fixed: names of parameters that are not trained.
+    """
+    fitted, judges = _held_out(images, settings)
+    example = images.tensor(normalization, 0, 1)
+    task = task_of(original, images, example)
+    loss = _loss(original, example, settings, task)
+    return _Training(fitted, judges, normalization, settings, loss, identity, task, trained, fixed)
 
 
 def _tell_of_all(listener: Listener, before: int, epochs: int, standing: Standing) -> None:
