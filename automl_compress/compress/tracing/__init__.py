@@ -3,5 +3,5 @@
 `trace` does it: on a `working_copy`, in which attention that a network writes out is made of layers
 (`written_attention`, `window_attention`) and which must compute what the network does (`alike`).
 `coupling` sends labels through one run, by the rules of `label_rules`, and finds channels that go
-together; `trial` cuts every such group and sees whether that is right.
+together; `trial` cuts every such group and compares it with a `blinded` network.
 """
