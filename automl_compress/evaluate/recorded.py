@@ -198,9 +198,10 @@ def worst_scale(
     reference = Reference(_worst(values))
     whole = reference.share(values[met])
     if not whole:
+        judged = "the table" if met.all() else "what meets the constraints"
         raise StudyError(
-            "some policy must be better than the worst in every objective, but of the table "
-            f"none is in {', '.join(objectives)}; choose other objectives or constraints"
+            "some policy must be better than the table's worst in every objective, but of "
+            f"{judged} none is in {', '.join(objectives)}; choose other objectives or constraints"
         )
     return reference, whole
 

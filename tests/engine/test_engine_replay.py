@@ -78,6 +78,9 @@ def test_what_the_table_cannot_answer_is_refused() -> None:
         table_problem(table, (), ["params <= 0.5x"])
     with pytest.raises(StudyError, match="none of the table meets macs <= 1"):
         replay(table, table_problem(table, (), ["macs <= 1"]), ["random"], [0], 5, lambda _: None)
+    whole = table_problem(table, (), [f"error <= {table.baseline['error']}"])
+    with pytest.raises(StudyError, match="of what meets the constraints none is in error"):
+        replay(table, whole, ["random"], [0], 5, lambda _: None)
     with pytest.raises(StudyError, match="did you mean 'random'"):
         replay(table, table_problem(table), ["randm"], [0], 5, lambda _: None)
 
