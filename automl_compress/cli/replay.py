@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -84,11 +84,10 @@ def run_replay(request: ReplayRequest) -> int:
     points = sorted({max(1, request.budget // 4), max(1, request.budget // 2), request.budget})
     rows = compare_curves(curves, quality, points, line, table.judged_by)
     caption = curves_caption(table.scored_by, request.seeds, problem.objectives)
-    caption = ". ".join(filter(None, (caption, table.note, _failures(done))))
+    remarks = [remark for remark in (_failures(done), _ended(done, request.budget)) if remark]
+    caption = ". ".join(filter(None, (caption, table.note, *remarks)))
     result = curves_table(rows, line, caption)
-    print(result.to_text())
-    if failures := _failures(done):
-        print(failures)
+    print("\n".join([result.to_text(), *remarks]))
     if request.markdown:
         write_file(request.markdown, result.to_markdown() + "\n")
     if request.json:
@@ -98,12 +97,26 @@ def run_replay(request: ReplayRequest) -> int:
 
 def _failures(done: Sequence[ReplayedContestant]) -> str:
     """Who asked for what failed, and how often; empty where nobody did."""
-    shares: dict[str, list[float]] = {}
-    for contestant in done:
-        shares.setdefault(contestant.strategy, []).append(contestant.failed)
-    means = {name: sum(found) / len(found) for name, found in shares.items()}
+    means = _means((contestant.strategy, contestant.failed) for contestant in done)
     failed = [f"{name} {mean:.1%}" for name, mean in means.items() if mean > 0]
     return f"Failed, of what was asked: {', '.join(failed)}" if failed else ""
+
+
+def _ended(done: Sequence[ReplayedContestant], budget: int) -> str:
+    """Who asked for less than the budget, and for how much; empty where nobody did."""
+    asked = [(c.strategy, budget if c.asked is None else c.asked) for c in done]
+    ended = [f"{name} {mean:g}" for name, mean in _means(asked).items() if mean < budget]
+    if not ended:
+        return ""
+    return f"Had nothing left to ask for before {budget} evaluations: {', '.join(ended)}"
+
+
+def _means(numbers: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean of the numbers of each strategy."""
+    found: dict[str, list[float]] = {}
+    for name, number in numbers:
+        found.setdefault(name, []).append(number)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def read_simulation(
@@ -229,7 +242,7 @@ class _Race:
     def _contestant(self, document: dict[str, Any], name: str) -> ReplayedContestant:
         """A contestant of a file.
 
-        Those of earlier versions do not say what failed, and round to six decimals.
+        Those of earlier versions do not say what failed or was asked, and round to six decimals.
         """
         import numpy as np
 
@@ -238,7 +251,8 @@ class _Race:
         strategy, _, seed = name.rpartition("-")
         hypervolume, quality = (np.array(document[kind][name]) for kind in self._curves)
         failed = float(document.get("failed", {}).get(name, 0.0))
-        return ReplayedContestant(strategy, int(seed), hypervolume, quality, failed)
+        asked = document.get("asked", {}).get(name)
+        return ReplayedContestant(strategy, int(seed), hypervolume, quality, failed, asked)
 
     def __call__(self, contestant: ReplayedContestant) -> None:
         if contestant.strategy != self._strategy:
@@ -261,9 +275,10 @@ class _Race:
             for kind, curve in self._curves.items()
         }
         failed = {f"{c.strategy}-{c.seed}": c.failed for c in self.done}
+        asked = {f"{c.strategy}-{c.seed}": c.asked for c in self.done}
         document = {
             **self._head,
-            **{"seeds": self._request.seeds, "comparison": rows, "failed": failed},
-            **curves,
+            **{"seeds": self._request.seeds, "comparison": rows},
+            **{"failed": failed, "asked": asked, **curves},
         }
         return json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n"

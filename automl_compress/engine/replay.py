@@ -29,6 +29,7 @@ class ReplayedContestant:
             exhausts the space earlier keeps the last value.
         quality: (budget,) best quality so far, in [0, 1]; 0 before the first that counts.
         failed: share of what it asked for that failed, in [0, 1].
+        asked: evaluations it made, at most the budget; None where that was not recorded.
     """
 
     strategy: str
@@ -36,6 +37,7 @@ class ReplayedContestant:
     hypervolume: NDArray[np.float64]
     quality: NDArray[np.float64]
     failed: float = 0.0
+    asked: int | None = None
 
 
 def table_problem(
@@ -108,7 +110,7 @@ def replay(
             told = _race(table, problem, ContestantRecord("replay", strategy, seed), budget)
             failed = float(np.mean([not evaluation.ok for evaluation in told] or [False]))
             found = curves(told, problem, scale, budget)
-            done.append(ReplayedContestant(strategy, seed, *found, failed))
+            done.append(ReplayedContestant(strategy, seed, *found, failed, len(told)))
             listener(done[-1])
     return done
 

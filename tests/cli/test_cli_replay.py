@@ -94,6 +94,21 @@ def test_a_replay_that_goes_on_says_what_one_in_one_go_says(table: str) -> None:
     assert [row["p"] for row in last] == [1.0, None]  # both have seen the whole table
 
 
+def test_who_has_nothing_left_to_ask_for_is_named(
+    table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["replay", table, "--columns", "accuracy=top1", "--seeds", "2", "--budget", "12"]
+    words += ["--json", "out.json", "--strategies", "random", "uniform"]
+    assert main(words) == 0
+    said = "Had nothing left to ask for before 12 evaluations: uniform 6"
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    assert main([*words, "--resume", "--markdown", "out.md"]) == 0
+    assert said in capsys.readouterr().out
+    assert said in Path("out.md").read_text()
+    document = json.loads(Path("out.json").read_text())
+    assert document["asked"] == {"random-0": 12, "random-1": 12, "uniform-0": 6, "uniform-1": 6}
+
+
 @pytest.mark.parametrize("command", [["replay"], ["bench", "ablation"]])
 def test_one_seed_is_said_to_be_one(
     table: str, capsys: pytest.CaptureFixture[str], command: list[str]
