@@ -50,10 +50,10 @@ def scaled_indices(
     Where constraints on costs bind, what matters lies at their limit, and networks with genes far
     apart are milder there than those cut evenly. So the tighter the limit, the more draws come
     near it or beyond, for `draw_new` cuts those to fit, and the wider genes scatter. That is for
-    evolution and chance; strategies that learn a model of the error want draws from all that is
-    allowed, and give a mildness below the limit instead: of ResNet-20 at 40 % of the
-    multiply-accumulates `hybrid` had 0.583 of plain hypervolume after 60 evaluations, and 0.563
-    with draws at the limit (four seeds).
+    evolution, agents and chance; strategies that learn a model of the error over all genes want
+    draws from all that is allowed, and give a mildness below the limit instead: of ResNet-20 at
+    40 % of the multiply-accumulates `hybrid` had 0.583 of plain hypervolume after 60 evaluations,
+    and 0.563 with draws at the limit (four seeds).
 
     Args:
         space: the search space.

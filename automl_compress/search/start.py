@@ -21,13 +21,18 @@ class Start:
         problem: what is searched.
         rng: source of chance, the strategy's own.
         count: strata.
+        near_limit: the tighter constraints on costs are, the more draws come near their limit;
+            otherwise they come evenly from all that is allowed.
     """
 
-    def __init__(self, problem: Problem, rng: np.random.Generator, count: int) -> None:
+    def __init__(
+        self, problem: Problem, rng: np.random.Generator, count: int, near_limit: bool = False
+    ) -> None:
         self._problem = problem
         self._rng = rng
         self._mildest = mildest(problem)
-        self._left = deque(self._mildest * float(m) for m in stratified_mildness(rng, count))
+        self._limit, self._most = (self._mildest, 1.0) if near_limit else (1.0, self._mildest)
+        self._left = deque(self._most * float(m) for m in stratified_mildness(rng, count))
 
     def __len__(self) -> int:
         return len(self._left)
@@ -35,12 +40,12 @@ class Start:
     def draw(self, seen: Seen) -> Policy | None:
         """The next policy, which nobody asked for; None when the space is exhausted."""
         space = self._problem.space
-        mildness = self._left.popleft() if self._left else self._mildest * float(self._rng.random())
+        mildness = self._left.popleft() if self._left else self._most * float(self._rng.random())
 
         def drawn() -> Indices:
             if not len(seen) and self._mildest == 1.0:
                 return space.sizes - 1
-            return scaled_indices(space, self._rng, mildness)
+            return scaled_indices(space, self._rng, mildness, self._limit)
 
         return draw_new(self._problem, seen, drawn, self._rng)
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from automl_compress.search import build_strategy
 from automl_compress.search.start import Start
 from automl_compress.search.strategy import Problem, Seen
 from automl_compress.testing import ToyNetwork
@@ -30,6 +32,30 @@ def test_constraints_hold_from_the_first_draw_on() -> None:
         policy = start.draw(seen)
         assert policy is not None
         assert problem.cost_violation(policy) == 0
+
+
+def _shares_of_limit(near_limit: bool) -> np.ndarray:
+    problem = NETWORK.problem(constraints=["size_bytes <= 0.1x"])
+    start, seen = Start(problem, np.random.default_rng(0), 30, near_limit), Seen()
+    limit = problem.constraints[0].limit
+    drawn = (start.draw(seen) for _ in range(30))
+    return np.array([problem.cost(policy)["size_bytes"] / limit for policy in drawn if policy])
+
+
+def test_draws_may_come_near_a_tight_limit() -> None:
+    near, evenly = _shares_of_limit(near_limit=True), _shares_of_limit(near_limit=False)
+    assert (near > 0.8).mean() >= 0.2
+    assert (evenly > 0.8).mean() < 0.1
+    assert near.min() < 0.15
+
+
+@pytest.mark.parametrize("name", ["ddpg", "qmix"])
+def test_agents_begin_near_a_tight_limit(name: str) -> None:
+    problem = NETWORK.problem(constraints=["size_bytes <= 0.1x"])
+    limit = problem.constraints[0].limit
+    asked = build_strategy(name, problem, 0).ask(30)
+    shares = np.array([problem.cost(policy)["size_bytes"] / limit for policy in asked])
+    assert (shares > 0.8).mean() >= 0.2
 
 
 def test_a_restored_start_goes_on() -> None:
