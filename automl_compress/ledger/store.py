@@ -239,7 +239,8 @@ class Ledger:
             policies: n policies that are asked for there.
 
         Raises:
-            StudyError: a strategy asks for another policy than before it was interrupted.
+            StudyError: a strategy asks for another policy than before it was interrupted: its code
+                has changed, as that of shipped ones does from version to version.
         """
         for place, policy in zip(places, policies, strict=True):
             before = self._read(
@@ -250,7 +251,8 @@ class Ledger:
                 raise StudyError(
                     f"a strategy must ask again for what it asked before it was interrupted, but "
                     f"'{place.contestant}' asks otherwise at evaluation {place.position}; restore "
-                    "its code, or start another study"
+                    "its code (of a shipped one, the version that run.json states), or start "
+                    "another study"
                 )
 
     def forget_charges(self) -> None:

@@ -40,12 +40,13 @@ def test_every_contestant_spends_its_budget_or_its_space(tmp_path: Path) -> None
 
 
 def test_a_strategy_that_asks_otherwise_than_before_is_refused(tmp_path: Path) -> None:
-    """The table would say that it was told what it never asked for."""
+    """The table would say that it was told what it never asked for. Versions of this package differ
+    so, too."""
     _run(tmp_path)
     before = frame(tmp_path)
     changed = [replace(c, strategy="scaled-random", seed=7) for c in CONTESTANTS[:1]]
     engine = SerialEngine(race(tmp_path))
-    with pytest.raises(StudyError, match="'nsga2-0' asks otherwise at evaluation 0; restore its"):
+    with pytest.raises(StudyError, match=r"'nsga2-0' asks otherwise at evaluation 0; .* version"):
         engine.run(changed, lambda _: None)
     engine.close()
     pd.testing.assert_frame_equal(frame(tmp_path), before)
