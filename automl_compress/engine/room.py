@@ -51,8 +51,11 @@ def what_waits(pool: Pool, threads: int, processors: Sequence[float], free: floa
             f"machine of the cluster has more than {most:g}; the study waits for one that has"
         )
     at_work = f"{pool.started} of the study's {pool.asked} evaluators are at work"
+    if not pool.started:
+        at_work = f"no evaluator of the study's {pool.asked} is at work yet"
     if free >= len(processors) * (threads - 1) + 1:  # then some machine has room for one
-        return f"{at_work}; the others are starting, which takes long"
+        rest = "the others" if pool.started else "they"
+        return f"{at_work}; {rest} are starting, which takes long"
     goes_on = "goes on with these" if pool.started else "waits"
     return (
         f"{at_work}: each takes {threads} of the cluster's {sum(processors):g} processors, of "

@@ -28,8 +28,9 @@ def test_an_evaluator_has_room_on_one_machine(
             1,
             [2.0, 2.0],
             0.0,
-            "^0 of .* 3 .* takes 1 of .* 4 .* 0 are free.*waits",
+            "^no .* 3 .* takes 1 of .* 4 .* 0 are free.*waits",
         ),
+        (Pool(0, 3), 1, [2.0], 2.0, "^no evaluator of the study's 3 is at work yet; they are star"),
         (
             Pool(2, 3),
             1,
