@@ -185,7 +185,7 @@ class ClusterEngine:
                 waits = "" if ends else self._what_waits(pool)
             except ray.exceptions.RayError:
                 continue  # who waits for answers is told
-            for remark in {*pool.lost, waits, what_differs(pool.kinds)} - self._said:
+            for remark in {*pool.lost, *pool.late, waits, what_differs(pool.kinds)} - self._said:
                 _logger.warning("%s", remark)
                 self._said.add(remark)
 

@@ -7,6 +7,7 @@ Evaluators load this file, so it needs none of Ray Tune, which takes 60 MB of a 
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import re
 import sys
@@ -32,6 +33,11 @@ from automl_compress.space import Policy
 ATTEMPTS: Final = 3
 """How often an evaluation is tried when its evaluator dies under it, and an evaluator started when
 it dies in that."""
+LATE_SECONDS: Final = 300.0
+LATE_SHARE: Final = 20.0
+"""An evaluation is late after so many seconds, and so many times those of the slowest before."""
+ENDED_SHARE: Final = 6.0
+"""How many times as long it may take until its evaluator is ended."""
 SHARED_BYTES: Final = 2**16
 """Tensors of so many bytes are shared by the processes of a machine."""
 
@@ -111,14 +117,15 @@ class _Evaluator:
         """Measure a policy."""
         return answer(self._estimators[estimator], policy)
 
-    def ready(self) -> str:
-        """Return once this evaluator has started, with what its processor computes with.
+    def ready(self) -> tuple[str, str]:
+        """Return once this evaluator has started: where, and what its processor computes with.
 
-        Empty where estimators brought no torch along.
+        The latter is empty where estimators brought no torch along.
         """
+        place = f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
         if "torch" not in sys.modules:
-            return ""
-        return str(sys.modules["torch"].backends.cpu.get_cpu_capability())
+            return place, ""
+        return place, str(sys.modules["torch"].backends.cpu.get_cpu_capability())
 
     def private_bytes(self) -> int:
         """Memory of this process alone."""
@@ -189,8 +196,9 @@ class _Dispatcher:
         self._identities = identities
         self._threads = threads
         self._workers = [self._new_evaluator() for _ in range(workers)]
-        self._started: dict[int, str] = {}
+        self._started: dict[int, tuple[str, str]] = {}
         self._lost: list[str] = []
+        self._late: dict[tuple[str, str], str] = {}
         self._serving: list[asyncio.Task[None]] = []
         self._waiting: dict[str, deque[tuple[Request, str]]] = {}
         self._in_flight: dict[_Key, asyncio.Future[Evaluation]] = {}
@@ -226,9 +234,9 @@ class _Dispatcher:
 
     async def pool(self) -> Pool:
         """How many evaluators are at work."""
-        kinds = frozenset(filter(None, self._started.values()))
+        kinds = frozenset(kind for _, kind in self._started.values() if kind)
         asked = len(self._workers) - len(self._lost)
-        return Pool(len(self._started), asked, kinds, tuple(self._lost))
+        return Pool(len(self._started), asked, kinds, tuple(self._lost), tuple(self._late.values()))
 
     async def usage(self) -> Usage:
         """What all this has needed so far."""
@@ -269,7 +277,7 @@ class _Dispatcher:
                 failed, where, reason = failed + 1, machine_of(error), reason_of(error)
             else:
                 failed = 0
-                await self._feed(self._workers[place])
+                await self._feed(place)
                 del self._started[place]
             ray.kill(self._workers[place])
             if failed < ATTEMPTS:
@@ -281,8 +289,9 @@ class _Dispatcher:
         if len(self._lost) == len(self._workers):
             self._fail(self._lost[-1])
 
-    async def _feed(self, evaluator: Any) -> None:
-        """Ask an evaluator, contestants in turn, until it dies."""
+    async def _feed(self, place: int) -> None:
+        """Ask an evaluator, contestants in turn, until it dies or hangs."""
+        evaluator = self._workers[place]
         while True:
             await self._work.acquire()
             request, estimator = self._next_request()
@@ -291,11 +300,40 @@ class _Dispatcher:
                 if self._deaths[request.policy.key, estimator]:
                     await evaluator.ready.remote()  # or its machine is gone, whatever is asked
                 asked = True
-                evaluation = await evaluator.estimate.remote(request.policy, estimator)
+                evaluation = await self._asked(place, request.policy, estimator)
             except ray.exceptions.RayError as error:
-                self._ask_again(request, estimator, reason_of(error), counts=asked)
+                reason = f"its evaluator died ({reason_of(error)})"
+                self._ask_again(request, estimator, reason, counts=asked)
+                return
+            except TimeoutError as error:
+                self._ask_again(request, estimator, str(error), counts=True)
                 return
             self._finish_soon(request, evaluation)  # the evaluator goes on
+
+    async def _asked(self, place: int, policy: Policy, estimator: str) -> Evaluation:
+        """What an evaluator says of a policy.
+
+        Raises:
+            TimeoutError: it takes so long that it will hardly ever answer.
+        """
+        asked = self._workers[place].estimate.remote(policy, estimator)
+        waiting: asyncio.Future[Evaluation] = asyncio.ensure_future(asked)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while not (await asyncio.wait([waiting], timeout=LATE_SECONDS))[0]:
+            slowest = self._ledger.slowest(estimator)
+            late = max(LATE_SECONDS, LATE_SHARE * (slowest or 0.0))
+            if clock() - began >= late:
+                process = self._started[place][0]
+                # Where no answer is known yet, one line speaks for all who wait.
+                which = (estimator, "") if slowest is None else (policy.key, process)
+                self._late.setdefault(which, _what_is_late(policy, process, late, slowest))
+            if slowest is not None and clock() - began >= ENDED_SHARE * late:
+                waiting.cancel()
+                raise TimeoutError(
+                    f"its evaluator did not answer for {ENDED_SHARE * late:.0f} s, and was ended"
+                )
+        return waiting.result()
 
     def _ask_again(self, request: Request, estimator: str, reason: str, *, counts: bool) -> None:
         """Have a request done next; a policy that keeps killing its evaluators fails."""
@@ -304,7 +342,6 @@ class _Dispatcher:
         if self._failure:
             self._in_flight.pop(key).set_exception(EngineError(self._failure))
         elif self._deaths[key] == ATTEMPTS:
-            reason = f"its evaluator died ({reason})"
             self._finish_soon(request, Evaluation.failed(request.policy, estimator, reason))
         else:
             queue = self._waiting.setdefault(request.place.contestant, deque())
@@ -343,6 +380,21 @@ class _Dispatcher:
         found = queue.popleft()
         self._waiting[name] = queue  # now last in turn
         return found
+
+
+def _what_is_late(policy: Policy, place: str, late: float, slowest: float | None) -> str:
+    """What to say of an evaluation that takes longer than it should."""
+    if slowest is None:
+        known = "no other has finished, so that nothing tells how long it may take"
+    else:
+        known = (
+            f"the slowest other took {slowest:.1f} s: after {ENDED_SHARE * late:.0f} s its "
+            "evaluator is ended"
+        )
+    return (
+        f"policy {policy.key} has been evaluated for {late:.0f} s by {place}, and {known}; should "
+        f"it hang, end that process: a policy is tried {ATTEMPTS} times"
+    )
 
 
 RemoteDispatcher: Any = ray.remote(num_cpus=0)(_Dispatcher)

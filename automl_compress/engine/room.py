@@ -15,12 +15,14 @@ class Pool:
         asked: that are ready, starting or waiting for room.
         kinds: instruction sets that those which have loaded torch compute with.
         lost: why others are not started again, a line for each.
+        late: evaluations that took longer than they should, a line for each.
     """
 
     started: int
     asked: int
     kinds: frozenset[str] = frozenset()
     lost: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
 
 
 def room_for(processors: Iterable[float], threads: int) -> int:

@@ -287,6 +287,12 @@ class Ledger:
         for row in rows:
             yield _evaluation(estimator, *row)
 
+    def slowest(self, estimator: str) -> float | None:
+        """Seconds that the slowest evaluation of an estimator took, of those that did not fail."""
+        query = "SELECT MAX(seconds) FROM evaluations WHERE estimator = ? AND status = 'ok'"
+        found: float | None = self._read(query, (estimator,))[0][0]
+        return found
+
     def __len__(self) -> int:
         return int(self._read("SELECT COUNT(*) FROM evaluations")[0][0])
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import re
 import signal
 import socket
@@ -8,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -25,15 +24,11 @@ from engine_races import (
 )
 from ray.exceptions import RayError
 
-from automl_compress.engine.contestant import Request, Standing
+from automl_compress.engine.contestant import Standing
 from automl_compress.engine.engine import EngineSettings, Race, RungStanding
-from automl_compress.engine.room import Pool
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import EngineError, InputError, StudyError
-from automl_compress.evaluate import Evaluation
-from automl_compress.ledger import ContestantRecord, Ledger, Place, StudyResult
-from automl_compress.space import Policy
-from automl_compress.testing import ToyEstimator
+from automl_compress.ledger import ContestantRecord, Ledger, StudyResult
 
 pytestmark = [
     pytest.mark.cluster,
@@ -209,54 +204,6 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
     asked = {"full": 1 + len(found.rung("full")), "last": 1 + len(found.rung("last"))}
     told = [RungStanding(r, done, n) for r, n in asked.items() for done in range(1, n + 1)]
     assert heard == {"serial": told, "cluster": told}
-
-
-class _Pretended:
-    """An evaluator without a process."""
-
-    def __init__(self, starts: bool) -> None:
-        self._starts = starts
-        self.ready = SimpleNamespace(remote=self._ready)
-        self.estimate = SimpleNamespace(remote=self._estimate)
-
-    async def _ready(self) -> str:
-        if not self._starts:
-            raise RayError("ip=10.0.0.7, and\nModuleNotFoundError: No module named 'torch'")
-        return "AVX2"
-
-    async def _estimate(self, policy: Policy, _: str) -> Evaluation:
-        return ToyEstimator(NETWORK).estimate(policy)
-
-
-@pytest.mark.parametrize("starting", [(True, False), (False, False)])
-def test_a_machine_that_evaluators_cannot_start_on_is_left_to_the_others(
-    starting: tuple[bool, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one that joins a cluster when a study has run for hours; it is named."""
-    from automl_compress.engine import dispatcher
-
-    made = iter([*starting, *[False] * 4])
-    monkeypatch.setattr(dispatcher._Dispatcher, "_new_evaluator", lambda _: _Pretended(next(made)))
-    monkeypatch.setattr(dispatcher.ray, "kill", lambda _: None)
-    identity = ToyEstimator(NETWORK).identity
-    request = Request(Place("nsga2-0", 0, 0), NETWORK.space.largest)
-    said = r"did not on 10\.0\.0\.7, 3 times in a row \(ModuleNotFoundError: No module named"
-
-    async def ask() -> Pool:
-        asked = dispatcher._Dispatcher(str(tmp_path / "ledger"), [None], {"": identity}, 2, 1)
-        answers, _ = await asked.answer([request])
-        while not (pool := await asked.pool()).lost:
-            await asyncio.sleep(0)
-        assert answers[0].ok
-        return pool
-
-    if any(starting):
-        pool = asyncio.run(ask())
-        assert (pool.started, pool.asked, pool.kinds) == (1, 1, {"AVX2"})
-        assert re.search(said, *pool.lost)
-        return
-    with pytest.raises(EngineError, match=said):
-        asyncio.run(ask())
 
 
 def test_what_contestants_load_is_light() -> None:

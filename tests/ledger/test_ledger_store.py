@@ -59,6 +59,21 @@ def test_the_first_answer_stays(path: Path) -> None:
         assert len(ledger) == 1
 
 
+def test_how_long_the_slowest_answer_took(path: Path) -> None:
+    """That of failures says nothing: some come at once, some after hours."""
+    took = [
+        Evaluation(POLICIES[0], "e", {"accuracy": 0.9}, seconds=2.0),
+        Evaluation(POLICIES[1], "e", {"accuracy": 0.9}, seconds=3.0),
+        Evaluation.failed(POLICIES[2], "e", "its evaluator died", 9.0),
+        Evaluation.failed(POLICIES[3], "f", "its evaluator died", 9.0),
+    ]
+    with Ledger(path) as ledger:
+        for position, evaluation in enumerate(took):
+            ledger.add(evaluation, Place("a-0", position, 0))
+        assert ledger.slowest("e") == 3.0
+        assert ledger.slowest("f") is None
+
+
 def test_a_session_takes_the_place_of_the_one_before_or_changes_nothing(path: Path) -> None:
     def session(name: str, *policies: int) -> list[tuple[Evaluation, Place]]:
         place = Place(name, 0, 0)
