@@ -85,8 +85,8 @@ class ClusterEngine:
         self._race = race
         self._folder = folder
         self._threads = settings.threads
+        self._grows = settings.workers is None
         self._said = {""}
-        room = room_for(_processors_beside_contestants(), settings.threads)
         # Ledger and checkpoints are files beside the driver, which other machines may not see:
         # dispatcher and contestants run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -99,7 +99,7 @@ class ClusterEngine:
             str(race.ledger.absolute()),  # actors have a folder of their own
             [estimators],
             {"": race.search.identity, **{n: e.identity for n, e in race.rungs.items()}},
-            settings.workers or max(1, room),
+            settings.workers or max(1, self._room()),
             settings.threads,
         )
 
@@ -183,11 +183,16 @@ class ClusterEngine:
             try:
                 pool: Pool = ray.get(self._dispatcher.pool.remote(), timeout=_PATIENCE_SECONDS)
                 waits = "" if ends else self._what_waits(pool)
+                if self._grows:  # machines may have joined
+                    self._dispatcher.grow.remote(self._room())
             except ray.exceptions.RayError:
                 continue  # who waits for answers is told
             for remark in {*pool.lost, *pool.late, waits, what_differs(pool.kinds)} - self._said:
                 _logger.warning("%s", remark)
                 self._said.add(remark)
+
+    def _room(self) -> int:
+        return room_for(_processors_beside_contestants(), self._threads)
 
     def _what_waits(self, pool: Pool) -> str:
         free = ray.available_resources().get("CPU", 0.0)

@@ -238,6 +238,13 @@ class _Dispatcher:
         asked = len(self._workers) - len(self._lost)
         return Pool(len(self._started), asked, kinds, tuple(self._lost), tuple(self._late.values()))
 
+    async def grow(self, workers: int) -> None:
+        """Have at least so many evaluators, those that are lost counted."""
+        for place in range(len(self._workers), workers):
+            self._workers.append(self._new_evaluator())
+            if self._serving:
+                self._serving.append(asyncio.create_task(self._serve(place)))
+
     async def usage(self) -> Usage:
         """What all this has needed so far."""
         held = await asyncio.gather(*(w.private_bytes.remote() for w in self._workers))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.engine import EngineSettings, Race, RungStanding
+from automl_compress.engine.room import Pool
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import EngineError, InputError, StudyError
 from automl_compress.ledger import ContestantRecord, Ledger, StudyResult
@@ -204,6 +205,37 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
     asked = {"full": 1 + len(found.rung("full")), "last": 1 + len(found.rung("last"))}
     told = [RungStanding(r, done, n) for r, n in asked.items() for done in range(1, n + 1)]
     assert heard == {"serial": told, "cluster": told}
+
+
+@pytest.mark.parametrize(("workers", "asked"), [(None, [3, 7]), (2, [2])])
+def test_machines_that_join_later_are_used_where_workers_are_not_counted(
+    workers: int | None, asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from automl_compress.engine import cluster
+
+    found: list[int] = []
+    machines = [{"NodeID": "0a" * 28, "Resources": {"CPU": 4.0}, "Alive": True}]
+    pretended = SimpleNamespace(
+        pool=SimpleNamespace(remote=lambda: Pool(1, 1)),
+        grow=SimpleNamespace(remote=found.append),
+        remote=lambda *given: found.append(given[3]) or pretended,
+    )
+    context = SimpleNamespace(get_node_id=lambda: "0a" * 28)
+    for name, value in (
+        ("put", lambda what: what),
+        ("get", lambda what, **_: what),
+        ("nodes", lambda: machines),
+        ("get_runtime_context", lambda: context),
+        ("available_resources", dict),
+    ):
+        monkeypatch.setattr(cluster.ray, name, value)
+    monkeypatch.setattr(cluster, "share_large_tensors", lambda: None)
+    monkeypatch.setattr(cluster, "RemoteDispatcher", SimpleNamespace(options=lambda **_: pretended))
+    engine = cluster.ClusterEngine(race(tmp_path), EngineSettings(workers=workers), tmp_path)
+    machines.append({"NodeID": "other", "Resources": {"CPU": 4.0}, "Alive": True})
+    with engine._watched():
+        pass
+    assert found == asked
 
 
 def test_what_contestants_load_is_light() -> None:

@@ -135,3 +135,23 @@ def test_nobody_is_ended_while_nothing_tells_how_long_answers_take(
 
     (said,) = asyncio.run(wait()).late
     assert "no other has finished, so that nothing tells how long it may take; should it" in said
+
+
+@pytest.mark.parametrize("serves", [False, True])
+def test_machines_that_join_later_are_used(
+    serves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is there already stays."""
+    monkeypatch.setattr(dispatcher._Dispatcher, "_new_evaluator", lambda _: _Pretended())
+
+    async def grown() -> Pool:
+        asked = _dispatcher(tmp_path, 1)
+        if serves:
+            await asked.answer(_asked(0, LARGEST))
+        await asked.grow(3)
+        await asked.grow(2)
+        await asked.answer(_asked(1, SMALLEST))
+        return await asked.pool()
+
+    pool = asyncio.run(grown())
+    assert (pool.started, pool.asked) == (3, 3)
