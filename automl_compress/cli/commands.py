@@ -81,10 +81,17 @@ def pipeline(
     return _finish(StudyResult(folder), open_report)
 
 
-def resume(folder: Path, workers: int | None, address: str | None, *, open_report: bool) -> int:
+def resume(
+    folder: Path,
+    workers: int | None,
+    address: str | None,
+    *,
+    retry_failed: bool,
+    open_report: bool,
+) -> int:
     """Go on with a study and write its report."""
     manifest = Manifest.read(folder)
-    if manifest.status == "finished":
+    if manifest.status == "finished" and not retry_failed:
         print(f"study {manifest.study} is finished; only its report is written again")
         return report(folder, open_report=open_report)
     from automl_compress.engine import Study
@@ -93,7 +100,8 @@ def resume(folder: Path, workers: int | None, address: str | None, *, open_repor
     racing = sum(contestant.in_race for contestant in manifest.contestants)
     progress = Progress(manifest.budget, racing)
     try:
-        result = Study.resume(folder, progress, **engine_changes(workers, address))
+        changes = engine_changes(workers, address)
+        result = Study.resume(folder, progress, retry_failed=retry_failed, **changes)
     finally:
         progress.close()
     return _finish(result, open_report)

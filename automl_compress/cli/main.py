@@ -133,9 +133,16 @@ def _add_search(subparsers: Any) -> None:
 def _add_resume(subparsers: Any) -> None:
     parser = add_command(subparsers, "resume", "go on with an interrupted study")
     add_folder(parser)
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="evaluations that failed are tried again, of a finished study too",
+    )
     _add_engine_options(parser)
     parser.set_defaults(
-        run=lambda a: commands.resume(a.folder, a.workers, a.address, open_report=a.open)
+        run=lambda a: commands.resume(
+            *(a.folder, a.workers, a.address), retry_failed=a.retry_failed, open_report=a.open
+        )
     )
 
 

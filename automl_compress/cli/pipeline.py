@@ -302,7 +302,11 @@ def _search(stages: _Stages, study: Study, weights: Path | None) -> None:
     try:
         if exists:
             engine = config.engine
-            changes = {"kind": engine.kind, "workers": engine.workers, "address": engine.address}
+            changes: dict[str, Any] = {
+                "kind": engine.kind,
+                "workers": engine.workers,
+                "address": engine.address,
+            }
             Study.resume(folder, progress, **changes)
         else:
             study.run(folder, progress)

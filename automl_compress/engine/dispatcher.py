@@ -349,6 +349,7 @@ class _Dispatcher:
         if self._failure:
             self._in_flight.pop(key).set_exception(EngineError(self._failure))
         elif self._deaths[key] == ATTEMPTS:
+            reason = f"{reason}; 'resume --retry-failed' tries it again"
             self._finish_soon(request, Evaluation.failed(request.policy, estimator, reason))
         else:
             queue = self._waiting.setdefault(request.place.contestant, deque())

@@ -1,4 +1,4 @@
-"""Finished studies that are extended, by evaluations or by strategies.
+"""Studies that are extended, by evaluations or by strategies, or try again what failed.
 
 Contestants walk through their rounds again from the first one, answered by the ledger, so that an
 extended study has the evaluations it would have had if it had been stated so from its start: also
@@ -56,11 +56,16 @@ def extended_config(
     return config_of_mapping(settings, config.base)
 
 
-def reopen(folder: Path, manifest: Manifest) -> None:
-    """Take a finished study back to its start; what was measured stays in its ledger.
+def reopen(folder: Path, manifest: Manifest, *, failures: bool = False) -> None:
+    """Take a study back to its start; what was measured stays in its ledger.
 
     Killed between these lines, it is an interrupted study that `resume` brings to its old end.
+
+    Args:
+        folder: the study's.
+        manifest: its own.
+        failures: whether evaluations that failed go, so that they are tried again.
     """
     replace(manifest, status="interrupted", finalists=()).write(folder)
     with Ledger(folder / LEDGER) as ledger:
-        ledger.forget_charges()
+        ledger.forget_charges(failures=failures)

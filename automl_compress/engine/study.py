@@ -130,7 +130,14 @@ class Study:
                 return study._run(prepared, folder, listener, ray)
 
     @classmethod
-    def resume(cls, folder: str | Path, listener: Listener = ignore, **engine: Any) -> StudyResult:
+    def resume(
+        cls,
+        folder: str | Path,
+        listener: Listener = ignore,
+        *,
+        retry_failed: bool = False,
+        **engine: Any,
+    ) -> StudyResult:
         """Go on with a study that was interrupted or killed.
 
         Contestants walk through their rounds again; what the ledger holds answers at once, so no
@@ -139,6 +146,8 @@ class Study:
         Args:
             folder: the study's folder.
             listener: hears as in `run`.
+            retry_failed: whether evaluations that failed are tried again, of a finished study too:
+                contestants go on as if these had never failed, and are charged anew.
             **engine: engine settings to change.
 
         Raises:
@@ -156,6 +165,8 @@ class Study:
         )
         with locked(place):
             _check_still(place, manifest)
+            if retry_failed:
+                reopen(place, manifest, failures=True)
             return study._run(replace(prepared, manifest=kept), place, listener)
 
     @classmethod

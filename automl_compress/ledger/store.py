@@ -255,13 +255,19 @@ class Ledger:
                     "another study"
                 )
 
-    def forget_charges(self) -> None:
+    def forget_charges(self, *, failures: bool = False) -> None:
         """Charge nobody for anything; every evaluation stays.
+
+        Args:
+            failures: whether those that failed go, too.
 
         Raises:
             EngineError: it cannot be written.
         """
-        self._write("DELETE FROM charges WHERE position >= ?", [(0,)])
+        with self.together():
+            self._write("DELETE FROM charges WHERE position >= ?", [(0,)])
+            if failures:
+                self._write("DELETE FROM evaluations WHERE status = ?", [("failed",)])
 
     def charges(self, contestant: str) -> list[Charge]:
         """What a contestant was told, in the order it asked."""

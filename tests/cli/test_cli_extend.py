@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from automl_compress.cli import main
+from automl_compress.cli import commands, main
+from automl_compress.engine import Study
 from automl_compress.ledger import StudyResult
 
 
@@ -15,6 +16,23 @@ def test_extend_goes_beyond_the_end(study: Path, capsys: pytest.CaptureFixture[s
     assert f"report: {study / 'report.html'}" in capsys.readouterr().out
     result = StudyResult(study)
     assert result.spent("scaled-random-0") == result.spent("random-0") == 13
+
+
+def test_what_failed_is_tried_again_where_it_is_asked_for(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a study that is finished."""
+    asked: list[dict[str, object]] = []
+
+    def resume(*_: object, **given: object) -> StudyResult:
+        asked.append(given)
+        return StudyResult(study)
+
+    monkeypatch.setattr(Study, "resume", resume)
+    monkeypatch.setattr(commands, "_finish", lambda *_: 0)
+    assert main(["resume", str(study)]) == main(["resume", str(study), "--retry-failed"]) == 0
+    assert asked == [{"retry_failed": True}]
+    assert "only its report is written again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

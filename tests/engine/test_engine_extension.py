@@ -119,6 +119,20 @@ def test_killed_before_it_began_it_is_resumed_to_the_old_end(study: Path, first:
     assert _made(study) == _made(first)
 
 
+def test_what_failed_is_tried_again_as_if_it_had_never_failed(study: Path, first: Path) -> None:
+    """Where it is asked for; of the race and of the finalists."""
+    before = StudyResult(first)
+    policies = [before.to_dataframe()["policy_key"][2], before.manifest.finalists[0]]
+    with closing(sqlite3.connect(study / "ledger.sqlite")) as ledger, ledger:
+        failed = "UPDATE evaluations SET status = 'failed', metrics = '{}' WHERE policy_key = ?"
+        ledger.executemany(failed, [(policy,) for policy in policies])
+    made = _made(study)
+    assert (StudyResult(study).to_dataframe()["status"] == "failed").any()
+    _check_same(Study.resume(study, retry_failed=True), before)
+    again = {key for key, when in _made(study).items() if made[key] != when}
+    assert {key[: len(policies[0])] for key in again} == set(policies)
+
+
 @pytest.mark.parametrize(
     ("evaluations", "strategies", "said"),
     [
