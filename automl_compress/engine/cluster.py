@@ -214,7 +214,8 @@ def ray_running(settings: EngineSettings) -> Iterator[None]:
             start_ray(settings)
         yield
     finally:
-        ray.shutdown()
+        with _sigterm_kept():
+            ray.shutdown()
 
 
 @contextmanager
@@ -305,7 +306,8 @@ def start_ray(settings: EngineSettings) -> None:
 def _sigterm_kept() -> Iterator[None]:
     """SIGTERM does afterwards what it did before, if that was set from Python.
 
-    Ray's own handler prints the machine's stack and aborts the process.
+    The handler that Ray's start leaves prints the machine's stack and aborts the process, and its
+    end has the system's own put in place, unknown to Python.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -386,18 +386,21 @@ def test_variables_that_a_job_states_stay_as_stated(monkeypatch: pytest.MonkeyPa
     assert found[1] - found[0] == {"OMP_NUM_THREADS"}
 
 
-def test_rays_start_leaves_sigterm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from automl_compress.engine.cluster import ray, start_ray
+def test_rays_start_and_end_leave_sigterm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from automl_compress.engine.cluster import ray, ray_running
 
     def ours(*_: object) -> None: ...
 
-    def init(**_: object) -> None:
+    def theirs(**_: object) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", theirs)
+    monkeypatch.setattr(ray, "shutdown", theirs)
     before = signal.signal(signal.SIGTERM, ours)
     try:
-        start_ray(EngineSettings(address="local"))
+        with ray_running(EngineSettings(address="local")):
+            assert signal.getsignal(signal.SIGTERM) is ours
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
