@@ -15,7 +15,7 @@ from typing import Any
 from automl_compress.cli.options import check_output
 from automl_compress.cli.progress import Progress
 from automl_compress.cli.shape import read_shape
-from automl_compress.errors import InputError, StudyError
+from automl_compress.errors import InputError, InterruptedStudy, StudyError
 from automl_compress.ledger import Manifest, StudyResult
 from automl_compress.settings_file import read_settings
 
@@ -140,7 +140,12 @@ def report(folder: Path, *, open_report: bool) -> int:
 def _finish(result: StudyResult, open_report: bool) -> int:
     from automl_compress.report import front_table, write_report
 
-    path = write_report(result.folder)
+    try:
+        path = write_report(result.folder)
+    except KeyboardInterrupt as reason:
+        raise InterruptedStudy(
+            f"stopped; only its report is missing, which 'report {result.folder}' writes"
+        ) from reason
     print(front_table(StudyResult(result.folder)))
     print(f"\nreport: {path}")
     if open_report and not webbrowser.open(path.resolve().as_uri()):

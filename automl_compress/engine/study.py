@@ -262,16 +262,16 @@ class Study:
             if ray is not None:
                 ray.close()
             self._measure_latencies(prepared, finalists, folder)
+            keys = tuple(policy.key for policy in finalists)
+            manifest = replace(manifest, predictor=cross_validated(StudyResult(folder)))
+            replace(manifest, status="finished", finalists=keys).write(folder)
+            result = StudyResult(folder)
+            result.save(folder)
         except (InterruptedStudy, KeyboardInterrupt) as reason:
             replace(manifest, status="interrupted").write(folder)
             raise InterruptedStudy(
                 f"stopped; all finished evaluations are saved, go on with 'resume {folder}'"
             ) from reason
-        keys = tuple(policy.key for policy in finalists)
-        manifest = replace(manifest, predictor=cross_validated(StudyResult(folder)))
-        replace(manifest, status="finished", finalists=keys).write(folder)
-        result = StudyResult(folder)
-        result.save(folder)
         return result
 
     def _measure_latencies(

@@ -35,6 +35,19 @@ def test_what_failed_is_tried_again_where_it_is_asked_for(
     assert "only its report is written again" in capsys.readouterr().out
 
 
+def test_stopped_while_its_report_is_written(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("automl_compress.report.write_report", stop)
+    assert main(["resume", str(study)]) == 130
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert f"only its report is missing, which 'report {study}' writes" in errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -113,6 +113,18 @@ def test_an_interrupted_extension_is_resumed_to_the_new_end(
     assert len(resumed.manifest.extended) == 1
 
 
+def test_stopped_at_its_very_end_a_study_is_resumed(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudyResult, "save", stop)
+    with pytest.raises(InterruptedStudy, match="go on with 'resume "):
+        Study.resume(study)
+    assert StudyResult(study).manifest.status == "interrupted"
+
+
 def test_killed_before_it_began_it_is_resumed_to_the_old_end(study: Path, first: Path) -> None:
     reopen(study, StudyResult(study).manifest)
     _check_same(Study.resume(study), StudyResult(first))
