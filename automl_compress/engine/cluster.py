@@ -65,6 +65,7 @@ _AUTHENTICATE: Final = (
 _JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set where `ray job submit` has brought the driver to the cluster."""
 _CHECKPOINT: Final = "contestant.npz"
+_TUNES_STATE: Final = "ray.tune.execution.experiment_state"
 _PATIENCE_SECONDS: Final = 10.0
 WATCH_SECONDS: Final = 30.0
 """How often it is looked whether evaluators have started; they take seconds."""
@@ -271,6 +272,8 @@ def start_ray(settings: EngineSettings) -> None:
     }
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner is not ours
+    # Nobody reads the state that Tune saves of itself; on a full disk, the ledger says what to do.
+    logging.getLogger(_TUNES_STATE).setLevel(logging.CRITICAL)
     # Contestants whose study is stopped would each show a traceback.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     where: dict[str, Any] = {"address": address}

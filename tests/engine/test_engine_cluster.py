@@ -386,6 +386,20 @@ def test_variables_that_a_job_states_stay_as_stated(monkeypatch: pytest.MonkeyPa
     assert found[1] - found[0] == {"OMP_NUM_THREADS"}
 
 
+def test_a_full_disk_is_told_of_by_the_ledger_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tune would show a traceback for every try to save its own state, which nobody reads."""
+    from ray.tune.execution import experiment_state
+
+    from automl_compress.engine.cluster import ray, start_ray
+
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    start_ray(EngineSettings(address="local"))
+    experiment_state.logger.error("Saving experiment state to storage failed")
+    assert not caplog.records
+
+
 def test_rays_start_and_end_leave_sigterm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     from automl_compress.engine.cluster import ray, ray_running
 
