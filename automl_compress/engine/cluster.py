@@ -64,6 +64,10 @@ _AUTHENTICATE: Final = (
 )
 _JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set where `ray job submit` has brought the driver to the cluster."""
+_DISPATCHER_DIED: Final = (
+    "the process that keeps a study's ledger must live as long as the study, but it died; see that "
+    "the machine that searches has memory left, then go on with 'resume'"
+)
 _CHECKPOINT: Final = "contestant.npz"
 _TUNES_STATE: Final = "ray.tune.execution.experiment_state"
 _PATIENCE_SECONDS: Final = 10.0
@@ -153,6 +157,8 @@ class ClusterEngine:
                     listener(RungStanding(rung, ray.get(done), len(policies)))
         except KeyboardInterrupt as reason:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
+        except ray.exceptions.RayActorError as reason:
+            raise EngineError(_DISPATCHER_DIED) from reason
         except ray.exceptions.RayError as reason:
             raise EngineError(reason_of(reason)) from reason
 
@@ -449,9 +455,11 @@ def _run_contestant(
     last: dict[str, Any] = {}
     try:
         _race(Contestant(records[config["contestant"]], problem, budget), dispatcher, last)
-    except (EngineError, InputError) as reason:
+    except (EngineError, InputError, ray.exceptions.RayActorError) as reason:
         # Another start of this contestant would not change it.
-        failure = {"failure": str(reason.args[0]), "blames_user": isinstance(reason, InputError)}
+        died = isinstance(reason, ray.exceptions.RayActorError)
+        said = _DISPATCHER_DIED if died else str(reason.args[0])
+        failure = {"failure": said, "blames_user": isinstance(reason, InputError)}
         tune.report({**last, "finished": False, **failure})
         return
     tune.report({**last, "finished": True})

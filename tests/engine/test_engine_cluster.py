@@ -386,6 +386,31 @@ def test_variables_that_a_job_states_stay_as_stated(monkeypatch: pytest.MonkeyPa
     assert found[1] - found[0] == {"OMP_NUM_THREADS"}
 
 
+def test_a_contestant_whose_dispatcher_died_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No start of it would find another."""
+    from ray.exceptions import ActorDiedError
+
+    from automl_compress.engine import cluster
+
+    def die(_: object) -> None:
+        raise ActorDiedError
+
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(cluster.ray, "get", die)
+    monkeypatch.setattr(cluster.tune, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(cluster.tune, "report", told.append)
+    record = CONTESTANTS[1]
+    dispatcher = SimpleNamespace(answer=SimpleNamespace(remote=list))
+    config = {"contestant": record.name}
+    cluster._run_contestant(config, {record.name: record}, NETWORK.problem(), 9, dispatcher)
+    (last,) = told
+    assert not last["finished"]
+    assert not last["blames_user"]
+    assert "must live as long as the study, but it died; see" in str(last["failure"])
+
+
 def test_a_full_disk_is_told_of_by_the_ledger_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
