@@ -12,7 +12,11 @@ from automl_compress.deploy.onnx_graph.grids import Grid
 from automl_compress.deploy.onnx_graph.low_bit_layers import HeldLayer
 
 MERGES: Final = ("Add", "Concat", "AveragePool", "GlobalAveragePool")
-"""Operators with integer kernels that need a grid for their output."""
+"""Operators with integer kernels that need a grid for their output.
+
+Where no layer comes after it, a Concat stays in floats: what it puts side by side are a network's
+answers, such as a detector's logits and edges of boxes, which no one grid fits.
+"""
 GATES: Final = ("HardSigmoid", "Mul", "Sigmoid")
 """Others, which are no faster on integers than in floats unless integer kernels read the output."""
 MOVES: Final = (
@@ -41,6 +45,7 @@ class IntegerValues:
     def __init__(self, graph: ir.Graph, held: Mapping[ir.Node, HeldLayer]) -> None:
         self._graph = graph
         self.held = dict(held)
+        self._before_layers = self._values_before_layers()
         self.roots = self._stored_values()
         for node, one in held.items():
             if one.layer.moves and node.inputs[0] not in self.roots:
@@ -95,7 +100,7 @@ class IntegerValues:
             if source in roots and self._moves(node):
                 roots[node.outputs[0]] = roots[source]
             elif self._writes_integers(node) or (
-                _merges(node, read) and all(value in roots for value in node.inputs)
+                self._merges(node, read) and all(value in roots for value in node.inputs)
             ):
                 final = _absorbed(node.outputs[0])
                 roots[final] = final
@@ -103,6 +108,21 @@ class IntegerValues:
                 if output in wanted and output not in roots:
                     roots[output] = output
         return roots
+
+    def _values_before_layers(self) -> set[ir.Value | None]:
+        """Values that what a layer reads is made of."""
+        found: set[ir.Value | None] = set()
+        for node in reversed(self._graph):
+            if node in self.held or any(output in found for output in node.outputs):
+                found.update(node.inputs)
+        return found
+
+    def _merges(self, node: ir.Node, read: Container[ir.Value | None]) -> bool:
+        """Whether a node has an integer kernel that is worth a grid for its output."""
+        if node.op_type == "Concat":
+            return node.outputs[0] in self._before_layers
+        gates = node.op_type in GATES and _absorbed(node.outputs[0]) in read
+        return gates or node.op_type in MERGES
 
     def _wanted(self, read: Container[ir.Value | None]) -> set[ir.Value]:
         """Values that must be integers, and floats that become integers for the sake of a gate."""
@@ -146,12 +166,6 @@ def _only_moves(node: ir.Node) -> bool:
         given = {name: node.attributes[name].value for name in _RESIZES if name in node.attributes}
         return given == _RESIZES
     return node.op_type in MOVES and len(node.outputs) == 1
-
-
-def _merges(node: ir.Node, read: Container[ir.Value | None]) -> bool:
-    """Whether a node has an integer kernel that is worth a grid for its output."""
-    gates = node.op_type in GATES and _absorbed(node.outputs[0]) in read
-    return gates or node.op_type in MERGES
 
 
 def _gates_channels(node: ir.Node) -> bool:

@@ -13,10 +13,10 @@ expect:
 - A tensor that only layers with one and the same `InputQuantizer` read is stored on their grid.
   Any other is stored on a calibrated grid of 256 levels, and a layer with a grid of its own
   rounds once more.
-- Sums, concatenations and poolings of integers stay integers; so does what only moves values,
-  channel shortcuts as 1x1 convolutions of zeros and ones among it. ONNX Runtime takes the nodes
-  away that round around most of these, but not around padding and enlarging, which work on the
-  integers themselves here.
+- Sums, concatenations and poolings of integers stay integers, but for answers that a network puts
+  side by side, which no one grid fits; so does what only moves values, channel shortcuts as 1x1
+  convolutions of zeros and ones among it. ONNX Runtime takes the nodes away that round around most
+  of these, but not around padding and enlarging, which work on the integers themselves here.
 - Sigmoids and products are integers where that is faster, see `gates`. Each rounds to 256 levels of
   a calibrated grid. A piecewise linear sigmoid is a sum that saturates at both ends of its grid.
 """
