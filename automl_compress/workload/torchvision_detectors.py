@@ -26,6 +26,10 @@ from automl_compress.workload.task import check_finite_output, shown_output
 
 _PACKAGE: Final = "torchvision.models.detection."
 _KINDS: Final = ("ssd.SSD", "retinanet.RetinaNet", "fcos.FCOS")
+_STEPS: Final = ("forward", "postprocess_detections")
+"""Methods by which a detector comes from images to boxes."""
+_SCALING: Final = ("forward", "normalize", "resize", "batch_images")
+"""Methods by which its transform makes its input of images."""
 _EDGES: Final = 4
 _LARGEST: Final = math.log(1000 / 16)
 """Logarithm of how much larger than its anchor a box is at most (torchvision's `BoxCoder`)."""
@@ -71,7 +75,7 @@ class AnchorDetection(BoxTask):
                 f"model '{model}' must have a class more than the data, for no class at all, as "
                 f"torchvision counts them: {classes + 1}, but has {given + 1}"
                 f"{'' if given else ' and gives ' + shown_output(output)}; correct "
-                f"model_args.num_classes"
+                f"model_args.num_classes, or name all classes of the model in data.classes"
             )
         check_finite_output(model, output, "outputs")
 
@@ -196,8 +200,32 @@ class SingleStage(nn.Module):
 
 
 def looking_once(model: nn.Module) -> nn.Module:
-    """The network inside a detector of torchvision that looks once; any other model itself."""
-    return SingleStage(model) if _kind(model) else model
+    """The network inside a detector of torchvision that looks once; any other model itself.
+
+    Raises:
+        WorkloadError: it is such a detector, but computes otherwise than torchvision's.
+    """
+    if not _kind(model):
+        return model
+    _check_methods(model, _STEPS)
+    _check_methods(model.transform, _SCALING)
+    return SingleStage(model)
+
+
+def _check_methods(part: Any, names: tuple[str, ...]) -> None:
+    """Check that a detector's part has torchvision's own methods, for others are not looked into.
+
+    Raises:
+        WorkloadError: it has others.
+    """
+    base = next((b for b in type(part).__mro__ if b.__module__.startswith(_PACKAGE)), None)
+    for name in names:
+        if base is None or getattr(part, name) != getattr(base, name).__get__(part):
+            raise WorkloadError(
+                f"a detector of torchvision must come from images to boxes as torchvision's own "
+                f"does, but {type(part).__name__} has another '{name}'; move what it adds into the "
+                f"backbone or the head, or return raw outputs, see workload.detection"
+            )
 
 
 def _kind(model: nn.Module) -> str:

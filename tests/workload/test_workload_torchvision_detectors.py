@@ -13,6 +13,8 @@ import torch
 from boxed_folders import HEIGHT, WIDTH, write_voc
 from tiny_detectors import KINDS, alive
 from torch import Tensor
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from automl_compress.errors import InputError
 from automl_compress.recover.losses import LabelsLoss
@@ -24,7 +26,11 @@ from automl_compress.workload import (
     load_workload,
     task_of,
 )
-from automl_compress.workload.torchvision_detectors import AnchorDetection, SingleStage
+from automl_compress.workload.torchvision_detectors import (
+    AnchorDetection,
+    SingleStage,
+    looking_once,
+)
 
 Refused = Callable[..., None]
 
@@ -95,7 +101,7 @@ def test_the_task_of_images_is_found_again(voc: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_args": {"num_classes": 4}}, ("3, but has 4", "num_classes")),
+        ({"model_args": {"num_classes": 4}}, ("3, but has 4", "num_classes", "data.classes")),
         ({"data": {"image_size": [72, 96]}}, ("72 x 96", "image_size: [64, 96]")),
         ({"data": {"mean": [0, 0, 0]}}, ("data.mean", "remove")),
     ],
@@ -104,6 +110,34 @@ def test_what_does_not_fit_is_refused_in_one_line(
     voc: Path, refused: Refused, changes: dict[str, Any], said: tuple[str, ...]
 ) -> None:
     refused(lambda: load_untrained(_config(voc, "tiny_detectors:ssd", **changes)), *said)
+
+
+class Brightened(RetinaNet):
+    """A RetinaNet that looks at other images than it is given."""
+
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        """What torchvision's does with images twice as bright."""
+        return super().forward([2 * image for image in images], targets)
+
+
+class Unscaled(GeneralizedRCNNTransform):
+    """A transform that leaves mean and std alone."""
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """The image."""
+        return image
+
+
+def test_methods_of_ones_own_are_refused_for_they_are_not_looked_into(refused: Refused) -> None:
+    model: Any = tiny_detectors.retinanet()
+    model.__class__ = Brightened
+    refused(lambda: looking_once(model), "Brightened", "'forward'", "backbone")
+    model = tiny_detectors.ssd()
+    model.transform.__class__ = Unscaled
+    refused(lambda: looking_once(model), "Unscaled", "'normalize'", "raw outputs")
+    model = tiny_detectors.fcos()
+    model.postprocess_detections = lambda *_: []
+    refused(lambda: looking_once(model), "FCOS", "'postprocess_detections'")
 
 
 def test_they_are_not_trained_here(voc: Path) -> None:
