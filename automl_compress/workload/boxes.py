@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import suggestion
@@ -53,8 +53,8 @@ class BoxedImage:
 
     Attributes:
         name: path below the data set's folder, with forward slashes.
-        width: of the file, in pixels.
-        height: of the file, in pixels.
+        width: of the file, in pixels, as the annotation says.
+        height: of the file, in pixels, as the annotation says.
         boxes: its boxes; an image may have none.
         where: names the annotation, for messages.
     """
@@ -105,8 +105,8 @@ class BoxedFiles:
             what: names the part, for messages.
 
         Raises:
-            WorkloadError: a box is bad, its class unknown, there is no box at all, or a file
-                cannot be decoded or has another size than its annotation says.
+            WorkloadError: a box is bad, its class unknown or named twice, there is no box at all,
+                or a file cannot be decoded or has another size than its annotation says.
         """
         labels = self._boxes(images, classes, what)
         decoding = Decoding(self.channels, self.image_size, stretched=True)
@@ -139,7 +139,15 @@ class BoxedFiles:
                         f"{image.where} has '{box.kind}'{suggestion(box.kind, classes)}; correct "
                         f"it or data.classes"
                     )
+                if classes.count(box.kind) > 1:
+                    raise WorkloadError(
+                        f"names of classes must differ, but {image.where} has a box of "
+                        f"'{box.kind}', which {classes.count(box.kind)} classes are named; rename "
+                        f"all but one"
+                    )
                 problem = _problem(box, image)
+                if problem:  # maybe because its image has another size
+                    _check_file_size(self.root / image.name, image.width, image.height, image.where)
                 if problem and self.bad_boxes == "refuse":
                     raise WorkloadError(
                         f"a box must have an area inside its image of {image.width}x"
@@ -187,11 +195,38 @@ def _problem(box: Box, image: BoxedImage) -> str:
     return f"is {shown}, outside of it" if outside > _SLACK else ""
 
 
-def _check_file_size(path: Path, width: int, height: int, where: str) -> None:
-    with Image.open(path) as image:
-        size = image.size
-    if size != (width, height):
+def file_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file in pixels, as they are stored.
+
+    Raises:
+        WorkloadError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as reason:
         raise WorkloadError(
-            f"an image must have the size its annotation says, but '{path}' is {size[0]}x{size[1]} "
-            f"and {where} says {width}x{height}; correct it"
+            f"every image must be readable, but '{path}' is not ({described(reason)}); repair or "
+            "remove it"
+        ) from reason
+
+
+def _check_file_size(path: Path, width: int, height: int, where: str) -> None:
+    size = file_size(path)
+    if size == (width, height):
+        return
+    remedy = "correct it"
+    if size == (height, width) and _is_turned(path):
+        remedy = (
+            "its EXIF orientation turns it, but pixels are read as they are stored: store it so"
         )
+    raise WorkloadError(
+        f"an image must have the size its annotation says, but '{path}' is {size[0]}x{size[1]} "
+        f"and {where} says {width}x{height}; {remedy}"
+    )
+
+
+def _is_turned(path: Path) -> bool:
+    """Whether programs that heed a file's EXIF orientation exchange its sides."""
+    with Image.open(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from automl_compress.errors import WorkloadError
 from automl_compress.user_code import described
-from automl_compress.workload.boxes import Box, BoxedFiles, BoxedImage
+from automl_compress.workload.boxes import Box, BoxedFiles, BoxedImage, file_size
 from automl_compress.workload.sources import TrainTest
 from automl_compress.workload.voc import check_disjoint, parts_of
 
@@ -83,44 +84,36 @@ class CocoSource:
 
     def _images(self, path: Path, document: Any) -> list[BoxedImage]:
         names = _categories(path, document)
-        boxes: dict[Any, list[Box]] = {}
-        try:
-            for item in document["annotations"]:
-                left, top, width, height = map(float, item["bbox"])
-                if item["category_id"] not in names:
-                    raise WorkloadError(
-                        f"the category of a box must be listed, but '{path}' has a box of "
-                        f"{item['category_id']}, which is not; correct it"
-                    )
-                box = Box(
-                    names[item["category_id"]],
-                    (left, top, left + width, top + height),
-                    bool(item.get("iscrowd", 0)),
+        found = _by_identity(path, document, "images")
+        boxes: dict[str, list[Box]] = {}
+        for image, kind, box in _boxes(path, document):
+            if kind not in names:
+                raise WorkloadError(
+                    f"the category of a box must be listed, but '{path}' has a box of {kind}, "
+                    f"which is not; correct it"
                 )
-                boxes.setdefault(item["image_id"], []).append(box)
-            found = [
-                (image["id"], str(image["file_name"]), int(image["width"]), int(image["height"]))
-                for image in document["images"]
-            ]
-        except (KeyError, TypeError, ValueError) as reason:
-            raise _broken(path, reason) from reason
+            boxes.setdefault(image, []).append(replace(box, kind=names[kind]))
         if not found:
             raise WorkloadError(f"annotations must list images, but '{path}' lists none")
-        unknown = boxes.keys() - {identity for identity, *_ in found}
+        unknown = boxes.keys() - found.keys()
         if unknown:
             raise WorkloadError(
                 f"every box must be of a listed image, but '{path}' has boxes of image "
-                f"{next(iter(unknown))}, which is not; correct it"
+                f"{min(unknown)}, which is not; correct it"
             )
-        folder = self._folder(path, found[0][1])
-        return [
-            BoxedImage(
-                self._existing(folder / name, path),
-                *(width, height, tuple(boxes.get(identity, ()))),
-                f"image {identity} of '{path}'",
-            )
-            for identity, name, width, height in found
-        ]
+        try:
+            files = {identity: str(image["file_name"]) for identity, image in found.items()}
+            sizes = {identity: _size(image) for identity, image in found.items()}
+        except (KeyError, TypeError, ValueError) as reason:
+            raise _broken(path, reason) from reason
+        folder = self._folder(path, next(iter(files.values())))
+        result = []
+        for identity, file in files.items():
+            name = self._existing(folder / file, path)
+            width, height = sizes[identity] or file_size(folder / file)
+            where = f"image {identity} of '{path}'"
+            result.append(BoxedImage(name, width, height, tuple(boxes.get(identity, ())), where))
+        return result
 
     def _folder(self, path: Path, first: str) -> Path:
         """The folder that holds a part's images."""
@@ -134,7 +127,8 @@ class CocoSource:
                 f"every listed image must have its file, but '{path}' lists '{image}', which does "
                 f"not exist; add it or remove its entry"
             )
-        return image.relative_to(self.files.root).as_posix()
+        root = self.files.root
+        return (image.relative_to(root) if image.is_relative_to(root) else image).as_posix()
 
 
 def _read(path: Path) -> tuple[Path, Any]:
@@ -144,13 +138,60 @@ def _read(path: Path) -> tuple[Path, Any]:
         raise _broken(path, reason) from reason
 
 
-def _categories(path: Path, document: Any) -> dict[Any, str]:
+def _categories(path: Path, document: Any) -> dict[str, str]:
     """Names by id, in the order of the ids."""
+    found = _by_identity(path, document, "categories")
     try:
-        found = {item["id"]: str(item["name"]) for item in document["categories"]}
-        return dict(sorted(found.items()))
+        names = {identity: str(item["name"]) for identity, item in found.items()}
     except (KeyError, TypeError) as reason:
         raise _broken(path, reason) from reason
+    numbered = all(identity.isdecimal() for identity in names)
+    return dict(sorted(names.items(), key=lambda item: int(item[0]) if numbered else item[0]))
+
+
+def _by_identity(path: Path, document: Any, kind: str) -> dict[str, Any]:
+    """Images or categories by id.
+
+    Raises:
+        WorkloadError: two have the same.
+    """
+    found: dict[str, Any] = {}
+    try:
+        for item in document[kind]:
+            identity = _identity(item["id"])
+            if identity in found:
+                raise WorkloadError(
+                    f"ids of {kind} must differ, but '{path}' has {identity} twice; correct it"
+                )
+            found[identity] = item
+    except (KeyError, TypeError) as reason:
+        raise _broken(path, reason) from reason
+    return found
+
+
+def _boxes(path: Path, document: Any) -> Iterator[tuple[str, str, Box]]:
+    """Ids of image and category of every box, and the box, whose class is not named yet."""
+    try:
+        for item in document["annotations"]:
+            left, top, width, height = map(float, item["bbox"])
+            crowd = bool(int(item.get("iscrowd") or 0))
+            box = Box("", (left, top, left + width, top + height), crowd)
+            yield _identity(item["image_id"]), _identity(item["category_id"]), box
+    except (KeyError, TypeError, ValueError) as reason:
+        raise _broken(path, reason) from reason
+
+
+def _identity(given: Any) -> str:
+    """An id, which some write as a number in one place and as text in another."""
+    if not isinstance(given, int | str):
+        raise TypeError(f"{given!r} is no id")
+    return str(given)
+
+
+def _size(image: Any) -> tuple[int, int] | None:
+    """Width and height of an image; None where they are not given."""
+    width, height = (int(image.get(side) or 0) for side in ("width", "height"))
+    return (width, height) if min(width, height) > 0 else None
 
 
 def _broken(path: Path, reason: BaseException) -> WorkloadError:

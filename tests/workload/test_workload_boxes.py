@@ -17,7 +17,7 @@ from boxed_folders import (
     write_coco,
     write_voc,
 )
-from PIL import Image
+from PIL import ExifTags, Image
 
 from automl_compress.recover import section_of
 from automl_compress.workload import DataConfig, ImageSet, Splits, load_splits
@@ -239,3 +239,114 @@ def test_sets_of_boxes_are_checked(refused: Refused) -> None:
     refused(lambda: ImageSet.of(pixels, np.zeros((1, 1, 6))), "labels must be")
     assert ImageSet.of(pixels, np.zeros((2, 1, 6))).boxed
     assert not ImageSet.of(pixels, [0, 1]).boxed
+
+
+def _rename(voc: Path, name: str, listed: str) -> None:
+    """Another name of the image file of `train0`, and another line for it in the list."""
+    (voc / "JPEGImages" / "train0.png").rename(voc / "JPEGImages" / name)
+    (voc / "Annotations" / "train0.xml").rename((voc / "Annotations" / name).with_suffix(".xml"))
+    path = voc / "ImageSets" / "Main" / "train.txt"
+    path.write_text(path.read_text().replace("train0\n", f"{listed}\n"), encoding="utf-8-sig")
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("train0.PNG", "train0"),
+        ("train0.webp", "train0  1"),
+        ("my train 0.png", "my train 0"),
+        ("v1.5.png", "v1.5"),
+        ("train0.png", "train0.png"),
+    ],
+)
+def test_images_are_found_as_lists_name_them(voc: Path, name: str, listed: str) -> None:
+    expected = _splits(voc=str(voc)).train
+    _rename(voc, name, listed)
+    np.testing.assert_array_equal(_splits(voc=str(voc)).train.images, expected.images)
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
+def test_sizes_that_are_not_stated_are_read_from_the_files(voc: Path, size: str) -> None:
+    expected = _splits(voc=str(voc)).train
+    path = voc / "Annotations" / "train0.xml"
+    start, _, end = path.read_text().partition("<size>")
+    path.write_text(start + size + end.partition("</size>")[2])
+    np.testing.assert_array_equal(_splits(voc=str(voc)).train.labels, expected.labels)
+
+
+def test_coco_may_leave_sizes_out(coco: Path) -> None:
+    expected = _splits(coco=str(coco)).train
+    _edit(coco, "train", lambda d: [image.pop("width") for image in d["images"]])
+    np.testing.assert_array_equal(_splits(coco=str(coco)).train.labels, expected.labels)
+
+
+def test_a_wrong_size_is_not_taken_for_bad_boxes(voc: Path, refused: Refused) -> None:
+    path = voc / "Annotations" / "train0.xml"
+    path.write_text(path.read_text().replace(f"<width>{WIDTH}", f"<width>{WIDTH // 2}"))
+    for way in ("refuse", "drop"):
+        refused(lambda way=way: _splits(voc=str(voc), bad_boxes=way), f"says {WIDTH // 2}x{HEIGHT}")
+
+
+def test_turned_images_are_said_to_be_turned(coco: Path, refused: Refused) -> None:
+    path = coco / "train2017" / "train0.png"
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[ExifTags.Base.Orientation] = 6
+        image.save(path, exif=exif)
+    _splits(coco=str(coco))
+    _edit(coco, "train", lambda d: d["images"][0].update(width=HEIGHT, height=WIDTH))
+    refused(lambda: _splits(coco=str(coco)), "EXIF", "as they are stored")
+
+
+def test_ids_may_be_text(coco: Path) -> None:
+    expected = _splits(coco=str(coco))
+    _edit(coco, "train", lambda d: [c.update(id=str(c["id"])) for c in d["categories"]])
+    _edit(coco, "val", lambda d: [a.update(image_id=str(a["image_id"])) for a in d["annotations"]])
+    _edit(coco, "val", lambda d: [a.update(iscrowd="0") for a in d["annotations"]])
+    found = _splits(coco=str(coco))
+    assert found.classes == expected.classes  # 7 before 10
+    for part in ("train", "validation"):
+        one, other = getattr(found, part), getattr(expected, part)
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["images"][1].update(id=100), "ids of images must differ"),
+        (lambda d: d["categories"].append({"id": 7, "name": "rod"}), "ids of categories"),
+        (lambda d: d["categories"].append({"id": 70, "name": "bar"}), "'bar', which 2 classes"),
+        (lambda d: d["annotations"][0].update(category_id=5), "a box of 5, which is not; correct"),
+    ],
+)
+def test_what_has_two_meanings_is_refused(
+    coco: Path, refused: Refused, change: Callable[[Any], None], said: str
+) -> None:
+    _edit(coco, "train", change)
+    refused(lambda: _splits(coco=str(coco)), said, "instances_train2017.json")
+
+
+def test_an_image_counts_once_where_networks_are_measured(
+    voc: Path, coco: Path, refused: Refused
+) -> None:
+    folder = voc / "ImageSets" / "Main"
+    for part in ("train", "test"):
+        with (folder / f"{part}.txt").open("a") as file:
+            file.write(f"{part}0\n")
+        if part == "train":
+            assert len(_splits(voc=str(voc)).train) == PARTS["train"] + 1
+    refused(lambda: _splits(voc=str(voc)), "'test0' is listed twice in 'test'")
+    _edit(coco, "val", lambda d: d["images"].append({**d["images"][0], "id": 7}))
+    refused(lambda: _splits(coco=str(coco)), "val0.png' is listed twice")
+
+
+def test_images_may_lie_elsewhere(coco: Path, tmp_path: Path) -> None:
+    expected = _splits(coco=str(coco)).train
+    (coco / "train2017").rename(tmp_path / "elsewhere")
+    name = "file_name"
+    _edit(
+        coco,
+        "train",
+        lambda d: [i.update({name: str(tmp_path / "elsewhere" / i[name])}) for i in d["images"]],
+    )
+    np.testing.assert_array_equal(_splits(coco=str(coco)).train.images, expected.images)
