@@ -35,6 +35,7 @@ from automl_compress.workload import (
     card_path,
     channel_statistics,
     check_model_name,
+    check_trainable,
     layout_of,
     load_splits,
     load_untrained,
@@ -144,6 +145,7 @@ def _config(
 
 def _load(config: WorkloadConfig, stated: dict[str, Any]) -> tuple[Workload, dict[str, Any]]:
     """The workload, and what a sweep file must say to search it."""
+    check_trainable(config.model, config.model_args)
     splits = load_splits(config.data)
     if config.data.mean is None and splits.train.images.dtype == np.uint8:
         known = trained_normalization(config.data, splits.train)

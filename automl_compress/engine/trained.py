@@ -21,6 +21,7 @@ from automl_compress.recover import (
     recover_policy,
 )
 from automl_compress.recover.fixed import fixed_in
+from automl_compress.recover.losses import labels_loss
 from automl_compress.recover.settings import Augmentation, TrainingSettings
 from automl_compress.settings import Section
 from automl_compress.space import Policy
@@ -112,12 +113,13 @@ class TrainedEstimator(Estimator):
         settings: how.
 
     Raises:
-        InputError: the device is unknown.
+        InputError: the device is unknown, or the network cannot be trained here.
     """
 
     def __init__(
         self, workload: Workload, compressor: Compressor, networks: str, settings: TrainSettings
     ) -> None:
+        labels_loss(workload.task, settings.recovery.training.label_smoothing)  # or says why not
         self.settings = settings
         self._compressor = compressor
         self._normalization = workload.normalization

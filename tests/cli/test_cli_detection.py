@@ -88,6 +88,18 @@ def _recovered(folder: Path) -> Path:
     return folder / "out"
 
 
+def test_detectors_of_torchvision_are_not_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(write_voc(tmp_path / "voc")), "--set", "data.image_size=[64,96]"]
+    for words in (["train"], ["sparsify", "--weights", "none.pth"]):
+        words.insert(1, "tiny_detectors:ssd")
+        assert main([*words, *data, "-o", str(tmp_path / "never.safetensors")]) == 2
+        said = capsys.readouterr().err
+        assert "not trained" in said
+        assert "data.mean" not in said
+
+
 def test_the_card_of_a_detector_names_its_metric(folder: Path) -> None:
     card = _card(folder)
     assert card["quality"] == "map50"

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from automl_compress.engine.trained import TrainedEstimator, TrainSettings
 from automl_compress.errors import InputError
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.workload import (
@@ -143,8 +144,10 @@ def test_methods_of_ones_own_are_refused_for_they_are_not_looked_into(refused: R
 def test_they_are_not_trained_here(voc: Path) -> None:
     workload = load_workload(_config(voc, "tiny_detectors:ssd"))
     raw = workload.model(workload.example_input())
+    never: Any = None
     for ask in (
         lambda: LabelsLoss(workload.task),
+        lambda: TrainedEstimator(workload, never, "", TrainSettings()),
         lambda: workload.task.own_loss(raw),
         lambda: workload.task.distance(raw, raw),
     ):
