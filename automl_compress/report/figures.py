@@ -166,7 +166,7 @@ def _zoom(
     low, top = max(0.0, min(floor, uncut)), max(uncut, useful[:, 1].max())
     limits = (
         cost_axis(axes, useful[:, 0].min(), useful[:, 0].max()),
-        (low, top + 0.06 * (top - low)),
+        (low, top + 0.06 * max(top - low, 1.0)),  # both may be 0
     )
     axes.set_ylim(*limits[1])
     return limits

@@ -48,6 +48,13 @@ def test_figures_of_long_studies_stay_small(summary):
     assert len(draw_hypervolume(summary, "useful").svg) < 150_000
 
 
+def test_a_network_that_is_never_right_has_a_panel():
+    axes = Figure().subplots()
+    fronts = [np.array([[50.0, 0.0], [100.0, 0.0]])]
+    _, (low, high) = figures._zoom(axes, fronts, uncut=0.0, floor=-10.0)
+    assert low == 0.0 < high
+
+
 def test_eight_strategies_differ_in_colour_and_all_in_marker():
     chosen = looks(long_race(10, 1, 1)).values()
     assert len({look["color"] for look in list(chosen)[:8]}) == 8
