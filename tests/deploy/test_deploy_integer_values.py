@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from automl_compress.deploy.low_bit_layers import HeldLayer, LowBitLayer
+from automl_compress.deploy.onnx_graph.low_bit_layers import HeldLayer, LowBitLayer
 
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
@@ -27,7 +27,7 @@ heads (float[n, 4, 8, 8] input) => (float[n, 8, 64] answers)
 
 
 def test_answers_side_by_side_do_not_share_a_grid() -> None:
-    from automl_compress.deploy.integer_values import IntegerValues
+    from automl_compress.deploy.onnx_graph.integer_values import IntegerValues
 
     graph = ir.from_proto(onnx.parser.parse_model(TWO_HEADS)).graph
     held = {}
