@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,7 @@ seeds: 1
 budget: {evaluations: 36}
 finalists: 3
 """
+_SIGNALS = {"ctrl-c": signal.SIGINT, "kill -9": signal.SIGKILL}
 
 
 @pytest.fixture
@@ -94,36 +96,35 @@ def _status() -> str:
     return str(json.loads(Path("disturbed/run.json").read_text())["status"])
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("blank_figures")
-@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
-    kind: str,
-    sweep: Path,
-    whole: Path,
-    request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
+    sweep: Path, whole: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = _run("search", str(sweep), "--out", "disturbed", "--set", f"engine.kind={kind}")
-    _signal_after(process, signal.SIGINT, 10)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors.decode()
-    assert _status() == "interrupted"
-    interrupted = _finished(Path("disturbed"))
-    process = _run("resume", "disturbed")
-    _signal_after(process, signal.SIGKILL, len(interrupted) + 10)
-    process.communicate()
-    time.sleep(1.0 if kind == "cluster" else 0.0)  # what Ray left behind dies by itself
-    killed = _finished(Path("disturbed"))
-    assert _status() == "running"
+    """Begun in one process, it goes on with workers, which are a cluster's."""
+    measured = [_finished(Path("disturbed"))]
+    for command, how in (
+        (("search", str(sweep), "--out", "disturbed", "--set", "engine.kind=serial"), "ctrl-c"),
+        (("resume", "disturbed", "--workers", "2"), "ctrl-c"),
+        (("resume", "disturbed", "--workers", "2"), "kill -9"),
+    ):
+        process = _run(*command)
+        _signal_after(process, _SIGNALS[how], len(measured[-1]) + 10)
+        _, errors = process.communicate(timeout=120)
+        assert how == "kill -9" or process.returncode == 130, errors.decode()
+        assert _status() == ("running" if how == "kill -9" else "interrupted")
+        measured.append(_finished(Path("disturbed")))
+    time.sleep(1.0)  # what Ray left behind dies by itself
+    measured[-1] = _finished(Path("disturbed"))
     request.getfixturevalue("ray_here")
     capsys.readouterr()
     assert main(["resume", "disturbed", "--workers", "2"]) == 0
-    assert Path("disturbed/tune").is_dir()  # workers are a cluster's, however it began
+    assert Path("disturbed/tune").is_dir()
     assert "report: disturbed/report.html" in capsys.readouterr().out
     after = _finished(Path("disturbed"))
-    assert 0 < len(interrupted) < len(killed) < len(after)
-    assert {key: after[key] for key in killed} == killed
-    assert {key: after[key] for key in interrupted} == interrupted
+    for before, later in pairwise((*measured, after)):
+        assert len(before) < len(later)
+        assert {key: after[key] for key in before} == before
     pd.testing.assert_frame_equal(_table(Path("disturbed")), _table(whole))
     fronts = [json.loads((f / "front.json").read_text()) for f in (Path("disturbed"), whole)]
     assert fronts[0] == fronts[1]
