@@ -299,6 +299,7 @@ def test_estimates_of_a_detector_agree_with_the_naive_loop(workload: Workload) -
     assert bench.largest_difference([Policy({})]) > 0.1
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_audit_of_a_detector_names_its_metric(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

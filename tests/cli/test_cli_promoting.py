@@ -67,13 +67,13 @@ def test_a_stopped_training_stays_so_until_it_is_recovered_alone(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = _keys(study)
-    command = ["recover", str(study), *QUICK, *PICKS, "--epochs", "3"]
+    command = ["recover", str(study), *QUICK, *PICKS, "--epochs", "2"]
     with monkeypatch.context() as patched:
-        patched.setattr(asha_module, "promote_trainings", _in_turn(2))
+        patched.setattr(asha_module, "promote_trainings", _in_turn(1))
         assert main(command) == 0
         said = capsys.readouterr().out
         assert "finalist 1, key" in said
-        assert "epoch 2 of 3, held-out accuracy" in said
+        assert "epoch 1 of 2, held-out accuracy" in said
         assert "finished" in said
         assert "stopped, for others do better" in said
         assert (study / "recovered" / first / "network.safetensors").exists()
@@ -109,7 +109,7 @@ def test_what_another_training_told_is_not_told_again(tmp_path: Path, text: str,
 def test_interrupted_on_ray_and_run_again(
     study: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["recover", str(study), *QUICK, *PICKS, "--epochs", "12", "--set", "rate=0.01"]
+    command = ["recover", str(study), *QUICK, *PICKS, "--epochs", "8", "--set", "rate=0.01"]
     running = subprocess.Popen(
         [sys.executable, "-m", "automl_compress", *command],
         stdout=subprocess.PIPE,
@@ -120,7 +120,7 @@ def test_interrupted_on_ray_and_run_again(
     told = ""
     for line in running.stdout:
         told += line
-        if "epoch 2 of 12" in told and told.count("epoch 1 of 12") == 2:  # both have begun
+        if "epoch 2 of 8" in told and told.count("epoch 1 of 8") == 2:  # both have begun
             break
     running.send_signal(signal.SIGINT)
     out, said = running.communicate(timeout=300)
@@ -130,7 +130,7 @@ def test_interrupted_on_ray_and_run_again(
     request.getfixturevalue("ray_here")
     capsys.readouterr()
     assert main(command) == 0
-    assert "epoch 1 of 12" not in capsys.readouterr().out
+    assert "epoch 1 of 8" not in capsys.readouterr().out
     first, second = _keys(study)
     trained = [
         key for key in (first, second) if (study / "recovered" / key / "recovered.json").exists()

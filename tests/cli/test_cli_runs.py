@@ -131,7 +131,9 @@ def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
 
 
 @pytest.mark.usefixtures("blank_figures")
-@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
+@pytest.mark.parametrize(
+    "kind", ["serial", pytest.param("cluster", marks=[pytest.mark.cluster, pytest.mark.slow])]
+)
 def test_a_strategy_of_ones_own_races_and_is_shown(
     kind: str,
     sweep: Path,

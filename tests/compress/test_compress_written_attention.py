@@ -423,7 +423,13 @@ def test_turned_queries_stay_and_values_are_cut(kind: type[Written]) -> None:
     torch.testing.assert_close(found, built(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Those whose layers another kind has, too, or that are exported above.
+ALIKE = (Interleaved, Causal, Pooled, Across, Turned, Halves)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ALIKE)) for kind in KINDS]
+)
 def test_random_cuts_are_counted_packed_and_exported(kind: type[Written], tmp_path: Path) -> None:
     model, x = network(kind), signals(4)
     compressor = Compressor(model, x[:1], x)

@@ -25,7 +25,7 @@ from engine_races import (
 from ray.exceptions import RayError
 
 from automl_compress.engine.contestant import Standing
-from automl_compress.engine.engine import EngineSettings, Race, RungStanding
+from automl_compress.engine.engine import Engine, EngineSettings, Race, RungStanding
 from automl_compress.engine.room import Pool
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import EngineError, InputError, StudyError
@@ -78,10 +78,11 @@ def _check_race(folder: Path, heard: list[Standing], expected: pd.DataFrame) -> 
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_dying_evaluator_is_replaced_and_its_policy_tried_again(
+def test_a_race_goes_as_serially_although_an_evaluator_and_a_contestant_die(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where some find no room, as when a machine is gone: they hold nothing up, and it is
+    """An evaluator is replaced and its policy tried again, a contestant goes on from its
+    checkpoint. Evaluators that find no room, as when a machine is gone, hold nothing up, and it is
     said what they wait for."""
     import ray
 
@@ -91,8 +92,11 @@ def test_a_dying_evaluator_is_replaced_and_its_policy_tried_again(
     expected = _serial(tmp_path / "serial")
     folder = tmp_path / "cluster"
     folder.mkdir()
+    monkeypatch.setattr(cluster, "_run_contestant", FailingOnce(folder))
     heard = _run(folder, int(ray.cluster_resources()["CPU"]) + 1, deadly="4")
     assert list(folder.glob("*.died"))
+    assert (folder / "failed").exists()
+    assert (folder / "restored").exists()
     _check_race(folder, heard, expected)
     assert "evaluators are at work" in caplog.text
 
@@ -138,16 +142,16 @@ def test_a_failing_strategy_of_the_users_own_is_told_and_not_restarted(tmp_path:
 def test_a_strategy_that_asks_otherwise_than_before_is_refused(tmp_path: Path) -> None:
     from automl_compress.engine.cluster import ClusterEngine
 
-    def run(strategy: str) -> None:
-        engine = ClusterEngine(race(tmp_path), EngineSettings(workers=2), tmp_path)
+    def run(engine: Engine, strategy: str) -> None:
         try:
             engine.run([ContestantRecord("mine-0", strategy, 0)], lambda _: None)
         finally:
             engine.close()
 
-    run("engine_doubles:own_random")
+    mine = race(tmp_path)
+    run(SerialEngine(mine), "engine_doubles:own_random")
     with pytest.raises(StudyError, match="'mine-0' asks otherwise at evaluation 0; restore"):
-        run("scaled-random")
+        run(ClusterEngine(mine, EngineSettings(workers=2), tmp_path), "scaled-random")
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -157,22 +161,6 @@ def test_contestants_are_kept_beside_their_files() -> None:
     from automl_compress.engine.cluster import this_machine
 
     assert ray.cluster_resources()[this_machine()] == 1.0
-
-
-@pytest.mark.usefixtures("ray_here")
-def test_a_failing_contestant_restarts_from_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from automl_compress.engine import cluster
-
-    expected = _serial(tmp_path / "serial")
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    monkeypatch.setattr(cluster, "_run_contestant", FailingOnce(folder))
-    heard = _run(folder, 1)
-    assert (folder / "failed").exists()
-    assert (folder / "restored").exists()
-    _check_race(folder, heard, expected)
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -192,7 +192,7 @@ def test_what_is_nearest_to_a_failed_policy_fails(whole: pd.DataFrame, tmp_path:
 def test_words_that_make_sense_together_only_are_for_trees(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     words, genes = np.array(["none", "skip", "conv1", "conv3", "pool"]), tuple("abcde")
-    chosen = np.unique(rng.integers(5, size=(700, 5)), axis=0)
+    chosen = np.unique(rng.integers(5, size=(500, 5)), axis=0)
     pairs, prices = rng.normal(size=(4, 5, 5)), rng.uniform(1, 9, size=(5, 5))
     together = sum(pairs[g, chosen[:, g], chosen[:, g + 1]] for g in range(4))
     frame = pd.DataFrame(words[chosen], columns=list(genes))
