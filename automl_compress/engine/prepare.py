@@ -303,8 +303,13 @@ def _given(network: nn.Module | None, estimator: NetworkEstimator) -> dict[str, 
 
 
 def _warn_of_chance(baseline: Evaluation, workload: Workload) -> None:
-    """Say so where the uncompressed network knows no more than which class is the commonest."""
+    """Say so where the uncompressed network knows nothing but the commonest class, or no object."""
     if isinstance(workload.task, BoxTask):
+        if not baseline.quality:
+            _logger.warning(
+                "the uncompressed network finds no object of the search images; check weights, "
+                "data.mean, data.std and the order of data.classes"
+            )
         return
     counts = np.bincount(workload.splits.validation.labels)
     commonest = float(counts.max() / counts.sum())
