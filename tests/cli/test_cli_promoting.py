@@ -106,6 +106,20 @@ def test_what_another_training_told_is_not_told_again(tmp_path: Path, text: str,
 
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("blank_figures", "ray_here")
+def test_networks_are_promoted_on_ray(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recover", str(study), *QUICK, *PICKS, "--epochs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("epoch 1 of 2, held-out accuracy") == 2
+    kept = [key for key in _keys(study) if (study / "recovered" / key / "recovered.json").exists()]
+    assert 1 <= len(kept) <= 2
+    assert all(_document(study, key)["settings"]["training"]["epochs"] == 2 for key in kept)
+    assert "Recovered networks" in (study / "report.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore")
 def test_interrupted_on_ray_and_run_again(
     study: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -317,7 +317,7 @@ def _on_rung(folder: Path, name: str) -> dict[str, float]:
 @pytest.mark.usefixtures("blank_figures")
 def test_kill_9_on_a_rung_loses_nothing(sweep: Path) -> None:
     text = sweep.read_text().replace("[nsga2, ddpg]", "[scaled-random]").replace("36", "12")
-    rungs = "[{name: full, images: all}, {name: trained, recover: {steps: 12, device: cpu}}]"
+    rungs = "[{name: full, images: all}, {name: trained, recover: {steps: 8, device: cpu}}]"
     sweep.write_text(text + f"ladder: {rungs}\nengine: {{kind: serial}}\n")
     assert main(["search", str(sweep), "--out", "whole"]) == 0
     process = _run("search", str(sweep), "--out", "killed")

@@ -197,6 +197,11 @@ def test_networks_that_cannot_be_traced_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def resnet8() -> Compressor:
+    return Compressor(network("resnet8"), example("resnet8"), example("resnet8", 4))
+
+
 @pytest.mark.parametrize(
     ("genes", "text"),
     [
@@ -209,13 +214,14 @@ def test_networks_that_cannot_be_traced_are_refused_in_one_line(
         ({"kernel_sparsity:linear": 0.5}, "must be a convolution, but 'linear' is a Linear"),
     ],
 )
-def test_policies_that_do_not_fit_are_refused_in_one_line(genes: dict[str, Any], text: str) -> None:
-    compressor = Compressor(network("resnet8"), example("resnet8"), example("resnet8", 4))
-    for use in (compressor.build, compressor.cost):
+def test_policies_that_do_not_fit_are_refused_in_one_line(
+    genes: dict[str, Any], text: str, resnet8: Compressor
+) -> None:
+    for use in (resnet8.build, resnet8.cost):
         with pytest.raises(SpaceError, match=re.escape(text)) as caught:
             use(Policy(genes))
         assert "\n" not in str(caught.value)
-    compressor.build(Policy({"channels:linear": 10}))
+    resnet8.build(Policy({"channels:linear": 10}))
 
 
 def test_bits_need_a_layer_with_a_low_bit_form() -> None:

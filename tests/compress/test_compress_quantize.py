@@ -43,9 +43,14 @@ def output_change(weight: Tensor, rounded: Tensor, inputs: Tensor) -> list[float
     ]
 
 
+@pytest.fixture(scope="module")
+def mobile() -> Compressor:
+    return Compressor(network("mobile"), example("mobile"), example("mobile", 8))
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_weights_lie_on_their_grid(bits: int) -> None:
-    built = Compressor(network("mobile"), example("mobile"), example("mobile", 8)).build(
+def test_weights_lie_on_their_grid(bits: int, mobile: Compressor) -> None:
+    built = mobile.build(
         Policy({f"weight_bits:{name}": bits for name in ("0.0", "1.depthwise.0", "4.2")})
     )
     found = [m for m in built.modules() if is_quantized(m)]

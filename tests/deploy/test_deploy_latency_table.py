@@ -67,7 +67,11 @@ def exported_layers(content: bytes) -> list[tuple[tuple[int, ...], tuple[int, ..
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("resnet8", 2), ("resnet8", 6), ("vgg", 6), ("mobile", 5)]
+    ("name", "kept"),
+    [
+        *(("resnet8", 2), ("mobile", 5)),
+        *(pytest.param(name, 6, marks=pytest.mark.slow) for name in ("resnet8", "vgg")),
+    ],
 )
 def test_timed_layers_are_those_of_the_file(name: str, kept: int) -> None:
     compressor = shared_compressor(name)

@@ -57,6 +57,7 @@ def test_qmix_finds_the_payoff_of_8_and_the_joint_values_of_the_paper() -> None:
     np.testing.assert_allclose(second, [PAYOFF_2A, PAYOFF_2B], atol=0.1)
 
 
+@pytest.mark.slow
 def test_vdn_settles_for_7_as_its_sums_must() -> None:
     learner = _learnt(monotonic=False, updates=1_200)
     first, second = _joint_values(learner)
