@@ -137,10 +137,20 @@ def test_the_table_names_every_part() -> None:
     assert parts <= set(MAY_IMPORT), parts - set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_follow_the_table(path: Path) -> None:
+FILES_OF = {
+    part: [path for path in FILES if _part(path.relative_to(PACKAGE)) == part]
+    for part in sorted({_part(path.relative_to(PACKAGE)) for path in FILES})
+}
+
+
+@pytest.mark.parametrize("part", FILES_OF)
+def test_imports_follow_the_table(part: str) -> None:
+    for path in FILES_OF[part]:
+        _check_imports(path, part)
+
+
+def _check_imports(path: Path, part: str) -> None:
     relative = path.relative_to(PACKAGE)
-    part = _part(relative)
     for name in _imports(path):
         pieces = name.split(".")
         if pieces[0] != "automl_compress" or len(pieces) < 2:
@@ -154,8 +164,13 @@ def test_imports_follow_the_table(path: Path) -> None:
         assert other in allowed, f"{relative} must not import {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_heavy_libraries_stay_in_their_place(path: Path) -> None:
+@pytest.mark.parametrize("part", FILES_OF)
+def test_heavy_libraries_stay_in_their_place(part: str) -> None:
+    for path in FILES_OF[part]:
+        _check_libraries(path)
+
+
+def _check_libraries(path: Path) -> None:
     relative = path.relative_to(PACKAGE).as_posix()
     libraries = {name.split(".")[0] for name in _imports(path)}
     for library, places in ONLY_IN.items():

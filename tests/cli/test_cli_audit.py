@@ -294,6 +294,7 @@ def test_policies_that_are_trained_twice_are_ranked_by_the_mean(
     assert "one training, the other" not in (finished / "report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("blank_figures", "ray_here")

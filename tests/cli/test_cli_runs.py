@@ -34,6 +34,8 @@ budget: {evaluations: 36}
 finalists: 3
 """
 _SIGNALS = {"ctrl-c": signal.SIGINT, "kill -9": signal.SIGKILL}
+_SERIAL = ("--set", "engine.kind=serial")
+_ON_RAY = ("--workers", "2")
 
 
 @pytest.fixture
@@ -98,17 +100,27 @@ def _status() -> str:
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize(
+    "stops",
+    [
+        ((_SERIAL, "kill -9"), (_ON_RAY, "ctrl-c")),
+        pytest.param(((_SERIAL, "ctrl-c"), (_ON_RAY, "kill -9")), marks=pytest.mark.slow),
+    ],
+    ids=["killed first", "killed on Ray"],
+)
 def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
-    sweep: Path, whole: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    stops: tuple[tuple[tuple[str, ...], str], ...],
+    sweep: Path,
+    whole: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Begun in one process, it goes on with workers, which are a cluster's."""
     measured = [_finished(Path("disturbed"))]
-    for command, how in (
-        (("search", str(sweep), "--out", "disturbed", "--set", "engine.kind=serial"), "ctrl-c"),
-        (("resume", "disturbed", "--workers", "2"), "ctrl-c"),
-        (("resume", "disturbed", "--workers", "2"), "kill -9"),
-    ):
-        process = _run(*command)
+    for where, how in stops:
+        begun = Path("disturbed").exists()
+        command = ("resume", "disturbed") if begun else ("search", str(sweep), "-o", "disturbed")
+        process = _run(*command, *where)
         _signal_after(process, _SIGNALS[how], len(measured[-1]) + 10)
         _, errors = process.communicate(timeout=120)
         assert how == "kill -9" or process.returncode == 130, errors.decode()
@@ -314,6 +326,7 @@ def _on_rung(folder: Path, name: str) -> dict[str, float]:
         return dict(ledger.execute(query, (name,)).fetchall())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_kill_9_on_a_rung_loses_nothing(sweep: Path) -> None:
     text = sweep.read_text().replace("[nsga2, ddpg]", "[scaled-random]").replace("36", "12")

@@ -184,6 +184,7 @@ def test_the_replay_of_a_detectors_study_names_its_metric(
         assert "accurac" not in text
 
 
+@pytest.mark.slow
 def test_the_ablation_races_on_a_study_as_the_replay_does(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

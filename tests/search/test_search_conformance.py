@@ -12,7 +12,7 @@ from automl_compress.testing import (
     check_seeds_differ,
     strategy_builder,
 )
-from automl_compress.testing.strategies import Check
+from automl_compress.testing.strategies import Check, check_same_seed_same_asks
 
 
 def _late_gaussian_process(problem: Problem, seed: int) -> Strategy:
@@ -27,10 +27,19 @@ NAMES: list[Any] = [
     pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW | VARIANTS))
     for name in strategy_names()
 ]
+# What is asked in a second process, too, is asked again in this one.
+CHECKS: list[Any] = [
+    pytest.param(
+        check,
+        id=check.__name__,
+        marks=[pytest.mark.slow] * (check is check_same_seed_same_asks),
+    )
+    for check in STRATEGY_CHECKS
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("check", STRATEGY_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS)
 def test_strategies_conform(check: Check, name: str) -> None:
     check(_late_gaussian_process if name == "optuna-gp" else strategy_builder(name))
 
