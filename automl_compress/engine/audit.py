@@ -44,6 +44,7 @@ from automl_compress.ledger import AUDIT, LEDGER, Ledger, StudyResult, write_tex
 from automl_compress.recover import find_device
 from automl_compress.search import Problem
 from automl_compress.space import Policy, SearchSpace
+from automl_compress.workload import Workload
 
 VERSION: Final = 1
 SEARCH: Final = "search"
@@ -95,7 +96,11 @@ class AuditSettings:
 
 
 def audit_study(
-    folder: Path, settings: AuditSettings, listener: RungListener, **engine: Any
+    folder: Path,
+    settings: AuditSettings,
+    listener: RungListener,
+    workload: Workload | None = None,
+    **engine: Any,
 ) -> dict[str, Any]:
     """Measure and train a spread of a study's policies, and write `audit.json`.
 
@@ -106,6 +111,7 @@ def audit_study(
         folder: the study's.
         settings: how.
         listener: hears how far it has come.
+        workload: given again, where the study was given a loaded one.
         **engine: `workers` or `address` of a cluster's evaluators, which then work side by side;
             without, this process does everything.
 
@@ -121,13 +127,18 @@ def audit_study(
     """
     StudyResult(folder)  # holds a study
     with locked(folder):
-        return _audit(folder, settings, listener, engine)
+        study = restore_study(folder, workload)
+        return _audit(study, folder, settings, listener, engine)
 
 
 def _audit(
-    folder: Path, settings: AuditSettings, listener: RungListener, engine: Mapping[str, Any]
+    study: Restored,
+    folder: Path,
+    settings: AuditSettings,
+    listener: RungListener,
+    engine: Mapping[str, Any],
 ) -> dict[str, Any]:
-    study, result = restore_study(folder), StudyResult(folder)
+    result = StudyResult(folder)
     cost = study.search.compressor.cost
     space = SearchSpace.from_dict(result.manifest.space)
     chosen = spread(result, space, cost, settings.policies, settings.seed)

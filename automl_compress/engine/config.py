@@ -147,8 +147,11 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
 
 
 def _plain(section: Section, estimate: EstimateSettings) -> dict[str, Any]:
-    """The settings as given, and the precision, so that another machine goes on with the same."""
-    values = section.values()
+    """The settings as given, and the precision, so that another machine goes on with the same.
+
+    A workload that was given loaded is none: it must be given again.
+    """
+    values = {k: v for k, v in section.values().items() if not isinstance(v, Workload)}
     stated = {**(values.get("estimate") or {}), "precision": estimate.precision}
     return {**values, "estimate": stated}
 

@@ -15,10 +15,15 @@ from automl_compress.engine.config import StudyConfig, config_of_mapping
 from automl_compress.engine.restore import stated_config
 from automl_compress.errors import StudyError
 from automl_compress.ledger import LEDGER, Ledger, Manifest
+from automl_compress.workload import Workload
 
 
 def extended_config(
-    folder: Path, manifest: Manifest, evaluations: int, strategies: Sequence[str]
+    folder: Path,
+    manifest: Manifest,
+    evaluations: int,
+    strategies: Sequence[str],
+    workload: Workload | None = None,
 ) -> StudyConfig:
     """The settings of a study that goes on beyond its end.
 
@@ -27,6 +32,7 @@ def extended_config(
         manifest: of a finished study.
         evaluations: how many more each contestant is charged; 0 or more.
         strategies: who competes besides those that did.
+        workload: given again, where the study was given a loaded one.
 
     Raises:
         StudyError: the study is not finished, nothing would be added, or a strategy is unknown
@@ -42,7 +48,7 @@ def extended_config(
             f"a study must be extended by evaluations, at least 1, or by a strategy, but there are "
             f"{evaluations} evaluations and {len(strategies)} strategies; give more of either"
         )
-    config = stated_config(manifest)
+    config = stated_config(manifest, workload)
     if again := sorted(set(strategies) & set(config.strategies)):
         raise StudyError(
             f"a study must be extended by strategies that it lacks, but '{again[0]}' takes part "
@@ -50,6 +56,7 @@ def extended_config(
         )
     settings = {
         **manifest.config,
+        **({} if workload is None else {"workload": workload}),
         "budget": {"evaluations": manifest.budget + evaluations},
         "strategies": [*config.strategies, *strategies],
     }

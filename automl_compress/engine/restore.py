@@ -22,23 +22,35 @@ from automl_compress.space import Policy
 from automl_compress.workload import Workload, load_workload
 
 
-def stated_config(manifest: Manifest, *, with_space: bool = True) -> StudyConfig:
+def stated_config(
+    manifest: Manifest, workload: Workload | None = None, *, with_space: bool = True
+) -> StudyConfig:
     """The settings a study's manifest states.
 
     Args:
         manifest: the study's.
+        workload: given again, where the study was given a loaded one.
         with_space: whether its space is to be made again; without, the file that states it may be
             gone, for the manifest holds its genes.
 
     Raises:
-        StudyError: its workload was given in memory, or a setting is wrong.
+        StudyError: a workload is needed and not given, or the reverse, or a setting is wrong.
     """
-    if "workload" not in manifest.config:
+    settings = dict(manifest.config)
+    if workload is None and "workload" not in settings:
         raise StudyError(
-            "only a study whose workload is stated by settings can be read back from its folder, "
-            f"but '{manifest.study}' was given a loaded one; use it in Python, or run() again"
+            "a study goes on with the workload it began with, but that of "
+            f"'{manifest.study}' was given in Python, loaded; give it there again, as workload="
         )
-    settings = manifest.config if with_space else {**manifest.config, "space": "auto"}
+    if workload is not None:
+        if "workload" in settings:
+            raise StudyError(
+                "a workload must be given again only where the study was given a loaded one, but "
+                f"'{manifest.study}' states how to load its own; leave workload= out"
+            )
+        settings["workload"] = workload
+    if not with_space:
+        settings["space"] = "auto"
     return config_of_mapping(settings, Path(manifest.environment.get("base", ".")))
 
 
@@ -157,15 +169,19 @@ def _builds_the_same(manifest: Manifest, search: NetworkEstimator, test: Network
     return identities == (manifest.estimator, manifest.test_estimator)
 
 
-def restore_study(folder: str | Path) -> Restored:
+def restore_study(folder: str | Path, workload: Workload | None = None) -> Restored:
     """Load a study's network and data again.
+
+    Args:
+        folder: the study's.
+        workload: given again, where the study was given a loaded one.
 
     Raises:
         StudyError: the folder holds no study, or its network or data have changed.
         WorkloadError: the network or its data cannot be loaded.
     """
     manifest = Manifest.read(Path(folder))
-    config = stated_config(manifest, with_space=False)
+    config = stated_config(manifest, workload, with_space=False)
     with torch_threads(config.engine.threads):
         workload, search, test = load_estimators(config)
     if not _builds_the_same(manifest, search, test):

@@ -34,6 +34,7 @@ from automl_compress.ledger import (
     StudyResult,
 )
 from automl_compress.space import Policy
+from automl_compress.workload import Workload
 
 
 class Study:
@@ -136,6 +137,7 @@ class Study:
         listener: Listener = ignore,
         *,
         retry_failed: bool = False,
+        workload: Workload | None = None,
         **engine: Any,
     ) -> StudyResult:
         """Go on with a study that was interrupted or killed.
@@ -148,6 +150,7 @@ class Study:
             listener: hears as in `run`.
             retry_failed: whether evaluations that failed are tried again, of a finished study too:
                 contestants go on as if these had never failed, and are charged anew.
+            workload: given again, where the study was given a loaded one.
             **engine: engine settings to change.
 
         Raises:
@@ -156,7 +159,7 @@ class Study:
         """
         place = Path(folder)
         manifest = Manifest.read(place)
-        study = cls._of(stated_config(manifest))
+        study = cls._of(stated_config(manifest, workload))
         study = study.with_engine(**engine) if engine else study
         prepared = study._prepare(manifest)
         _check_unchanged(folder, manifest, prepared.manifest)
@@ -176,6 +179,8 @@ class Study:
         evaluations: int = 0,
         strategies: Sequence[str] = (),
         listener: Listener = ignore,
+        *,
+        workload: Workload | None = None,
         **engine: Any,
     ) -> StudyResult:
         """Go on with a finished study beyond its end.
@@ -189,6 +194,7 @@ class Study:
             evaluations: how many more each contestant is charged.
             strategies: who competes besides those that did, with the study's seeds.
             listener: hears as in `run`.
+            workload: given again, where the study was given a loaded one.
             **engine: engine settings to change.
 
         Raises:
@@ -199,7 +205,7 @@ class Study:
         """
         place = Path(folder)
         manifest = StudyResult(place).manifest
-        study = cls._of(extended_config(place, manifest, evaluations, strategies))
+        study = cls._of(extended_config(place, manifest, evaluations, strategies, workload))
         study = study.with_engine(**engine) if engine else study
         prepared = study._prepare(manifest)
         shorter = replace(

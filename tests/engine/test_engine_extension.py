@@ -16,12 +16,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from automl_compress.engine import Study
+from automl_compress.engine import Study, restore_study
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.extension import reopen
 from automl_compress.engine.lock import locked
 from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.ledger import TIMING_COLUMNS, StudyResult
+from automl_compress.workload import WorkloadConfig, load_workload
 
 FIRST, MORE = 11, 9  # nsga2 asks ten at once, so that the first budget cuts a round short
 
@@ -228,6 +229,31 @@ def test_a_study_that_has_changed_meanwhile_is_left_alone(
     with pytest.raises(StudyError, match="one process at a time, but another has changed"):
         go_on(study)
     assert _content(study) == after
+
+
+def test_a_study_of_a_loaded_workload_goes_on_with_it_alone(first: Path, tmp_path: Path) -> None:
+    mine, other = (
+        load_workload(WorkloadConfig.of(model="digits_cnn", train={"epochs": 1}, seed=seed))
+        for seed in (0, 1)
+    )
+    settings = _settings(3, "scaled-random")
+    del settings["ladder"]
+    started = Study(**{**settings, "workload": mine}).run(tmp_path / "study")
+    folder, before = started.folder, _table(started)
+    assert "workload" not in started.manifest.config
+    assert started.manifest.workload["data"] == "given in memory"
+    reopen(folder, started.manifest)
+    with pytest.raises(StudyError, match=r"'tiny' was given in Python, .* again, as workload="):
+        Study.resume(folder)
+    with pytest.raises(StudyError, match="have changed"):
+        Study.resume(folder, workload=other)
+    with pytest.raises(StudyError, match=r"states how to load its own; leave workload= out"):
+        Study.resume(first, workload=mine)
+    pd.testing.assert_frame_equal(_table(Study.resume(folder, workload=mine)), before)
+    assert Study.extend(folder, 1, workload=mine).manifest.budget == 4
+    with pytest.raises(StudyError, match="have changed"):
+        restore_study(folder, other)
+    assert restore_study(folder, mine).workload is mine
 
 
 def test_a_study_that_another_process_runs_is_left_alone(study: Path) -> None:
