@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from automl_compress.deploy.onnx import export_onnx
     from automl_compress.engine import Study
     from automl_compress.errors import CompressError, InputError
+    from automl_compress.finish import export_network, recover_networks, run_pipeline
     from automl_compress.ledger import StudyResult
     from automl_compress.recover.recovery import recover
     from automl_compress.report import write_report
@@ -45,11 +46,14 @@ _PLACES = {
     "ImageSet": "automl_compress.workload",
     "Normalization": "automl_compress.workload",
     "cost": "automl_compress.compress",
+    "export_network": "automl_compress.finish",
     "export_onnx": "automl_compress.deploy.onnx",
     "latency": "automl_compress.deploy.latency",
     "load_packed": "automl_compress.deploy",
     "load_rules": "automl_compress.space",
     "load_workload": "automl_compress.workload",
+    "recover_networks": "automl_compress.finish",
+    "run_pipeline": "automl_compress.finish",
     "save_packed": "automl_compress.deploy",
     "write_report": "automl_compress.report",
 }
@@ -75,12 +79,15 @@ __all__ = [
     "WorkloadConfig",
     "compress",
     "cost",
+    "export_network",
     "export_onnx",
     "latency",
     "load_packed",
     "load_rules",
     "load_workload",
     "recover",
+    "recover_networks",
+    "run_pipeline",
     "save_packed",
     "write_report",
 ]

@@ -32,6 +32,10 @@ MAY_IMPORT = {
         "recover",
     },
     "report": {"space", "evaluate", "ledger", "pareto"},
+    "finish": {
+        *("space", "workload", "compress", "deploy", "evaluate", "recover", "ledger", "engine"),
+        "report",
+    },
     "testing": {"space", "evaluate", "search", "ledger", "engine", "workload", "pareto"},
     "bench": {
         *("space", "workload", "compress", "deploy", "evaluate", "search", "testing", "pareto"),
@@ -50,9 +54,11 @@ MAY_IMPORT = {
         "recover",
         "evaluate",
         "search",
+        "finish",
     },
     "__init__": {
         *("space", "workload", "compress", "deploy", "ledger", "engine", "report", "recover"),
+        "finish",
     },
     "__main__": {"cli"},
 }

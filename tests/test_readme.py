@@ -39,6 +39,7 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "genes" in printed
     assert "tensor(" in printed
+    assert "report.html" in printed
 
 
 def test_the_example_of_own_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from automl_compress.cli.options import check_output
-from automl_compress.cli.progress import Progress
+from automl_compress.cli.progress import search_progress
 from automl_compress.cli.shape import read_shape
 from automl_compress.errors import InputError, InterruptedStudy, StudyError
 from automl_compress.ledger import Manifest, StudyResult
@@ -47,11 +47,9 @@ def search(
         )
     folder = out or Path("results") / config.name
     print(f"study {config.name}: loading the network and its data ...", flush=True)
-    progress = Progress(config.evaluations, len(config.strategies) * len(config.seeds))
-    try:
+    racing = len(config.strategies) * len(config.seeds)
+    with search_progress(config.evaluations, racing) as progress:
         result = study.run(folder, progress)
-    finally:
-        progress.close()
     return _finish(result, open_report)
 
 
@@ -75,9 +73,11 @@ def pipeline(
 ) -> int:
     """Run what of a sweep's stages is not done, and write the report."""
     _check_readable(sweep, overrides)
-    from automl_compress.cli.pipeline import run_pipeline
+    from automl_compress.cli.terminal import TERMINAL
+    from automl_compress.finish import run_pipeline
 
-    folder = run_pipeline(sweep, out, overrides, workers, address)
+    changes = engine_changes(workers, address)
+    folder = run_pipeline(sweep, out, overrides, audience=TERMINAL, **changes)
     return _finish(StudyResult(folder), open_report)
 
 
@@ -98,12 +98,9 @@ def resume(
 
     print(f"study {manifest.study}: resuming ...", flush=True)
     racing = sum(contestant.in_race for contestant in manifest.contestants)
-    progress = Progress(manifest.budget, racing)
-    try:
-        changes = engine_changes(workers, address)
+    changes = engine_changes(workers, address)
+    with search_progress(manifest.budget, racing) as progress:
         result = Study.resume(folder, progress, retry_failed=retry_failed, **changes)
-    finally:
-        progress.close()
     return _finish(result, open_report)
 
 
@@ -124,11 +121,9 @@ def extend(
     seeds = len({contestant.seed for contestant in manifest.contestants if contestant.in_race})
     racing = sum(contestant.in_race for contestant in manifest.contestants)
     print(f"study {manifest.study}: extending ...", flush=True)
-    progress = Progress(manifest.budget + evaluations, racing + seeds * len(strategies))
-    try:
+    racing += seeds * len(strategies)
+    with search_progress(manifest.budget + evaluations, racing) as progress:
         result = Study.extend(folder, evaluations, strategies, progress, **changes)
-    finally:
-        progress.close()
     return _finish(result, open_report)
 
 
@@ -191,9 +186,13 @@ def export(
     force: bool,
 ) -> int:
     """Write a network of a study into a file."""
-    from automl_compress.cli.export import export_network
+    from automl_compress.cli.terminal import TERMINAL
+    from automl_compress.finish import export_network
 
-    export_network(folder, rule, format_name, output, recovered=recovered, raw=raw, force=force)
+    check_output(output, force=force)
+    export_network(
+        folder, rule, format_name, output, recovered=recovered, raw=raw, audience=TERMINAL
+    )
     return 0
 
 

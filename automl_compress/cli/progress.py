@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, TextIO
 
 from automl_compress.engine import RungStanding, Standing
@@ -14,6 +16,16 @@ BLOCK_SECONDS: Final = 15.0
 """Seconds between two blocks when the output is not a terminal."""
 REDRAW_SECONDS: Final = 0.5
 _PACKAGE: Final = __name__.partition(".")[0]
+
+
+@contextmanager
+def search_progress(budget: int, racing: int) -> Iterator[Progress]:
+    """Show a search while it runs, and its last standings however it ends."""
+    progress = Progress(budget, racing)
+    try:
+        yield progress
+    finally:
+        progress.close()
 
 
 class Progress:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from automl_compress.cli.options import check_output
-from automl_compress.cli.training_progress import TrainingProgress, tell_untrained
+from automl_compress.cli.training_progress import TrainingProgress
 from automl_compress.errors import InputError, WorkloadError
 from automl_compress.evaluate import QUALITIES
 from automl_compress.recover import (
@@ -24,6 +24,7 @@ from automl_compress.recover import (
     section_of,
     train_network,
 )
+from automl_compress.recover.fixed import untrained_parts
 from automl_compress.settings import LARGEST_SEED, Section
 from automl_compress.workload import (
     BOXED,
@@ -178,7 +179,8 @@ def _train(
         f"{len(workload.splits.validation):,} held out, on {device}",
         flush=True,
     )
-    tell_untrained(workload)
+    for line in untrained_parts(workload):
+        print(line, flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = output.with_name(output.name + ".checkpoint")
     trained = train_network(workload, settings, sparsity, checkpoint, TrainingProgress())

@@ -105,7 +105,8 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def _recover(arguments: argparse.Namespace) -> int:
-    from automl_compress.cli.recovering import recover_networks
+    from automl_compress.cli.terminal import TERMINAL
+    from automl_compress.finish import recover_networks
 
     path = recover_networks(
         arguments.folder,
@@ -114,6 +115,7 @@ def _recover(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         asha=arguments.asha,
         further=arguments.further,
+        audience=TERMINAL,
     )
     print(f"\nreport: {path}")
     return 0

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Collection
 from typing import Final, TextIO
 
 from automl_compress.cli.progress import BLOCK_SECONDS, REDRAW_SECONDS, duration
 from automl_compress.evaluate import QUALITIES
-from automl_compress.recover import Standing, training_heads
-from automl_compress.workload import Workload
+from automl_compress.recover import Standing
 
 _ERASE: Final = "\r\x1b[K"
 
@@ -40,18 +38,6 @@ class TrainingProgress:
         start = _ERASE if self._terminal else ""
         self._stream.write(start + _line(standing) + end)
         self._stream.flush()
-
-
-def tell_untrained(workload: Workload) -> None:
-    """Say what of a network no training changes, if there is anything."""
-    _tell("parameters that are not trained, as the factory froze them", workload.fixed)
-    heads = training_heads(workload.model, workload.example_input())
-    _tell("parts that are not trained, as they run in training mode alone", heads)
-
-
-def _tell(what: str, names: Collection[str]) -> None:
-    if names:
-        print(f"{what}: {len(names)}, such as '{min(names)}'", flush=True)
 
 
 def _line(standing: Standing) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from automl_compress.cli.options import check_output
-from automl_compress.cli.recovering import load_trained, recovered_file
 from automl_compress.deploy.detector import DetectorFile
 from automl_compress.deploy.formats import Format, Source, export_format
+from automl_compress.deploy.state import load_state
 from automl_compress.engine import Restored, restore_study
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import QUALITIES, quality_name
+from automl_compress.finish.audience import NOBODY, Audience
+from automl_compress.finish.folder import recovered_file
 from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
 from automl_compress.space import Policy
+from automl_compress.workload import Workload
 
 COMPARED_IMAGES: Final = 1_000
 """Test images on which a file's outputs are compared with the network's, at most."""
@@ -26,9 +28,10 @@ def export_network(
     format_name: str,
     output: Path,
     *,
-    recovered: bool,
-    raw: bool,
-    force: bool,
+    recovered: bool = False,
+    raw: bool = False,
+    audience: Audience = NOBODY,
+    workload: Workload | None = None,
 ) -> None:
     """Build the network a rule picks, write it, read it and say what came of it.
 
@@ -36,16 +39,16 @@ def export_network(
         folder: a study's folder.
         rule: see `report.pick_network`.
         format_name: see `deploy.formats`.
-        output: the file.
+        output: the file; replaced if it exists.
         recovered: whether its trained form is written, which `recover` left in the folder.
         raw: whether an ONNX file of a detector leaves out its post-processing.
-        force: whether an existing file is replaced.
+        audience: is told what was picked and what was read back.
+        workload: given again, where the study was given a loaded one.
 
     Raises:
         InputError: the folder, the rule, the format or the output is wrong; nothing is written.
     """
     chosen_format = export_format(format_name)
-    check_output(output, force=force)
     result = StudyResult(folder)
     if raw and (format_name != "onnx" or result.manifest.workload.get("task") != "detection"):
         raise StudyError(
@@ -54,19 +57,20 @@ def export_network(
         )
     picked = pick_network(result, rule)
     before = ", before it was recovered" if recovered else ""
-    print(f"picked {picked.describe()}: {_said(picked)}{before}", flush=True)
+    audience.say(f"picked {picked.describe()}: {_said(picked)}{before}")
     trained = recovered_file(folder, picked.policy) if recovered else None
-    study = restore_study(folder)
-    network = study.build(picked.policy) if trained is None else load_trained(trained, study)
+    study = restore_study(folder, workload)
+    original = study.workload.model
+    network = study.build(picked.policy) if trained is None else load_state(trained, original)
     written = chosen_format.save(network, output, _source(study, picked.policy, raw))
     size, promised = written.size_bytes, study.promised_bytes(picked.policy)
-    print(
+    audience.say(
         f"{output}: {size:,} bytes on disk, {promised:,} promised "
         f"for a packed file ({size / promised:.3f} of it)"
     )
     if written.remark:
-        print(written.remark)
-    _read_back(chosen_format, output, study)
+        audience.say(written.remark)
+    audience.say(_read_back(chosen_format, output, study))
 
 
 def _source(study: Restored, policy: Policy, raw: bool) -> Source:
@@ -86,14 +90,14 @@ def _source(study: Restored, policy: Policy, raw: bool) -> Source:
     )
 
 
-def _read_back(chosen_format: Format, output: Path, study: Restored) -> None:
-    """Read a file, and print how good what it holds is on the test images."""
+def _read_back(chosen_format: Format, output: Path, study: Restored) -> str:
+    """Read a file, and say how good what it holds is on the test images."""
     workload = study.workload
     loaded = chosen_format.load(output, workload.model)
     answering = isinstance(loaded, DetectorFile)
     quality = (study.test_quality_of_answers if answering else study.test_quality)(loaded)
     images, title = len(workload.splits.test), QUALITIES[workload.task.quality]
-    print(f"read back, it has {quality:.2%} {title} on the {images:,} test images")
+    return f"read back, it has {quality:.2%} {title} on the {images:,} test images"
 
 
 def _said(picked: Pick) -> str:

@@ -1,4 +1,4 @@
-"""`automl-compress pipeline`: sparsity training, search, distillation, quantization, export.
+"""Sparsity training, search, distillation, quantization and export of one sweep, one by one.
 
 Each stage leaves a note of what it was given in the study's folder. Run again, a stage whose
 result is there and whose inputs are the same is skipped, and one that was interrupted goes on.
@@ -7,7 +7,6 @@ Losses count against the network that was given, not against what sparsity train
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,23 +15,17 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
-from automl_compress.cli.commands import engine_changes
-from automl_compress.cli.export import export_network
-from automl_compress.cli.progress import Progress
-from automl_compress.cli.recovering import (
-    CHECKPOINT,
-    NETWORK,
-    RecoveryTask,
-    finish_writing,
-    load_trained,
-)
-from automl_compress.cli.training_progress import TrainingProgress
-from automl_compress.deploy.state import save_state
+from automl_compress.deploy.state import load_state, save_state
 from automl_compress.engine import Restored, Study, restore_study
 from automl_compress.engine.lock import locked
 from automl_compress.engine.pipeline import PipelineSettings, SparsifyStage
 from automl_compress.errors import InterruptedStudy, StudyError
-from automl_compress.ledger import MANIFEST, RECOVERED, Manifest, StudyResult, write_text
+from automl_compress.finish.audience import NOBODY, Audience
+from automl_compress.finish.export import export_network
+from automl_compress.finish.folder import NETWORK, finish_writing, folder_of
+from automl_compress.finish.stages import Stages, checkpoint_of, content
+from automl_compress.finish.task import RecoveryTask
+from automl_compress.ledger import MANIFEST, Manifest, StudyResult
 from automl_compress.recover import recover_policy, train_network
 from automl_compress.recover.gradual import without_bits
 from automl_compress.report import Pick, pick_network
@@ -40,9 +33,6 @@ from automl_compress.report.pick import read_limits
 from automl_compress.report.recovered import DOCUMENT
 from automl_compress.workload import Workload, card_data, load_workload
 
-NOTES: Final = "pipeline.json"
-_MADE: Final = " made"
-"""Behind a stage's name, where the notes hold the SHA-256 of its file."""
 SPARSE: Final = Path("sparse") / "weights.safetensors"
 DISTILLED: Final = "distilled.safetensors"
 EXPORTED: Final = "exported"
@@ -51,10 +41,11 @@ _ENDINGS: Final = {"packed": ".packed", "onnx": ".onnx", "torch": ".safetensors"
 
 def run_pipeline(
     sweep: Path,
-    out: Path | None,
-    overrides: Sequence[str],
-    workers: int | None,
-    address: str | None,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    audience: Audience = NOBODY,
+    **engine: Any,
 ) -> Path:
     """Run what of a sweep's stages is not done yet.
 
@@ -62,8 +53,8 @@ def run_pipeline(
         sweep: a sweep file with `pipeline`.
         out: the study's folder; None is `results/<study>`.
         overrides: `key=value` texts.
-        workers: evaluators of the search.
-        address: a running Ray cluster.
+        audience: who hears how far it has come.
+        **engine: settings of the engine that replace the sweep's, such as `workers=2`.
 
     Returns:
         The study's folder.
@@ -74,7 +65,7 @@ def run_pipeline(
         EngineError: a stage failed.
         InterruptedStudy: the user stopped it; the same command goes on.
     """
-    study = Study.from_file(sweep, overrides).with_engine(**engine_changes(workers, address))
+    study = Study.from_file(sweep, overrides).with_engine(**engine)
     settings = study.config.pipeline
     if settings is None:
         raise StudyError(
@@ -84,7 +75,7 @@ def run_pipeline(
     for rule in settings.picks:
         read_limits(rule)
     folder = out or Path("results") / study.config.name
-    stages = _Stages(folder, settings)
+    stages = Stages(folder, audience)
     given = _given(study) if settings.sparsify else None
     with _made_and_locked(folder):
         weights = None
@@ -92,10 +83,10 @@ def run_pipeline(
             workload, data = given
             weights = _sparsify(stages, workload, settings.sparsify, data)
             sparse = [*overrides, f"workload.weights={json.dumps(str(weights))}"]
-            study = Study.from_file(sweep, sparse).with_engine(**engine_changes(workers, address))
+            study = Study.from_file(sweep, sparse).with_engine(**engine)
             study = study.with_given(workload.model)
         _search(stages, study, weights)
-        _finish(stages)
+        _finish(stages, settings)
     return folder
 
 
@@ -122,115 +113,13 @@ def _made_and_locked(folder: Path) -> Iterator[None]:
             ) from reason
 
 
-def _finish(stages: _Stages) -> None:
+def _finish(stages: Stages, settings: PipelineSettings) -> None:
     """Bring the networks that the settings pick to their files."""
     result = StudyResult(stages.folder)
-    picked = {
-        found.policy.key: found
-        for found in (pick_network(result, r) for r in stages.settings.picks)
-    }
-    networks = _Networks(stages, result)
+    picked = {p.policy.key: p for p in (pick_network(result, r) for r in settings.picks)}
+    networks = _Networks(stages, settings, result)
     for found in picked.values():
         networks.finish(found)
-
-
-@dataclass(frozen=True)
-class _Stages:
-    """The stages of one folder, and what each was given.
-
-    Args:
-        folder: the study's.
-        settings: of the stages.
-    """
-
-    folder: Path
-    settings: PipelineSettings
-
-    def run(
-        self,
-        name: str,
-        title: str,
-        inputs: Mapping[str, Any],
-        output: Path,
-        work: Callable[[], None],
-    ) -> None:
-        """Do a stage's work unless it is done.
-
-        Args:
-            name: of the stage, in the notes.
-            title: what is printed.
-            inputs: everything that decides its result, plain JSON.
-            output: file it leaves at its end.
-            work: does it, and goes on from the checkpoints of `checkpoint_of(output)`.
-        """
-        given = _digest(inputs)
-        if self.given(name) == given and output.exists():
-            self._check_own(name, title, output)
-            print(f"{title}: done before, from the same inputs", flush=True)
-            return
-        print(f"{title} ...", flush=True)
-        output.unlink(missing_ok=True)
-        if self.given(name) != given:
-            _forget(output)
-        self.note(name, given)
-        work()
-        self.note(f"{name}{_MADE}", _content(output))
-        _forget(output)
-
-    def _check_own(self, name: str, title: str, output: Path) -> None:
-        """Check that a stage's file is what the stage made.
-
-        Raises:
-            StudyError: another command replaced it.
-        """
-        made = self.given(f"{name}{_MADE}")
-        if made is not None and made != _content(output):
-            raise StudyError(
-                f"a finished stage's file must be what it made, but '{output}' of '{title}' was "
-                "replaced; remove it to make it again, or keep it and use 'export --recovered'"
-            )
-
-    def given(self, name: str) -> str | None:
-        """Digest of what a stage was given when it ran; None when it did not."""
-        return self._notes().get(name)
-
-    def note(self, name: str, given: str) -> None:
-        """Keep what a stage is given."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / NOTES, json.dumps({**self._notes(), name: given}, indent=1) + "\n")
-
-    def _notes(self) -> dict[str, str]:
-        path = self.folder / NOTES
-        if not path.exists():
-            return {}
-        try:
-            notes = json.loads(path.read_text(encoding="utf-8"))
-            return {str(name): str(given) for name, given in notes.items()}
-        except (OSError, ValueError, AttributeError) as reason:
-            raise StudyError(
-                f"'{path}' must hold what the stages were given, but is broken; remove it to run "
-                "them again"
-            ) from reason
-
-
-def checkpoint_of(output: Path) -> Path:
-    """Where the state of a training lies that makes a file."""
-    return output.with_name(CHECKPOINT)
-
-
-def _forget(output: Path) -> None:
-    """Remove the states of the training that makes a file."""
-    for path in output.parent.glob(f"{CHECKPOINT}*"):
-        path.unlink()
-
-
-def _digest(inputs: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _content(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _given(study: Study) -> tuple[Workload, dict[str, Any]]:
@@ -241,7 +130,7 @@ def _given(study: Study) -> tuple[Workload, dict[str, Any]]:
 
 
 def _sparsify(
-    stages: _Stages, workload: Workload, stage: SparsifyStage, data: Mapping[str, Any]
+    stages: Stages, workload: Workload, stage: SparsifyStage, data: Mapping[str, Any]
 ) -> Path:
     """Train the workload's network towards sparsity; the path of its weights.
 
@@ -259,19 +148,23 @@ def _sparsify(
         "training": stage.training.to_dict(),
         **({"data": data} if data else {}),
     }
-    if (stages.folder / MANIFEST).exists() and stages.given("sparsify") != _digest(inputs):
+    if (stages.folder / MANIFEST).exists() and not stages.was_given("sparsify", inputs):
         raise _other_search(stages.folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = partial(_train_sparse, workload, stage, data, path)
+    work = partial(_train_sparse, workload, stage, data, path, stages.audience)
     stages.run("sparsify", "sparsify", inputs, path, work)
     return path
 
 
 def _train_sparse(
-    workload: Workload, stage: SparsifyStage, data: Mapping[str, Any], path: Path
+    workload: Workload,
+    stage: SparsifyStage,
+    data: Mapping[str, Any],
+    path: Path,
+    audience: Audience,
 ) -> None:
     trained = train_network(
-        workload, stage.training, stage.sparsity, checkpoint_of(path), TrainingProgress()
+        workload, stage.training, stage.sparsity, checkpoint_of(path), audience.training()
     )
     if data:
         card = {**trained.card, "workload": {"model": workload.name, "data": data}}
@@ -279,43 +172,42 @@ def _train_sparse(
     trained.write(path)
     name = workload.task.quality
     before, after = trained.card["given"][name], trained.card[name]
-    print(
+    audience.say(
         f"  {after['held_out']:.2%} held out (given network: {before['held_out']:.2%}), "
         f"{after['test']:.2%} on the test images ({before['test']:.2%}); {path}"
     )
 
 
-def _search(stages: _Stages, study: Study, weights: Path | None) -> None:
+def _search(stages: Stages, study: Study, weights: Path | None) -> None:
     """Search, or go on with a search."""
     config, folder = study.config, stages.folder
     stated = {k: v for k, v in config.plain.items() if k not in ("pipeline", "engine")}
-    inputs = {"sweep": stated, "weights": None if weights is None else _content(weights)}
+    inputs = {"sweep": stated, "weights": None if weights is None else content(weights)}
     exists = (folder / MANIFEST).exists()
-    if exists and stages.given("search") != _digest(inputs):
+    if exists and not stages.was_given("search", inputs):
         raise _other_search(folder)
     if exists and Manifest.read(folder).status == "finished":
-        print("search: done before, from the same inputs", flush=True)
+        stages.audience.say("search: done before, from the same inputs")
         return
-    print("search ...", flush=True)
-    stages.note("search", _digest(inputs))
-    progress = Progress(config.evaluations, len(config.strategies) * len(config.seeds))
+    stages.audience.say("search ...")
+    stages.give("search", inputs)
+    racing = len(config.strategies) * len(config.seeds)
     try:
-        if exists:
-            engine = config.engine
-            changes: dict[str, Any] = {
-                "kind": engine.kind,
-                "workers": engine.workers,
-                "address": engine.address,
-            }
-            Study.resume(folder, progress, **changes)
-        else:
-            study.run(folder, progress)
+        with stages.audience.search(config.evaluations, racing) as listener:
+            if exists:
+                engine = config.engine
+                changes: dict[str, Any] = {
+                    "kind": engine.kind,
+                    "workers": engine.workers,
+                    "address": engine.address,
+                }
+                Study.resume(folder, listener, **changes)
+            else:
+                study.run(folder, listener)
     except InterruptedStudy as reason:
         raise InterruptedStudy(
             "stopped; all finished evaluations are saved, run the same command to go on"
         ) from reason
-    finally:
-        progress.close()
 
 
 def _other_search(folder: Path) -> StudyError:
@@ -331,10 +223,12 @@ class _Networks:
 
     Args:
         stages: of the folder.
+        settings: of the stages.
         result: the study.
     """
 
-    stages: _Stages
+    stages: Stages
+    settings: PipelineSettings
     result: StudyResult
 
     @cached_property
@@ -344,7 +238,7 @@ class _Networks:
 
     def finish(self, picked: Pick) -> None:
         """Distill one, train it with its grids, and export it."""
-        settings, place = self.stages.settings, self.place(picked)
+        settings, place = self.settings, self.place(picked)
         distilled = None
         if settings.distill is not None:
             distilled = place / DISTILLED
@@ -352,19 +246,19 @@ class _Networks:
             self._stage("distill", picked, given, distilled, self._distill)
         given = {
             "settings": settings.quantize.to_dict(),
-            "distilled": None if distilled is None else _content(distilled),
+            "distilled": None if distilled is None else content(distilled),
         }
         finish_writing(place)
         self._stage("quantize", picked, given, place / DOCUMENT, self._quantize)
         for name in settings.formats:
             path = self.stages.folder / EXPORTED / f"{picked.policy.key}{_ENDINGS[name]}"
-            given = {"network": _content(place / NETWORK)}
+            given = {"network": content(place / NETWORK)}
             work = partial(self._export, name=name, path=path)
             self._stage(f"export {name}", picked, given, path, work)
 
     def place(self, picked: Pick) -> Path:
         """A network's folder."""
-        return self.stages.folder / RECOVERED / picked.policy.key
+        return folder_of(self.stages.folder, picked.policy)
 
     def _stage(
         self,
@@ -382,7 +276,7 @@ class _Networks:
 
     def _distill(self, picked: Pick) -> None:
         """Train a network without its grids."""
-        settings, workload = self.stages.settings.distill, self.study.workload
+        settings, workload = self.settings.distill, self.study.workload
         assert settings is not None
         path = self.place(picked) / DISTILLED
         policy = without_bits(picked.policy)
@@ -393,7 +287,7 @@ class _Networks:
             workload.normalization,
             settings,
             checkpoint_of(path),
-            TrainingProgress(),
+            self.stages.audience.training(),
             fixed=self.study.fixed,
         )
         name, arguments = workload.name, workload.arguments
@@ -401,16 +295,22 @@ class _Networks:
 
     def _quantize(self, picked: Pick) -> None:
         """Train it with its grids, from where distillation left it."""
-        settings = self.stages.settings
+        settings = self.settings
         start, epochs = None, 0
         if settings.distill is not None:
-            start = load_trained(self.place(picked) / DISTILLED, self.study)
+            start = load_state(self.place(picked) / DISTILLED, self.study.workload.model)
             epochs = settings.distill.training.epochs
         task = RecoveryTask(
-            self.study, self.stages.folder, self.result.manifest.fingerprint, settings.quantize
+            self.study,
+            self.stages.folder,
+            self.result.manifest.fingerprint,
+            settings.quantize,
+            force=False,
+            say=self.stages.audience.say,
         )
-        task.recover(picked, TrainingProgress(), start, epochs)
+        task.recover(picked, self.stages.audience.training(), start, epochs)
 
     def _export(self, picked: Pick, *, name: str, path: Path) -> None:
         rule = f"point:{picked.policy.key}"
-        export_network(self.stages.folder, rule, name, path, recovered=True, raw=False, force=True)
+        audience = self.stages.audience
+        export_network(self.stages.folder, rule, name, path, recovered=True, audience=audience)

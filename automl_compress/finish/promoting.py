@@ -8,65 +8,51 @@ that was stopped stays so.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from automl_compress.cli.recovering import RecoveryTask, is_recovered
-from automl_compress.engine import restore_study
 from automl_compress.engine.start import require_ray
 from automl_compress.errors import InputError
 from automl_compress.evaluate import QUALITIES
-from automl_compress.ledger import RECOVERED, StudyResult, write_text
+from automl_compress.finish.folder import folder_of
+from automl_compress.finish.recovering import RecoveryOrder
+from automl_compress.finish.task import RecoveryTask
+from automl_compress.ledger import write_text
 from automl_compress.recover import RecoverySettings, Standing, find_device
 from automl_compress.report import Pick
 
 HISTORY: Final = "epochs.json"
 
 
-def recover_promoted(
-    result: StudyResult, picked: Sequence[Pick], settings: RecoverySettings, *, force: bool
-) -> None:
+def recover_promoted(order: RecoveryOrder) -> None:
     """Recover networks side by side on Ray, promoted by ASHA.
 
     The best are promoted, so the networks should cost alike. One that is stopped keeps its
     checkpoint; recovered alone, it goes on.
 
-    Args:
-        result: the study.
-        picked: its networks, each different.
-        settings: how they are trained.
-        force: whether networks that were recovered with other settings are replaced.
-
     Raises:
         InputError: Ray is not installed, or nothing is held out to compare by.
         EngineError: a loss is not finite; the others have come to their ends.
-        InterruptedStudy: the user stopped it; the same command goes on.
+        InterruptedStudy: the user stopped it; the same call goes on.
     """
-    _check(settings)
-    device = find_device(settings.training.device)
+    _check(order.settings)
+    device = find_device(order.settings.training.device)
     if device.type == "cuda":  # Ray shows every training the one that it may use
-        settings = replace(settings, training=replace(settings.training, device="auto"))
+        training = replace(order.settings.training, device="auto")
+        order = replace(order, settings=replace(order.settings, training=training))
     from automl_compress.engine.asha import promote_trainings  # needs ray
 
-    stated = json.loads(json.dumps(settings.to_dict()))
-    finished = [p.policy.key for p in picked if is_recovered(result.folder, p, stated, force)]
-    if len(finished) == len(picked):
+    finished = frozenset(p.policy.key for p in order.picked if order.is_done(p))
+    if len(finished) == len(order.picked):
         return
-    task = RecoveryTask(
-        restore_study(result.folder),
-        result.folder.absolute(),
-        result.manifest.fingerprint,
-        settings,
-        force,
-    )
-    field = _Field(task, {p.policy.key: p for p in picked}, stated, frozenset(finished))
+    field = _Field(order.task(), {p.policy.key: p for p in order.picked}, finished)
     promote_trainings(
         tuple(field.picked),
         field.train,
-        settings.training.epochs,
+        order.settings.training.epochs,
         partial(field.hear, {key: len(field.history(key).qualities) for key in field.picked}),
         gpus=_gpus() if device.type == "cuda" else 0,
     )
@@ -123,13 +109,11 @@ class _Field:
     Args:
         task: recovers one of them.
         picked: by key.
-        stated: settings of the trainings.
         finished: keys of those that were recovered before.
     """
 
     task: RecoveryTask
     picked: Mapping[str, Pick]
-    stated: Mapping[str, Any]
     finished: frozenset[str]
 
     @property
@@ -139,11 +123,11 @@ class _Field:
 
     def place(self, key: str) -> Path:
         """A network's folder."""
-        return self.task.folder / RECOVERED / key
+        return folder_of(self.task.folder, self.picked[key].policy)
 
     def history(self, key: str) -> History:
         """What its training has told so far."""
-        return History.read(self.place(key), self.stated)
+        return History.read(self.place(key), self.task.settings.to_dict())
 
     def train(self, key: str, report: Callable[[int, float], None]) -> None:
         """In a process of Ray: tell what is known, then train on from there."""
@@ -159,7 +143,7 @@ class _Field:
             if standing.quality is None or epoch <= len(told) or last:
                 return
             told.append(standing.quality)
-            History(self.stated, tuple(told)).write(self.place(key))
+            History(self.task.settings.to_dict(), tuple(told)).write(self.place(key))
             report(epoch, standing.quality)
 
         found = self.task.recover(self.picked[key], listen)
@@ -179,4 +163,4 @@ class _Field:
             said = f"finished; {quality:.2%} on the search's images"
         if stopped:
             said += "; stopped, for others do better"
-        print(f"  {name}: {said}", flush=True)
+        self.task.say(f"  {name}: {said}")

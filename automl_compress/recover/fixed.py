@@ -1,4 +1,4 @@
-"""Parameters that no training changes: what a network's factory froze, wherever it went since."""
+"""What no training changes: what a network's factory froze, wherever it went since, and heads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ from typing import TypeVar
 from torch import nn
 
 from automl_compress.compress.modules import trainable, unwrapped
+from automl_compress.recover.training_mode import training_heads
+from automl_compress.workload import Workload
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def untrained_parts(workload: Workload) -> tuple[str, ...]:
+    """Lines that say what of a workload's network no training changes; none where it all does."""
+    frozen = "parameters that are not trained, as the factory froze them"
+    resting = "parts that are not trained, as they run in training mode alone"
+    heads = training_heads(workload.model, workload.example_input())
+    found = {frozen: workload.fixed, resting: heads}
+    return tuple(
+        f"{what}: {len(names)}, such as '{min(names)}'" for what, names in found.items() if names
+    )
 
 
 def trainable_but(network: M, fixed: Collection[str]) -> M:

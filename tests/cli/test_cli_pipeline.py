@@ -294,7 +294,7 @@ def test_stopping_an_export_says_how_to_go_on(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("automl_compress.cli.pipeline.export_network", stop)
+    monkeypatch.setattr("automl_compress.finish.pipeline.export_network", stop)
     for path in Path("out/exported").iterdir():
         path.unlink()
     assert _run() == 130

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import automl_compress as ac
-from automl_compress.cli import main, promoting
+from automl_compress.cli import main
 from automl_compress.engine import asha as asha_module
+from automl_compress.finish import promoting
 from automl_compress.report import pick_network
 
 QUICK = ["--device", "cpu", "--set", "augment.flip=false", "--set", "batch=64", "--asha"]

@@ -14,10 +14,10 @@ import torch
 
 import automl_compress as ac
 from automl_compress.cli import main
-from automl_compress.cli.recovering import finish_writing
 from automl_compress.deploy.state import load_state
 from automl_compress.engine import restore_study
 from automl_compress.errors import InterruptedStudy
+from automl_compress.finish.folder import finish_writing
 from automl_compress.recover import training
 from automl_compress.report import pick_network
 from automl_compress.report.recovered import RecoveredNetwork, recovered_networks
@@ -132,7 +132,7 @@ def test_a_recovered_network_is_trained_further(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What an epoch makes of these few images depends on the processor; here all are kept.
-    monkeypatch.setattr("automl_compress.cli.recovering._quality", lambda *_: 0.0)
+    monkeypatch.setattr("automl_compress.finish.task._quality", lambda *_: 0.0)
     folders = [Path(shutil.copytree(whole, tmp_path / name)) for name in ("still", "on")]
     further = ("--pick", "point:1", "--epochs", "1", "--further")
     assert _recover(folders[0], *further, "--set", "rate=1e-12", "--set", "average=0") == 0
@@ -222,7 +222,7 @@ def test_network_and_document_agree_wherever_it_was_killed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("automl_compress.cli.recovering._quality", lambda *_: 0.0)
+    monkeypatch.setattr("automl_compress.finish.task._quality", lambda *_: 0.0)
     folder = Path(shutil.copytree(whole, tmp_path / "out"))
     began = _recovered(folder)[0].read_bytes()
     arguments = ("--pick", "point:1", "--epochs", "1", "--further")

@@ -1,0 +1,44 @@
+"""Who hears how far work on networks has come; the command line shows it on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from automl_compress.engine.engine import Listener as SearchListener
+from automl_compress.engine.engine import ignore
+from automl_compress.recover import Listener
+from automl_compress.recover.training import hear_nothing
+
+
+def _say_nothing(_: str) -> None:
+    """Leave a sentence unsaid."""
+
+
+def _training_unheard() -> Listener:
+    return hear_nothing
+
+
+def _search_unheard(budget: int, racing: int) -> AbstractContextManager[SearchListener]:
+    del budget, racing
+    return nullcontext(ignore)
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Who hears of it; nobody, unless given.
+
+    Args:
+        say: is told in lines of text what begins and what came of it.
+        training: makes the listener of one training.
+        search: makes the listener of one search while it runs, given the evaluations of each
+            contestant and how many race.
+    """
+
+    say: Callable[[str], None] = _say_nothing
+    training: Callable[[], Listener] = _training_unheard
+    search: Callable[[int, int], AbstractContextManager[SearchListener]] = _search_unheard
+
+
+NOBODY = Audience()
