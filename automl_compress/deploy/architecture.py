@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from automl_compress.errors import DeployError
+from automl_compress.user_code import is_factory
 
 
 def original_network(
@@ -38,8 +39,10 @@ def original_network(
     from automl_compress.workload import MODELS, build_model
 
     if model is None and architecture not in MODELS:
-        why = f"only names the factory '{architecture}'" if architecture else "names none"
-        how = f"model='{architecture}' to run that factory" if architecture else "model=NETWORK"
+        why = f"only names '{architecture}'" if architecture else "names none"
+        how = "model=NETWORK"
+        if architecture and is_factory(architecture):
+            how = f"model='{architecture}' to run that factory"
         raise DeployError(
             f"a file must be read into the network it was made from, but it {why}; pass {how}"
         )

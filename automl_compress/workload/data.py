@@ -24,6 +24,9 @@ from automl_compress.workload.sources import (
 from automl_compress.workload.user_data import FactorySource
 from automl_compress.workload.voc import VocSource
 
+HALVES: Final = ("test", "train")
+"""Where search-validation images may be taken from."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -43,7 +46,8 @@ class DataConfig:
             channels whose own are not stated.
 
     Raises:
-        WorkloadError: mean and std do not fit each other, or a std is not above 0.
+        WorkloadError: mean and std do not fit each other, a std is not above 0, or there is no such
+            half or number of images.
     """
 
     source: Source
@@ -59,6 +63,16 @@ class DataConfig:
         if channels:
             unit = Normalization.unit(channels)
             Normalization(self.mean or unit.mean, self.std or unit.std)
+        if self.validation_from not in HALVES:
+            raise WorkloadError(
+                f"search-validation images must be from {' or '.join(HALVES)}, but are to "
+                f"be from '{self.validation_from}'; correct it"
+            )
+        if self.validation_images is not None and self.validation_images < 1:
+            raise WorkloadError(
+                f"search-validation images must be at least 1, but are {self.validation_images}; "
+                "raise it"
+            )
 
     @classmethod
     def from_name(cls, name: str) -> DataConfig:
@@ -90,7 +104,7 @@ class DataConfig:
         source = _source(section, base)
         mean, std = _numbers(section, "mean"), _numbers(section, "std")
         validation = section.section("search_validation")
-        half = validation.choice("from", ("test", "train"), "test")
+        half = validation.choice("from", HALVES, "test")
         images = validation.number("images", int, None, low=1)
         seed = section.number("seed", int, 0, low=0, high=LARGEST_SEED)
         validation.close()

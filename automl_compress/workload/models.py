@@ -111,6 +111,19 @@ def construct_model(name: str, args: Mapping[str, Any], seed: int = 0) -> nn.Mod
     with user_code(f"model '{name}'", WorkloadError), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build(**args)
+    return fitting(name, model)
+
+
+def fitting(name: str, model: Any) -> nn.Module:
+    """What is compressed of a network: itself, or that inside a detector of torchvision's.
+
+    Args:
+        name: of the network, for messages.
+        model: the network; synchronized BatchNorms in it become local.
+
+    Raises:
+        WorkloadError: it is none, or none of float32 whose parameters have sizes.
+    """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise WorkloadError(
             f"model '{name}' must return a torch.nn.Module that runs its own Python code, but "

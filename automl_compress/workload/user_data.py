@@ -1,4 +1,4 @@
-"""Data sets made by the user's own function."""
+"""Data sets of the user's own: made by a function, or given in memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from automl_compress.workload.sources import TrainTest
 
 _READ_TWICE: Final = 8
 _LARGEST_LABEL: Final = 2**31 - 1
+_CLASS: Final = 4
+"""Which number of a box is its class."""
 
 
 @dataclass(frozen=True)
@@ -53,65 +55,111 @@ class FactorySource:
                 f"data factory '{self.name}' must return (train, test), but returned "
                 f"{_kind(made)}; return two data sets"
             )
-        train, test = (
-            self._read(dataset, half) for dataset, half in zip(made, ("train", "test"), strict=True)
+        return read_halves(made, f"'{self.name}'")
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySource:
+    """Two data sets that are at hand.
+
+    Attributes:
+        train: as `FactorySource` reads it, or an `ImageSet`.
+        test: of the same kind of images.
+        classes: names of the classes; without, the data sets' or their numbers.
+    """
+
+    train: Any
+    test: Any
+    classes: tuple[str, ...] = ()
+
+    def load(self, seed: int) -> TrainTest:  # noqa: ARG002 - nothing is left open
+        """Both halves, in memory.
+
+        Raises:
+            WorkloadError: they are no such data sets.
+        """
+        return read_halves((self.train, self.test), "the given data", self.classes)
+
+
+def read_halves(made: Sequence[Any], name: str, classes: tuple[str, ...] = ()) -> TrainTest:
+    """Both halves of data.
+
+    Args:
+        made: the two data sets, each as `FactorySource` takes them or an `ImageSet`.
+        name: of the data, for messages.
+        classes: their names; without, those that the data sets name, or their numbers.
+
+    Raises:
+        WorkloadError: they are no such data sets, or do not fit each other.
+    """
+    train, test = (
+        dataset if isinstance(dataset, ImageSet) else _read(dataset, f"the {half} set of {name}")
+        for dataset, half in zip(made, ("train", "test"), strict=True)
+    )
+    if train.shape != test.shape or train.images.dtype != test.images.dtype:
+        raise WorkloadError(
+            f"train and test images of {name} must have one shape and type, but are "
+            f"{train.images.dtype.name} {train.shape} and {test.images.dtype.name} "
+            f"{test.shape}; transform both in the same way"
         )
-        if train.shape != test.shape or train.images.dtype != test.images.dtype:
-            raise WorkloadError(
-                f"train and test images of '{self.name}' must have one shape and type, but are "
-                f"{train.images.dtype.name} {train.shape} and {test.images.dtype.name} "
-                f"{test.shape}; transform both in the same way"
-            )
-        return TrainTest(train, test, self._classes(made, train, test))
+    return TrainTest(train, test, _classes(classes or _class_names(made), train, test, name))
 
-    def _read(self, dataset: Any, half: str) -> ImageSet:
-        what = f"the {half} set of '{self.name}'"
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise WorkloadError(
-                f"{what} must have a length and items, but is {_kind(dataset)}; return a map-style "
-                f"data set of (image, label)"
-            )
-        with user_code(what, WorkloadError):
-            count = len(dataset)
-            if count == 0:
-                raise WorkloadError(f"{what} must hold images, but is empty; add images")
-            rows, labels = zip(*(self._item(dataset, i, what) for i in range(count)), strict=True)
-            self._check_repeatable(dataset, rows, what)
-        return ImageSet.of(_stacked(rows, what), labels)
 
-    def _item(self, dataset: Any, position: int, what: str) -> tuple[Pixels, int]:
-        item = dataset[position]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise WorkloadError(
-                f"items of {what} must be (image, label), but item {position} is {_kind(item)}; "
-                f"return pairs"
-            )
-        where = f"item {position} of {what}"
-        return _pixels(item[0], where), _label(item[1], where)
+def _read(dataset: Any, what: str) -> ImageSet:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise WorkloadError(
+            f"{what} must have a length and items, but is {_kind(dataset)}; return a map-style "
+            f"data set of (image, label)"
+        )
+    with user_code(what, WorkloadError):
+        count = len(dataset)
+        if count == 0:
+            raise WorkloadError(f"{what} must hold images, but is empty; add images")
+        rows, labels = zip(*(_item(dataset, i, what) for i in range(count)), strict=True)
+        _check_repeatable(dataset, rows, what)
+    return ImageSet.of(_stacked(rows, what), labels)
 
-    def _check_repeatable(self, dataset: Any, rows: Sequence[Pixels], what: str) -> None:
-        for position in range(min(_READ_TWICE, len(rows))):
-            again, _ = self._item(dataset, position, what)
-            if not np.array_equal(again, rows[position], equal_nan=True):
-                raise WorkloadError(
-                    f"{what} must give the same image each time, but item {position} changed "
-                    f"when it was read again; remove random augmentation from it"
-                )
 
-    def _classes(self, made: Sequence[Any], train: ImageSet, test: ImageSet) -> tuple[str, ...]:
-        largest = int(max(train.labels.max(), test.labels.max()))
-        classes = _class_names(made) or tuple(map(str, range(largest + 1)))
-        if largest >= len(classes):
+def _item(dataset: Any, position: int, what: str) -> tuple[Pixels, int]:
+    item = dataset[position]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise WorkloadError(
+            f"items of {what} must be (image, label), but item {position} is {_kind(item)}; "
+            f"return pairs"
+        )
+    where = f"item {position} of {what}"
+    return _pixels(item[0], where), _label(item[1], where)
+
+
+def _check_repeatable(dataset: Any, rows: Sequence[Pixels], what: str) -> None:
+    for position in range(min(_READ_TWICE, len(rows))):
+        again, _ = _item(dataset, position, what)
+        if not np.array_equal(again, rows[position], equal_nan=True):
             raise WorkloadError(
-                f"labels of '{self.name}' must be in 0..{len(classes) - 1}, but reach to "
-                f"{largest}; number the classes from 0, or name all of them"
+                f"{what} must give the same image each time, but item {position} changed "
+                f"when it was read again; remove random augmentation from it"
             )
-        if len(classes) < 2:
-            raise WorkloadError(
-                f"data must have at least two classes, but all labels of '{self.name}' are 0; "
-                f"return images of several classes"
-            )
-        return classes
+
+
+def _classes(named: tuple[str, ...], train: ImageSet, test: ImageSet, name: str) -> tuple[str, ...]:
+    largest = max(_largest_class(train), _largest_class(test))
+    classes = named or tuple(map(str, range(largest + 1)))
+    if largest >= len(classes):
+        raise WorkloadError(
+            f"labels of {name} must be in 0..{len(classes) - 1}, but reach to "
+            f"{largest}; number the classes from 0, or name all of them"
+        )
+    if len(classes) < 2 and not train.boxed:
+        raise WorkloadError(
+            f"data must have at least two classes, but all labels of {name} are 0; "
+            f"return images of several classes"
+        )
+    return classes
+
+
+def _largest_class(images: ImageSet) -> int:
+    labels = images.labels[..., _CLASS] if images.boxed else images.labels
+    return int(labels.max(initial=0))
 
 
 def _class_names(datasets: Sequence[Any]) -> tuple[str, ...]:

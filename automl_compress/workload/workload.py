@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import LARGEST_SEED, REQUIRED, Origin, Section
-from automl_compress.user_code import user_code
+from automl_compress.user_code import is_factory, user_code
 from automl_compress.workload.card import card_data
 from automl_compress.workload.data import DataConfig, existing
 from automl_compress.workload.detection import EXTRA, Detection, strides_of
@@ -24,12 +25,14 @@ from automl_compress.workload.models import (
     MODELS,
     check_model_name,
     construct_model,
+    fitting,
     fixed_parameters,
     frozen,
 )
 from automl_compress.workload.splits import Splits, load_normalization, load_splits
 from automl_compress.workload.task import CLASSIFICATION, Task, shown_output
 from automl_compress.workload.torchvision_detectors import SingleStage
+from automl_compress.workload.user_data import MemorySource
 from automl_compress.workload.weights import load_weights
 
 
@@ -127,6 +130,60 @@ class Workload:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        train: Any,
+        test: Any,
+        *,
+        name: str = "",
+        classes: Sequence[str] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        validation_from: str = "test",
+        validation_images: int | None = None,
+        seed: int = 0,
+    ) -> Workload:
+        """A trained network and its data, at hand in Python.
+
+        Args:
+            model: the network; it is copied.
+            train: what it was trained on: a torch map-style data set of (image, label), see
+                `FactorySource`, without random augmentation; or an `ImageSet`.
+            test: the same of images it was not trained on.
+            name: of the network in reports and files; its class's when not given.
+            classes: their names; without, the data sets' or their numbers.
+            mean: of each channel of 8-bit images, on the 0..1 scale, that the network wants taken
+                off; 0 when not given.
+            std: of each channel, that it wants divided by; 1 when not given.
+            validation_from: half that search-validation images are taken from: `test`, or `train`
+                where the network was not trained on those that the seed picks.
+            validation_images: their number, see `DataConfig`.
+            seed: decides which images these are.
+
+        Raises:
+            WorkloadError: network and data do not fit, or one of them cannot be used.
+        """
+        name = name or type(model).__name__
+        if name in MODELS or is_factory(name):
+            raise WorkloadError(
+                f"a network given in Python must not have the name of one that is loaded by name, "
+                f"but is to be called '{name}'; give another name"
+            )
+        data = DataConfig(
+            MemorySource(train, test, tuple(classes)),
+            None if mean is None else tuple(map(float, mean)),
+            None if std is None else tuple(map(float, std)),
+            validation_from,
+            validation_images,
+            seed,
+        )
+        with user_code(f"copying model '{name}'", WorkloadError):
+            copied = copy.deepcopy(model)
+        splits = load_splits(data)
+        return _fitted(WorkloadConfig(name, data), fitting(name, copied), splits)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the network's outputs."""
@@ -166,8 +223,13 @@ def load_untrained(config: WorkloadConfig) -> Workload:
         WorkloadError: network or data cannot be had, or they do not fit.
     """
     splits = load_splits(config.data)
-    normalization = load_normalization(config.data, splits.train)
     model = construct_model(config.model, _arguments(config, splits), config.seed)
+    return _fitted(config, model, splits)
+
+
+def _fitted(config: WorkloadConfig, model: nn.Module, splits: Splits) -> Workload:
+    """A network with the weights of its file and images, once it is seen that they fit."""
+    normalization = load_normalization(config.data, splits.train)
     fixed = fixed_parameters(model)
     frozen(model)
     if isinstance(model, SingleStage) and (config.data.mean or config.data.std):

@@ -1,0 +1,104 @@
+"""A network and data that are at hand in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from automl_compress.deploy import load_packed, save_packed
+from automl_compress.errors import DeployError
+from automl_compress.space import Policy
+from automl_compress.workload import ImageSet, Workload
+from automl_compress.workload.fcos_resnet import FcosResNet
+
+Refused = Callable[..., None]
+
+
+class Net(nn.Module):
+    def __init__(self, outputs: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
+        self.linear = nn.Linear(4 * 6 * 6, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.layers(x))
+
+
+def _images(count: int, seed: int = 0) -> ImageSet:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (count, 1, 8, 8), np.uint8)
+    return ImageSet.of(pixels, np.arange(count) % 3)
+
+
+def test_torch_data_sets_and_arrays_are_alike_and_the_network_is_left_alone() -> None:
+    train, test = _images(12), _images(10, seed=1)
+    network = Net().train()
+    data_set = TensorDataset(torch.from_numpy(train.images), torch.from_numpy(train.labels))
+    workload = Workload.of(network, data_set, test, mean=[0.5], std=[0.25])
+    assert workload.identity == Workload.of(network, train, test, mean=[0.5], std=[0.25]).identity
+    assert workload.name == "Net"
+    assert workload.classes == ("0", "1", "2")
+    assert (len(workload.splits.validation), len(workload.splits.test)) == (5, 5)
+    np.testing.assert_allclose(
+        workload.example_input()[0], (train.images[0] / 255.0 - 0.5) / 0.25, atol=1e-6
+    )
+    assert network.training
+    assert network.linear.weight.requires_grad
+    network.linear.weight.data.zero_()
+    assert workload.model.linear.weight.abs().sum() > 0
+    assert workload.identity != Workload.of(network, train, test, mean=[0.5], std=[0.25]).identity
+
+
+def test_held_out_training_images_are_searched_by() -> None:
+    train, test, named = _images(12), _images(10, seed=1), ("a", "b", "c")
+    workload = Workload.of(
+        Net(), train, test, classes=named, validation_from="train", validation_images=4
+    )
+    splits = workload.splits
+    assert [len(one) for one in (splits.train, splits.validation, splits.test)] == [8, 4, 10]
+    assert workload.classes == named
+
+
+def test_a_detector_is_given_images_with_boxes() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 3, 32, 32), np.uint8)
+    boxes = np.tile(np.float32([2, 2, 20, 20, 1, 0]), (8, 1, 1))
+    images = ImageSet.of(pixels, boxes)
+    workload = Workload.of(FcosResNet(num_classes=2), images, images, classes=("cat", "dog"))
+    assert workload.task.name == "detection"
+    assert workload.classes == ("cat", "dog")
+
+
+def test_what_does_not_fit_is_refused(refused: Refused) -> None:
+    train, test = _images(12), _images(10, seed=1)
+
+    def given(network: Any = None, first: Any = train, **settings: Any) -> Callable[[], Workload]:
+        return lambda: Workload.of(network or Net(), first, test, **settings)
+
+    refused(given(name="resnet20"), "called 'resnet20'", "another name")
+    refused(given(name="a.b:c"), "called 'a.b:c'", "another name")
+    refused(given(Net(2)), "2 outputs for 3 classes")
+    refused(given(lambda x: x), "'function' must return a torch.nn.Module")
+    refused(given(classes=("a", "b")), "labels of the given data must be in 0..1, but reach to 2")
+    refused(given(first=[]), "the train set of the given data must hold images")
+    refused(given(first=iter([])), "the train set of the given data must have a length")
+    refused(given(mean=[0.5, 0.5]), "data.mean must hold one number a channel, but holds 2 for 1")
+    refused(given(validation_from="val"), "from test or train, but are to be from 'val'")
+    refused(given(validation_images=0), "at least 1, but are 0")
+    refused(given(validation_images=10), "must leave some of the test half")
+
+
+def test_a_file_of_such_a_network_asks_for_the_network(tmp_path: Path) -> None:
+    network = Net().eval()
+    save_packed(network, tmp_path / "net", Policy({}), architecture="Net")
+    with pytest.raises(DeployError, match="only names 'Net'; pass model=NETWORK"):
+        load_packed(tmp_path / "net")
+    x = torch.ones(1, 1, 8, 8)
+    assert load_packed(tmp_path / "net", network)(x).shape == (1, 3)
