@@ -103,7 +103,16 @@ class RecoveryTask:
             f"{after['test'].metrics[name]:.2%} after{given}; "
             f"{place / NETWORK}"
         )
+        self._tell_harm(_quality(before, name), _quality(after, name))
         return {split: score.metrics[name] for split, score in after.items()}
+
+    def _tell_harm(self, before: float, after: float) -> None:
+        """Say where search-validation images prefer the network without the training."""
+        if before > after:
+            self.say(
+                f"  the search-validation images prefer the network before training, {before:.2%} "
+                f"to {after:.2%}; give more epochs, or export it without --recovered"
+            )
 
     @cached_property
     def _given(self) -> Mapping[str, float]:

@@ -18,6 +18,7 @@ from automl_compress.deploy.state import load_state
 from automl_compress.engine import restore_study
 from automl_compress.errors import InterruptedStudy
 from automl_compress.finish.folder import finish_writing
+from automl_compress.finish.task import RecoveryTask
 from automl_compress.recover import training
 from automl_compress.report import pick_network
 from automl_compress.report.recovered import RecoveredNetwork, recovered_networks
@@ -127,6 +128,16 @@ def _recovered(study: Path) -> tuple[Path, dict[str, Any]]:
     return place / "network.safetensors", json.loads((place / "recovered.json").read_text())
 
 
+def test_a_training_that_harms_is_told_of() -> None:
+    told: list[str] = []
+    nothing: Any = None
+    task = RecoveryTask(nothing, Path(), "", nothing, force=False, say=told.append)
+    task._tell_harm(0.8, 0.8)
+    assert not told
+    task._tell_harm(0.9, 0.8)
+    assert "before training, 90.00% to 80.00%; give more epochs" in told[0]
+
+
 @pytest.mark.usefixtures("blank_figures")
 def test_a_recovered_network_is_trained_further(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,7 +176,10 @@ def test_a_further_training_is_kept_if_search_validation_images_prefer_it(
         arguments = ("--pick", "point:1", "--epochs", "1", "--further", "--set", f"rate={rate}")
         assert _recover(folder, *arguments) == 0
         said = _recovered(folder)[1]
-        left = "it is left so" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        left = "it is left so" in out
+        worse = said["accuracy"]["before"]["validation"] > said["accuracy"]["after"]["validation"]
+        assert ("prefer the network before training" in out) == worse
         assert said.get("earlier_epochs", 0) == (0 if left else 2)
         assert said["accuracy"]["after"]["validation"] >= before
 
