@@ -41,17 +41,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import Evaluation
 from automl_compress.pareto import front_mask
 from automl_compress.search.actor_critic import ActorCritic, Learning, Transitions
 from automl_compress.search.actor_critic import twin as twin_of
 from automl_compress.search.exploration import Noise, truncated_normal
 from automl_compress.search.imagination import ImaginingAgent
 from automl_compress.search.layer_mdp import LayerMDP
-from automl_compress.search.networks import one_thread
 from automl_compress.search.replay import EpisodeReplay
-from automl_compress.search.reward import attention, damped, outcome, rewards, scaled_costs
-from automl_compress.search.strategy import Problem, State
+from automl_compress.search.reward import attention, damped, rewards, scaled_costs
+from automl_compress.search.strategy import Problem
 from automl_compress.space import Indices, Policy
 
 WARM_UP: Final = 30
@@ -68,7 +66,7 @@ HALVINGS: Final = 7
 Array = NDArray[np.float64]
 
 
-class DDPG(ImaginingAgent):
+class DDPG(ImaginingAgent[ActorCritic]):
     """Deep deterministic policy gradient over the walk through a network's genes.
 
     Args:
@@ -81,7 +79,7 @@ class DDPG(ImaginingAgent):
     def __init__(
         self, problem: Problem, seed: int, twin: bool = False, together: bool = False
     ) -> None:
-        super().__init__(problem, seed, WARM_UP, NOISE)
+        super().__init__(problem, seed, WARM_UP, NOISE, UPDATES_PER_EPISODE)
         self._mdp = LayerMDP(problem, together)
         self._replay = EpisodeReplay(self._mdp.steps, self._mdp.state_size)
         self._learner = ActorCritic(
@@ -175,28 +173,16 @@ class DDPG(ImaginingAgent):
             low, high = (middle, high) if fits(middle) else (low, middle)
         return space.from_unit(wanted + low)
 
-    def skip_start(self) -> None:
-        """Go on from what is told in place of warm-up draws."""
-        self._start.skip()
-
     # Learning.
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Put episodes into replay, whoever asked for them, and train on it."""
-        self._record.add(evaluations)
-        for evaluation in evaluations:
-            self._seen.add(evaluation.policy)
-            point = self.problem.space.to_unit(self.problem.space.encode(evaluation.policy))
-            self._replay.add(
-                self._mdp.states(point),
-                self._mdp.actions(point, self.rng),
-                outcome(self.problem, evaluation),
-            )
-        if self._start or len(self._replay) < 2:
-            return
-        with one_thread():
-            for _ in range(UPDATES_PER_EPISODE * len(evaluations)):
-                self._learner.update(self._lessons(), self.rng)
+    def _episode(self, policy: Policy) -> tuple[Array, Array]:
+        """(steps, state_size) states and (steps, n) actions of the walk that ends at a policy."""
+        point = self.problem.space.to_unit(self.problem.space.encode(policy))
+        return self._mdp.states(point), self._mdp.actions(point, self.rng)
+
+    def _learn(self) -> None:
+        """One update of actor and critic."""
+        self._learner.update(self._lessons(), self.rng)
 
     def _lessons(self) -> Transitions:
         """Transitions drawn from replay, each under the costs that its episode really had."""
@@ -212,27 +198,3 @@ class DDPG(ImaginingAgent):
             last=batch.last,
             returns=returns,
         )
-
-    # State.
-
-    def state_dict(self) -> State:
-        """Generator, replay, networks and optimizers."""
-        return {
-            "rng": self.rng.bit_generator.state,
-            "seen": self._seen.state_dict(),
-            "start": self._start.state_dict(),
-            "episodes": self._episodes,
-            "record": self._record.state_dict(),
-            "replay": self._replay.state_dict(),
-            "learner": self._learner.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Go on exactly."""
-        self.rng.bit_generator.state = state["rng"]
-        self._seen.load_state_dict(state["seen"])
-        self._start.load_state_dict(state["start"])
-        self._episodes = state["episodes"]
-        self._record.load_state_dict(state["record"])
-        self._replay.load_state_dict(state["replay"])
-        self._learner.load_state_dict(state["learner"])

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from automl_compress.evaluate import Evaluation
 from automl_compress.search.exploration import Noise
 from automl_compress.search.networks import one_thread
 from automl_compress.search.priors import draw_new
 from automl_compress.search.record import Record
 from automl_compress.search.replay import EpisodeReplay
-from automl_compress.search.reward import undamped
+from automl_compress.search.reward import outcome, undamped
 from automl_compress.search.start import Start
-from automl_compress.search.strategy import Problem, Seen, Strategy
+from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
 Array = NDArray[np.float64]
@@ -74,7 +75,20 @@ class Imagination:
         return policies[best]
 
 
-class ImaginingAgent(Strategy):
+class Learner(Protocol):
+    """Networks and their optimizers."""
+
+    def state_dict(self) -> State:
+        """Everything they hold."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on exactly."""
+
+
+L = TypeVar("L", bound=Learner)
+
+
+class ImaginingAgent(Strategy, Generic[L]):
     """A learner that draws some policies first, and then imagines episodes.
 
     Args:
@@ -83,14 +97,19 @@ class ImaginingAgent(Strategy):
         warm_up: policies drawn by `Start`, near the limit of constraints on costs: after draws
             evenly below it, `ddpg` and `qmix` were behind chance for 60 evaluations.
         exploring: how an episode strays from what the learner thinks best, by its number.
+        updates: of the learner per episode that it is told of.
     """
 
     batch = 5
     _replay: EpisodeReplay
+    _learner: L
 
-    def __init__(self, problem: Problem, seed: int, warm_up: int, exploring: Noise) -> None:
+    def __init__(
+        self, problem: Problem, seed: int, warm_up: int, exploring: Noise, updates: int
+    ) -> None:
         super().__init__(problem, seed)
         self._exploring = exploring
+        self._updates = updates
         self._record = Record(problem)
         self._seen = Seen()
         self._start = Start(problem, self.rng, warm_up, near_limit=True)
@@ -107,6 +126,16 @@ class ImaginingAgent(Strategy):
     @abstractmethod
     def _predicted(self, policies: Sequence[Policy]) -> Array:
         """(n,) reward of each policy, as the learner expects it."""
+
+    @abstractmethod
+    def _episode(self, policy: Policy) -> tuple[Array, Array]:
+        """States and actions, as `EpisodeReplay.add` takes them, of an episode to a policy."""
+
+    @abstractmethod
+    def _learn(self) -> None:
+        """Update the learner once, from replay."""
+
+    # Acting.
 
     def ask(self, count: int) -> list[Policy]:
         """Warm-up draws, then episodes; fewer when the space is exhausted."""
@@ -143,3 +172,46 @@ class ImaginingAgent(Strategy):
         """The first new end of episodes one by one."""
         one = np.array([spread])
         return draw_new(self.problem, self._seen, lambda: self._ends(one)[0], self.rng)
+
+    def skip_start(self) -> None:
+        """Go on from what is told in place of warm-up draws."""
+        self._start.skip()
+
+    # Learning.
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Put episodes into replay, whoever asked for them, and train on it."""
+        self._record.add(evaluations)
+        for evaluation in evaluations:
+            self._seen.add(evaluation.policy)
+            states, actions = self._episode(evaluation.policy)
+            self._replay.add(states, actions, outcome(self.problem, evaluation))
+        if self._start or len(self._replay) < 2:
+            return
+        with one_thread():
+            for _ in range(self._updates * len(evaluations)):
+                self._learn()
+
+    # State.
+
+    def state_dict(self) -> State:
+        """Generator, replay, networks and optimizers."""
+        return {
+            "rng": self.rng.bit_generator.state,
+            "seen": self._seen.state_dict(),
+            "start": self._start.state_dict(),
+            "episodes": self._episodes,
+            "record": self._record.state_dict(),
+            "replay": self._replay.state_dict(),
+            "learner": self._learner.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on exactly."""
+        self.rng.bit_generator.state = state["rng"]
+        self._seen.load_state_dict(state["seen"])
+        self._start.load_state_dict(state["start"])
+        self._episodes = state["episodes"]
+        self._record.load_state_dict(state["record"])
+        self._replay.load_state_dict(state["replay"])
+        self._learner.load_state_dict(state["learner"])

@@ -31,14 +31,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from automl_compress.evaluate import Evaluation
 from automl_compress.search.exploration import Noise
 from automl_compress.search.imagination import ImaginingAgent
-from automl_compress.search.networks import one_thread
 from automl_compress.search.pruning_game import PruningGame
 from automl_compress.search.replay import EpisodeReplay
-from automl_compress.search.reward import attention, outcome, rewards, scaled_costs
-from automl_compress.search.strategy import Problem, State
+from automl_compress.search.reward import attention, rewards, scaled_costs
+from automl_compress.search.strategy import Problem
 from automl_compress.search.value_mixing import Mixing, TeamEpisodes, TeamLearner
 from automl_compress.space import Indices, Policy
 
@@ -53,7 +51,7 @@ HALVING_WORTH: Final = (0.03, 2.0)  # bounds of a preference, in useful losses o
 Array = NDArray[np.float64]
 
 
-class QMIX(ImaginingAgent):
+class QMIX(ImaginingAgent[TeamLearner]):
     """A team of one agent per gene that lowers the genes iteration by iteration.
 
     Args:
@@ -66,7 +64,7 @@ class QMIX(ImaginingAgent):
     def __init__(
         self, problem: Problem, seed: int, monotonic: bool = True, returning: float = RETURNING
     ) -> None:
-        super().__init__(problem, seed, WARM_UP, EXPLORING)
+        super().__init__(problem, seed, WARM_UP, EXPLORING, UPDATES_PER_EPISODE)
         self._returning = returning
         self._game = PruningGame(problem)
         self._replay = EpisodeReplay(self._game.steps + 1, len(problem.objectives) - 1)
@@ -143,25 +141,17 @@ class QMIX(ImaginingAgent):
         following[self.rng.random(teams) >= self._returning] = False
         return self._replay.actions[best, -1].astype(np.int64), following
 
-    def skip_start(self) -> None:
-        """Go on from what is told in place of warm-up draws."""
-        self._start.skip()
-
     # Learning.
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Put episodes into replay, whoever asked for them, and train on it."""
-        self._record.add(evaluations)
-        for evaluation in evaluations:
-            self._seen.add(evaluation.policy)
-            levels = self._game.path(self.problem.space.encode(evaluation.policy))
-            costs = np.array([self._game.costs(row) for row in levels])
-            self._replay.add(costs, levels.astype(float), outcome(self.problem, evaluation))
-        if self._start or len(self._replay) < 2:
-            return
-        with one_thread():
-            for _ in range(UPDATES_PER_EPISODE * len(evaluations)):
-                self._learner.update(self._lessons())
+    def _episode(self, policy: Policy) -> tuple[Array, Array]:
+        """(steps + 1, n_costs) costs and (steps + 1, agents) levels on the way to a policy."""
+        levels = self._game.path(self.problem.space.encode(policy))
+        costs = np.array([self._game.costs(row) for row in levels])
+        return costs, levels.astype(float)
+
+    def _learn(self) -> None:
+        """One update of the team."""
+        self._learner.update(self._lessons())
 
     def _lessons(self) -> TeamEpisodes:
         """Episodes drawn from replay, each under a preference of its own."""
@@ -174,27 +164,3 @@ class QMIX(ImaginingAgent):
             final=rewards(self.problem, replay.outcomes[chosen]),
             preferences=self._draw_preferences(BATCH),
         )
-
-    # State.
-
-    def state_dict(self) -> State:
-        """Generator, replay, networks and optimizer."""
-        return {
-            "rng": self.rng.bit_generator.state,
-            "seen": self._seen.state_dict(),
-            "start": self._start.state_dict(),
-            "episodes": self._episodes,
-            "record": self._record.state_dict(),
-            "replay": self._replay.state_dict(),
-            "learner": self._learner.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Go on exactly."""
-        self.rng.bit_generator.state = state["rng"]
-        self._seen.load_state_dict(state["seen"])
-        self._start.load_state_dict(state["start"])
-        self._episodes = state["episodes"]
-        self._record.load_state_dict(state["record"])
-        self._replay.load_state_dict(state["replay"])
-        self._learner.load_state_dict(state["learner"])
