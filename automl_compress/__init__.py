@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from automl_compress.deploy.onnx import export_onnx
     from automl_compress.engine import Study
     from automl_compress.errors import CompressError, InputError
-    from automl_compress.finish import export_network, recover_networks, run_pipeline
+    from automl_compress.finish import (
+        export_network,
+        load_network,
+        recover_networks,
+        run_pipeline,
+    )
     from automl_compress.ledger import StudyResult
     from automl_compress.recover.recovery import recover
     from automl_compress.report import write_report
@@ -49,6 +54,7 @@ _PLACES = {
     "export_network": "automl_compress.finish",
     "export_onnx": "automl_compress.deploy.onnx",
     "latency": "automl_compress.deploy.latency",
+    "load_network": "automl_compress.finish",
     "load_packed": "automl_compress.deploy",
     "load_rules": "automl_compress.space",
     "load_workload": "automl_compress.workload",
@@ -82,6 +88,7 @@ __all__ = [
     "export_network",
     "export_onnx",
     "latency",
+    "load_network",
     "load_packed",
     "load_rules",
     "load_workload",

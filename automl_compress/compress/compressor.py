@@ -348,12 +348,15 @@ def compress(
 ) -> nn.Module:
     """Build the smaller network a policy describes.
 
+    A study's networks are repaired as it says; `finish.load_network` gives them.
+
     Args:
         model: the trained network; not changed, and no tensor is shared with the result.
         policy: kept channels and bits.
         example_input: (1, channels, height, width), or whatever the network takes.
         calibration: (n, channels, height, width) images, a few hundred of the training set; they
-            choose clips and repair BatchNorm. Activation bits need them.
+            choose clips and repair the network, which otherwise loses far more accuracy.
+            Activation bits need them.
 
     Returns:
         A physically smaller network in evaluation mode, with trainable parameters.

@@ -7,12 +7,12 @@ from typing import Final
 
 from automl_compress.deploy.detector import DetectorFile
 from automl_compress.deploy.formats import Format, Source, export_format
-from automl_compress.deploy.state import load_state
 from automl_compress.engine import Restored, restore_study
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import QUALITIES, quality_name
 from automl_compress.finish.audience import NOBODY, Audience
 from automl_compress.finish.folder import recovered_file
+from automl_compress.finish.network import network_of
 from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
 from automl_compress.space import Policy
@@ -60,8 +60,7 @@ def export_network(
     audience.say(f"picked {picked.describe()}: {_said(picked)}{before}")
     trained = recovered_file(folder, picked.policy) if recovered else None
     study = restore_study(folder, workload)
-    original = study.workload.model
-    network = study.build(picked.policy) if trained is None else load_state(trained, original)
+    network = network_of(study, picked.policy, trained)
     written = chosen_format.save(network, output, _source(study, picked.policy, raw))
     size, promised = written.size_bytes, study.promised_bytes(picked.policy)
     audience.say(

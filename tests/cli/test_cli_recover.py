@@ -16,7 +16,7 @@ import automl_compress as ac
 from automl_compress.cli import main
 from automl_compress.deploy.state import load_state
 from automl_compress.engine import restore_study
-from automl_compress.errors import InterruptedStudy
+from automl_compress.errors import InterruptedStudy, StudyError
 from automl_compress.finish.folder import finish_writing
 from automl_compress.finish.task import RecoveryTask
 from automl_compress.recover import training
@@ -126,6 +126,24 @@ def _recovered(study: Path) -> tuple[Path, dict[str, Any]]:
     """The file of the only network that was recovered, and what is said of it."""
     (place,) = (study / "recovered").iterdir()
     return place / "network.safetensors", json.loads((place / "recovered.json").read_text())
+
+
+def test_networks_in_memory_are_those_that_were_measured(whole: Path) -> None:
+    study, said = restore_study(whole), _recovered(whole)[1]["accuracy"]
+    tested = {p.policy.key: p.test_accuracy for p in ac.StudyResult(whole).front()}
+    key = ac.Policy.from_dict(_recovered(whole)[1]["policy"]).key
+    untrained = ac.load_network(whole, f"point:{key}")
+    assert study.test_quality(untrained) == tested[key] == said["before"]["test"]
+    trained = ac.load_network(whole, f"point:{key}", recovered=True)
+    assert study.test_quality(trained) == said["after"]["test"]
+    assert all(parameter.requires_grad for parameter in untrained.parameters())
+    untrained.requires_grad_(False)
+    for parameter in untrained.parameters():
+        parameter.zero_()  # its own, no study's
+    assert study.test_quality(ac.load_network(whole, f"point:{key}")) == tested[key]
+    other = next(name for name in tested if name != key)
+    with pytest.raises(StudyError, match="needs a network that was trained"):
+        ac.load_network(whole, f"point:{other}", recovered=True)
 
 
 def test_a_training_that_harms_is_told_of() -> None:
