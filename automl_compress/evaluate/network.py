@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, KernelCriterion, Repair, is_own_criterion
+from automl_compress.compress.memory_order import order_for
 from automl_compress.errors import InputError, WorkloadError
 from automl_compress.evaluate.draw import Draw, draw_images
 from automl_compress.evaluate.estimator import Estimator
@@ -142,10 +143,11 @@ class NetworkEstimator(Estimator):
         calibration = workload.splits.train.draw(settings.calibration_images, settings.seed)
         self._task = workload.task
         self._split, self._normalization = split, workload.normalization
+        self._order = order_for(workload.model, workload.example_input())
         self.compressor = compressor or Compressor(
             workload.model,
             workload.example_input(),
-            _channels_last(calibration.tensor(workload.normalization)),
+            self._in_order(calibration.tensor(workload.normalization)),
             settings.criterion,
             settings.repair,
             settings.kernel_criterion,
@@ -198,6 +200,10 @@ class NetworkEstimator(Estimator):
         """Hash of what decides the networks that are built; how they are measured is not in it."""
         return self._networks
 
+    def _in_order(self, images: Tensor) -> Tensor:
+        """Images as the network's convolutions like them; its activations follow suit."""
+        return images.contiguous(memory_format=self._order)
+
     @cached_property
     def _reference(self) -> _Reference:
         with torch.inference_mode(False):  # whatever it is first needed in
@@ -205,7 +211,7 @@ class NetworkEstimator(Estimator):
             drawn = draw_images(
                 self._split, settings.images, settings.seed, settings.draw, self._signed_margins
             )
-            images = _channels_last(drawn.images.tensor(self._normalization))
+            images = self._in_order(drawn.images.tensor(self._normalization))
             labels: Tensor = torch.from_numpy(drawn.images.labels.copy())
         with torch.inference_mode():
             original, floor = self._measured_original(images, labels, drawn.sample)
@@ -215,7 +221,7 @@ class NetworkEstimator(Estimator):
 
     def _signed_margins(self, images: ImageSet) -> Tensor | None:
         """The original's margins on images, negative where it is wrong."""
-        inputs = _channels_last(images.tensor(self._normalization))
+        inputs = self._in_order(images.tensor(self._normalization))
         with torch.inference_mode():
             outputs = self._form.exact(self.compressor.model, inputs)
         margins = self._task.margins(outputs)
@@ -374,7 +380,7 @@ class NetworkEstimator(Estimator):
         margins = self._task.margins(whole)
         assert margins is not None
         nearest = margins.argsort(stable=True)[: max(1, len(whole) // _TIES)]
-        images = torch.split(_channels_last(self._reference.images[nearest]), self.settings.batch)
+        images = torch.split(self._in_order(self._reference.images[nearest]), self.settings.batch)
         whole[nearest] = torch.cat([self._form.exact(network, part) for part in images])
         return [whole]
 
@@ -425,11 +431,6 @@ def _check_versions(made_with: str) -> None:
 
 def _hash(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    """Images as convolutions on processors like them; a network's activations follow suit."""
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _check_size(split: str, asked: int, held: int) -> None:

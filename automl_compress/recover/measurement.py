@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.memory_order import in_order, order_for
 from automl_compress.recover.losses import labels_loss
 from automl_compress.workload import CLASSIFICATION, ImageSet, Normalization, Score, Task
 
@@ -57,14 +58,13 @@ def measure(
     total = torch.zeros((), dtype=torch.float64, device=device)
     size = max(_LEAST, min(_BATCH, _VALUES // images.images[0].size))
     labels = torch.from_numpy(images.labels)
+    order = order_for(network, images.tensor(normalization, 0, 1).to(device))
 
     def outputs() -> Iterator[Tensor]:
         nonlocal total
         for start in range(0, len(images), size):
-            inputs = images.tensor(normalization, start, start + size).to(
-                device, memory_format=torch.channels_last
-            )
-            found = network(inputs)
+            inputs = images.tensor(normalization, start, start + size).to(device)
+            found = network(in_order(inputs, order))
             total += criterion(found, labels[start : start + size].to(device)) * len(inputs)
             yield found.cpu()
 

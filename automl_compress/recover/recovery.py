@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from automl_compress.compress import Compressor
 from automl_compress.compress.batchnorm import measurable_norms, recalibrate
 from automl_compress.compress.fold import fold_norms, foldable_norms
+from automl_compress.compress.memory_order import order_for, put_in_order
 from automl_compress.compress.modules import own_copy
 from automl_compress.compress.quantize import is_quantized
 from automl_compress.errors import InputError
@@ -345,7 +346,9 @@ def _loss(original: nn.Module, example: Tensor, settings: RecoverySettings, task
     points = attention_points(original, example) if settings.features else ()
     teacher = own_copy(original)
     fold_norms(teacher, foldable_norms(original, example))
-    teacher.to(find_device(settings.training.device)).to(memory_format=torch.channels_last)
+    device = find_device(settings.training.device)
+    teacher.to(device)
+    put_in_order(teacher, order_for(teacher, example.to(device)))
     return Distillation(
         teacher,
         settings.distill,

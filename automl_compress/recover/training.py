@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.memory_order import in_order, order_for, put_in_order
 from automl_compress.compress.strided import reading_first
 from automl_compress.errors import EngineError, InputError, InterruptedStudy, OtherTrainingError
 from automl_compress.recover.averaging import WeightAverage
@@ -119,7 +120,7 @@ class Trainer:
         task: Task = CLASSIFICATION,
     ) -> None:
         self.device = find_device(settings.device)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        self.network = network.to(self.device).eval()
         self.settings = settings
         self._normalization = normalization
         self._judges = judges
@@ -131,12 +132,15 @@ class Trainer:
         self._batches = Batches(
             images, normalization, settings.batch, settings.augment, settings.seed, self.device
         )
+        few = self._batches(0)[0][:_FEW]
+        self._order = order_for(self.network, few)
+        put_in_order(self.network, self._order)
         self.steps = settings.epochs * self._batches.steps
         self._optimizer = _optimizer(self.network, settings)
         self._average = WeightAverage(self.network, settings.average) if settings.average else None
         self._step = 0
         with self._chance():
-            self._resting = resting_modules(self.network, self._batches(0)[0][:_FEW])
+            self._resting = resting_modules(self.network, in_order(few, self._order))
 
     def run(self, checkpoint: Path | None = None, listener: Listener = hear_nothing) -> None:
         """Train to the end, and leave the last weights in the network, in evaluation mode.
@@ -194,6 +198,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         inputs, labels = self._batches(self._step)
+        inputs = in_order(inputs, self._order)
         bfloat16 = uses_bfloat16(settings.precision, self.device)
         start_training(self.network, self._resting)
         with self._chance(), torch.enable_grad():

@@ -493,3 +493,32 @@ def test_a_pickle_is_refused_where_the_processor_fails_in_its_precision(
     monkeypatch.setattr("automl_compress.workload.arithmetic.runs_bfloat16", lambda: False)
     with pytest.raises(InputError, match="precision must be one that the processor computes in"):
         pickle.loads(made)
+
+
+class _Viewing(nn.Module):
+    """Flattens as PyTorch's tutorial does, which takes no channels-last values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4 * 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).relu()
+        return self.fc(x.view(len(x), -1))
+
+
+def viewing_data() -> tuple[Any, Any]:
+    pixels = torch.randn(48, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    whole = list(zip(pixels, (torch.arange(48) % 3).tolist(), strict=True))
+    return whole[:24], whole[24:]
+
+
+def test_a_network_that_takes_no_channels_last_is_measured_as_it_is() -> None:
+    here = f"{__name__}:"
+    workload = load_workload(
+        WorkloadConfig.of(model=f"{here}_Viewing", data={"factory": f"{here}viewing_data"})
+    )
+    settings = EstimateSettings(images=12, calibration_images=8, draw="uniform")
+    found = NetworkEstimator(workload, settings).estimate(Policy({}))
+    assert (found.reason, found.images) == ("", 12)

@@ -355,3 +355,52 @@ def test_settings_are_read_from_texts() -> None:
 def test_wrong_settings_are_refused(text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         RecoverySettings.from_section(section_of([text]))
+
+
+class _Viewing(nn.Module):
+    """Flattens as PyTorch's tutorial does, which takes no channels-last values."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3)
+        self.fc = nn.Linear(4 * 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).relu()
+        return self.fc(x.view(len(x), -1))
+
+
+class _Volumes(nn.Module):
+    """Takes an image's rows for a volume."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x.unsqueeze(1)).mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, _Viewing), (3, _Viewing), (3, _Volumes)])
+def test_networks_that_take_no_channels_last_are_trained_as_they_are(
+    channels: int, kind: Any
+) -> None:
+    torch.manual_seed(0)
+    gray = _images()
+    images = ImageSet.of(np.repeat(gray.images, channels, 1), gray.labels)
+    network = kind(channels) if kind is _Viewing else kind()
+    before = network.fc.weight.detach().clone()
+    trainer = Trainer(
+        network,
+        images,
+        Normalization.unit(channels),
+        replace(SETTINGS, epochs=1),
+        LabelsLoss(),
+        "one",
+        judges=images.take(range(9)),
+    )
+    heard: list[Standing] = []
+    trainer.run(listener=heard.append)
+    assert heard[-1].quality is not None
+    assert not torch.equal(before, network.fc.weight)
