@@ -62,6 +62,14 @@ def retinanet(num_classes: int = 3) -> nn.Module:
     return RetinaNet(Pyramid(8), num_classes, anchor_generator=anchors, **SIZES, **SCALING)
 
 
+def of_one_map(num_classes: int = 3) -> nn.Module:
+    """A RetinaNet whose backbone gives a tensor, as torchvision's own example builds it."""
+    backbone = nn.Sequential(_stage(3, 8, 4), _stage(8, 8, 2))
+    backbone.out_channels = 8  # type: ignore[assignment]
+    anchors = AnchorGenerator(((16, 24),), ((0.5, 1.0),))
+    return RetinaNet(backbone, num_classes, anchor_generator=anchors, **SIZES, **SCALING)
+
+
 def fcos(num_classes: int = 3) -> nn.Module:
     """An FCOS."""
     anchors = AnchorGenerator(((8,), (16,)), ((1.0,),) * 2)

@@ -156,9 +156,13 @@ class SingleStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw outputs (n, channels, places) of images (n, 3, h, w) in [0, 1]."""
-        features = list(self.backbone((x - self.mean) / self.std).values())
-        found = self.head(features)
+        found = self.head(self._maps((x - self.mean) / self.std))
         return torch.cat([found[part] for part in self.parts], 2).transpose(1, 2)
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        """The backbone's maps; one that has a single map may give it as it is."""
+        found = self.backbone(x)
+        return [found] if isinstance(found, Tensor) else list(found.values())
 
     @property
     def classes(self) -> int:
@@ -187,7 +191,7 @@ class SingleStage(nn.Module):
                     f"{_shown(image_shape)} and it would make them {_shown(found)}; set "
                     f"data.image_size: [{found[0]}, {found[1]}]"
                 )
-            (anchors,) = self.anchor_generator(batch, list(self.backbone(image).values()))
+            (anchors,) = self.anchor_generator(batch, self._maps(image))
         return AnchorDetection(
             self.classes,
             image_shape,

@@ -58,7 +58,7 @@ def _answers_of(detector: Any, images: Tensor) -> list[Tensor]:
     return [row[row[:, 5] >= 0] for row in rows]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "of_one_map"])
 def test_answers_are_torchvisions(kind: str, voc: Path) -> None:
     workload = load_workload(_config(voc, f"tiny_detectors:{kind}"))
     inside: Any = alive(workload.model)
