@@ -29,12 +29,15 @@ def described(reason: BaseException) -> str:
 
 
 @contextmanager
-def user_code(what: str, error: type[InputError] = InputError) -> Iterator[None]:
+def user_code(
+    what: str, error: type[InputError] = InputError, remedy: str = "correct it"
+) -> Iterator[None]:
     """Run the user's code; whatever it raises becomes one line.
 
     Args:
         what: names the code at the head of the message.
         error: what is raised; where the code itself raises it, it stays as it is.
+        remedy: at the end of the message.
 
     Raises:
         InputError: of that class: the code raised or tried to leave the program.
@@ -44,7 +47,7 @@ def user_code(what: str, error: type[InputError] = InputError) -> Iterator[None]
     except error:
         raise
     except (Exception, SystemExit) as reason:
-        raise error(f"{what} must not fail, but raised {described(reason)}; correct it") from reason
+        raise error(f"{what} must not fail, but raised {described(reason)}; {remedy}") from reason
 
 
 def is_factory(name: str) -> bool:

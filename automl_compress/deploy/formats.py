@@ -138,12 +138,11 @@ def _integers(report: OnnxReport) -> str:
 
 
 def _agreement(report: DetectorReport) -> str:
-    off = report.onnx.differences
-    return (
-        f"{report.agreement:.2%} of {report.detections:,} detections of score {SURE:g} or more "
-        f"are the same (class, and an overlap of {SAME_OVERLAP:g}); largest difference of scores "
-        f"{off['scores']:.3g} of the largest"
-    )
+    sure = f"detections of score {SURE:g} or more"
+    same = f"{report.agreement:.2%} of {report.detections:,} {sure} are the same (class, and an "
+    compared = f"{same}overlap of {SAME_OVERLAP:g})" if report.detections else f"no {sure}"
+    off = report.onnx.differences["scores"]
+    return f"{compared}; largest difference of scores {off:.3g} of the largest"
 
 
 def _load_onnx(path: Path, _: nn.Module) -> Callable[[Tensor], Tensor]:

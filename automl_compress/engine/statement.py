@@ -19,7 +19,7 @@ from automl_compress.engine.config import StudyConfig
 from automl_compress.evaluate import Constraint, Evaluation
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.ledger import ContestantRecord, Manifest
-from automl_compress.workload import Workload
+from automl_compress.workload import Workload, WorkloadConfig, card_data
 
 _DATA_KEYS: Final = ("torchvision", "voc", "coco", "factory", "root")
 REFERENCE: Final = "uniform"
@@ -105,9 +105,11 @@ def _digest(decisive: tuple[Any, ...]) -> str:
 
 
 def _data_name(config: StudyConfig) -> str:
-    """The data as the user named them."""
+    """The data as the user, or the card of the weights, named them."""
     stated = config.plain.get("workload")
     data = stated.get("data") if isinstance(stated, Mapping) else None
+    if data is None and isinstance(config.workload, WorkloadConfig):
+        data = card_data(config.workload.weights)
     if isinstance(data, Mapping):
         data = next((data[key] for key in _DATA_KEYS if data.get(key)), None)
     if data is None:

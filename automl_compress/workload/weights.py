@@ -51,17 +51,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def read_state(path: Path) -> State:
-    """The named tensors of a weights file, on the CPU.
+def check_there(path: Path) -> None:
+    """Check that a weights file exists.
 
     Raises:
-        WorkloadError: the file cannot be read or holds something else.
+        WorkloadError: it does not.
     """
     if not path.is_file():
         raise WorkloadError(
             f"the weights file must exist, but '{path}' does not; correct 'weights' "
             f"(it may be relative to the sweep file's folder or to the current folder)"
         )
+
+
+def read_state(path: Path) -> State:
+    """The named tensors of a weights file, on the CPU.
+
+    Raises:
+        WorkloadError: the file cannot be read or holds something else.
+    """
+    check_there(path)
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)

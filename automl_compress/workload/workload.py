@@ -33,7 +33,7 @@ from automl_compress.workload.splits import Splits, load_normalization, load_spl
 from automl_compress.workload.task import CLASSIFICATION, Task, shown_output
 from automl_compress.workload.torchvision_detectors import SingleStage
 from automl_compress.workload.user_data import MemorySource
-from automl_compress.workload.weights import load_weights
+from automl_compress.workload.weights import check_there, load_weights
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class WorkloadConfig:
             training.close()
         config = cls(
             model,
-            _data(section, model, base, card_data(weights)),
+            _data(section, model, base, weights),
             section.section("model_args").plain(),
             weights,
             section.number("seed", int, 0, low=0, high=LARGEST_SEED),
@@ -242,7 +242,8 @@ def _fitted(config: WorkloadConfig, model: nn.Module, splits: Splits) -> Workloa
     example = splits.train.tensor(normalization, 0, 1)
     task = _task(config.model, model, splits)
     what = f"model '{config.model}' on an image {tuple(example.shape[1:])}"
-    with user_code(what, WorkloadError), torch.no_grad():
+    remedy = "correct it, data.channels or data.image_size"
+    with user_code(what, WorkloadError, remedy), torch.no_grad():
         output = model(example)
     task.check_output(config.model, output, len(splits.classes))
     _check_batches(config.model, model, example)
@@ -313,18 +314,24 @@ def _task(name: str, model: nn.Module, splits: Splits) -> Task:
     return Detection(len(splits.classes), (height, width), strides_of(model, name))
 
 
-def _data(section: Section, model: str, base: Path, trained: dict[str, Any]) -> DataConfig:
+def _data(section: Section, model: str, base: Path, weights: Path | None) -> DataConfig:
     """The data a sweep names; of what it leaves out, what the weights' card says.
 
     Args:
         section: the workload's.
         model: its name.
         base: folder that relative paths start at.
-        trained: what `card_data` gives.
+        weights: the file of weights, whose card may name the data.
+
+    Raises:
+        InputError: data or the weights that may name them are missing, or a value is wrong.
     """
+    trained = card_data(weights)
     card = Section(trained, {(): Origin("the weights' card")}, ("data",), WorkloadError)
     if trained and "data" not in section:
         return DataConfig.from_section(card, base)
+    if weights is not None and "data" not in section:
+        check_there(weights)
     default = MODELS[model].data if model in MODELS else ""
     value = section.get("data", (str, dict), default or REQUIRED)
     if isinstance(value, dict):

@@ -14,7 +14,14 @@ from torch import Tensor
 
 import automl_compress as ac
 from automl_compress.compress import Compressor
-from automl_compress.deploy.detector import DetectorFile, export_detector, matched
+from automl_compress.deploy.detector import (
+    DetectorFile,
+    DetectorReport,
+    export_detector,
+    matched,
+)
+from automl_compress.deploy.formats import _agreement
+from automl_compress.deploy.onnx import OnnxReport
 from automl_compress.space import Policy
 from automl_compress.workload import Task, build_model
 from automl_compress.workload.torchvision_detectors import SingleStage
@@ -79,3 +86,9 @@ def test_compressed_detectors_run_on_integers(kind: str, tmp_path: Path) -> None
     report = export_detector(network, task, path, images(1), images(12), images(4), ("a", "b"))
     assert report.onnx.integer_kernels >= len(policy.of_kind("weight_bits"))
     assert report.onnx.differences["scores"] < 0.1
+
+
+def test_files_of_detectors_that_are_sure_of_nothing_claim_no_agreement(tmp_path: Path) -> None:
+    onnx = OnnxReport(tmp_path / "net.onnx", 10, {}, 0, 24, 1.0, 0.1, 1.0, {"scores": 0.05})
+    said = _agreement(DetectorReport(onnx, float("nan"), 0))
+    assert said.startswith("no detections of score 0.3 or more; largest difference")

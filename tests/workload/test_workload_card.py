@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from automl_compress.engine.config import config_of_mapping
+from automl_compress.engine.statement import _data_name
 from automl_compress.errors import InputError
 from automl_compress.workload import (
     ImageSet,
@@ -65,6 +67,14 @@ def test_data_that_are_not_named_are_the_card_s() -> None:
     assert data.source == _config(data={"root": "pictures"}).data.source
     assert (data.mean, data.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert (data.validation_from, data.validation_images, data.seed) == ("train", 2, 3)
+
+
+def test_a_study_says_which_data_the_card_named() -> None:
+    workload = {"model": "resnet20", "weights": "w.pt"}
+    settings = {"study": "s", "workload": workload, "budget": {"evaluations": 1}}
+    assert _data_name(config_of_mapping(settings)) == "pictures"
+    workload["data"] = "package.module:sets"
+    assert _data_name(config_of_mapping(settings)) == "package.module:sets"
 
 
 def test_data_that_are_named_are_normalised_as_the_network_was_trained() -> None:

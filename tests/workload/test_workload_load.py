@@ -182,7 +182,7 @@ def test_images_that_do_not_fit_the_network(
 ) -> None:
     make_tree(classes="0123456789")
     config = read_config(model="digits_cnn", data={"root": "data"})
-    refused(lambda: load_workload(config), "(3, 8, 6)", "RuntimeError")
+    refused(lambda: load_workload(config), "(3, 8, 6)", "RuntimeError", "data.channels")
     config = read_config(model="digits_cnn", data={"root": "data", "channels": 1})
     refused(lambda: load_workload(config), "(1, 8, 8)", "(1, 8, 6)", "data: digits")
     config = read_config(model="digits_cnn", model_args={"num_classes": 5})
@@ -195,6 +195,7 @@ def test_images_that_do_not_fit_the_network(
         ({}, ("'workload.model' must be given",)),
         ({"model": "resnet65"}, ("did you mean 'resnet56'?",)),
         ({"model": "resnet56"}, ("'workload.data' must be given",)),
+        ({"model": "resnet56", "weights": "none.pt"}, ("weights file must exist", "none.pt")),
         ({"model": "resnet56", "data": 3}, ("'workload.data'", "a text or a mapping")),
         ({"model": "resnet56", "data": "x"}, ("'digits'", "{root: x}")),
         ({"model": "resnet56", "data": {"root": "x", "foo": 1}}, ("'workload.data.foo'",)),
