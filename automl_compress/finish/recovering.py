@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from automl_compress.deploy.state import load_state
 from automl_compress.engine import restore_study
 from automl_compress.engine.lock import locked
-from automl_compress.errors import InputError, StudyError
+from automl_compress.errors import EngineError, InputError, InterruptedStudy, StudyError
 from automl_compress.evaluate import quality_name
 from automl_compress.finish.audience import NOBODY, Audience
 from automl_compress.finish.folder import finish_writing, folder_of, how_recovered, recovered_file
@@ -156,22 +156,38 @@ class RecoveryOrder:
 def _recover(order: RecoveryOrder) -> None:
     """Train those that were not recovered before."""
     waiting = [picked for picked in order.picked if not order.is_done(picked)]
-    if waiting:
-        task = order.task()
-        for place, found in enumerate(waiting, 1):
-            order.audience.say(f"[{place}/{len(waiting)}] {found.describe()}")
-            task.recover(found, order.audience.training())
+    _recover_each(
+        order, waiting, lambda task, picked: task.recover(picked, order.audience.training())
+    )
 
 
 def _recover_further(order: RecoveryOrder) -> None:
     """Train on what earlier recoveries left, where this training has not ended."""
     folder = order.result.folder
     waiting = [picked for picked in order.picked if not order.finishes(picked)]
-    files = [recovered_file(folder, picked.policy, "--further") for picked in waiting]
-    epochs = [how_recovered(path.parent)[1] for path in files]
-    if waiting:
-        task = order.task()
-        for place, (found, path, earlier) in enumerate(zip(waiting, files, epochs, strict=True), 1):
-            order.audience.say(f"[{place}/{len(waiting)}] {found.describe()}")
-            trained = load_state(path, task.study.workload.model)
-            task.recover(found, order.audience.training(), earlier_epochs=earlier, trained=trained)
+    files = {p.policy.key: recovered_file(folder, p.policy, "--further") for p in waiting}
+    epochs = {key: how_recovered(path.parent)[1] for key, path in files.items()}
+
+    def recover(task: RecoveryTask, picked: Pick) -> None:
+        key, listener = picked.policy.key, order.audience.training()
+        trained = load_state(files[key], task.study.workload.model)
+        task.recover(picked, listener, earlier_epochs=epochs[key], trained=trained)
+
+    _recover_each(order, waiting, recover)
+
+
+def _recover_each(
+    order: RecoveryOrder, waiting: Sequence[Pick], recover: Callable[[RecoveryTask, Pick], object]
+) -> None:
+    """Train one after the other; where that is stopped or fails, the report has those before."""
+    if not waiting:
+        return
+    task = order.task()
+    for place, picked in enumerate(waiting, 1):
+        order.audience.say(f"[{place}/{len(waiting)}] {picked.describe()}")
+        try:
+            recover(task, picked)
+        except (EngineError, InterruptedStudy):
+            if place > 1:
+                write_report(order.result.folder)
+            raise

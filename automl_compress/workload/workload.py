@@ -330,9 +330,9 @@ def _data(section: Section, model: str, base: Path, weights: Path | None) -> Dat
     card = Section(trained, {(): Origin("the weights' card")}, ("data",), WorkloadError)
     if trained and "data" not in section:
         return DataConfig.from_section(card, base)
-    if weights is not None and "data" not in section:
-        check_there(weights)
     default = MODELS[model].data if model in MODELS else ""
+    if weights is not None and "data" not in section and not default:
+        check_there(weights)  # its card would name them
     value = section.get("data", (str, dict), default or REQUIRED)
     if isinstance(value, dict):
         return DataConfig.from_section(section.section("data"), base).normalized_as(card)

@@ -122,6 +122,26 @@ def test_stopped_and_run_again(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_stop_leaves_those_before_it_in_the_report(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, reported = [], []
+
+    def recover(_: Any, picked: Any, *__: Any) -> None:
+        if done:
+            raise InterruptedStudy("stopped")
+        done.append(picked)
+
+    monkeypatch.setattr(RecoveryTask, "recover", recover)
+    monkeypatch.setattr("automl_compress.finish.recovering.write_report", reported.append)
+    assert _recover(study, "--pick", "point:1") == 0
+    assert _recover(study, "--pick", "point:1") == 130
+    assert len(reported) == 1
+    done.clear()
+    assert _recover(study, "--pick", "point:1", "--pick", "point:2") == 130
+    assert len(reported) == 2
+
+
 def _recovered(study: Path) -> tuple[Path, dict[str, Any]]:
     """The file of the only network that was recovered, and what is said of it."""
     (place,) = (study / "recovered").iterdir()
