@@ -136,7 +136,10 @@ def _rebound(function: Any, memo: dict[int, Any]) -> Any:
 
 _FIXED: Final = frozenset({type(None), bool, int, float, str})
 _TABLES: Final = frozenset({dict, OrderedDict, set})
-_PLAIN_STATE: Final = {f"torch.nn.modules.{name}" for name in ("module", "conv", "activation")}
+_PLAIN_STATE: Final = {
+    f"torch.nn.modules.{name}"
+    for name in ("module", "conv", "activation", "transformer", "upsampling")
+}
 """Where states are restored by updating a dictionary, and defaults are added for old files."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from compress_networks import NETWORKS, example, flatten, lively, network
 from torch import Tensor, nn
 
-from automl_compress.compress import Compressor, compress
+from automl_compress.compress import Compressor, compress, modules
 from automl_compress.compress.modules import own_copy, works_in_place
 from automl_compress.compress.tracing.trace import trace
 from automl_compress.deploy.packed import load_packed, save_packed
@@ -151,6 +152,30 @@ def test_hooks_refer_to_their_copies_however_they_are_bound(how: str) -> None:
         torch.testing.assert_close(copied(x), expected)
     assert not model.kept
     torch.testing.assert_close(compress(model, Policy({}), x[:1])(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [
+        (nn.Upsample(scale_factor=2), (1, 3, 4, 4)),
+        (nn.TransformerEncoderLayer(8, 2, 16, activation=F.gelu), (1, 5, 8)),
+        (nn.TransformerDecoderLayer(8, 2, 16, activation=F.gelu), None),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_pytorchs_modules_are_copied_quickly(
+    part: nn.Module, shape: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those whose class fills in what states of years ago lack."""
+    model = nn.Sequential(part).eval()
+    monkeypatch.setattr(modules, "own_copy", None)
+    copied = modules.share_copy(model)
+    assert copied[0] is not part
+    assert vars(copied[0]).keys() == vars(part).keys()
+    assert repr(copied) == repr(model)
+    assert all(map(operator.is_, copied.parameters(), model.parameters()))
+    if shape is not None:
+        assert torch.equal(copied(torch.ones(shape)), model(torch.ones(shape)))
 
 
 def test_copies_of_networks_that_keep_what_they_computed() -> None:
