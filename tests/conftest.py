@@ -7,7 +7,8 @@ import functools
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,31 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write("<svg ></svg>"))
+
+
+@pytest.fixture(scope="session")
+def undrawn() -> Callable[[], AbstractContextManager[None]]:
+    """Begins a part whose reports have no figures: other tests draw those of the same study."""
+
+    @contextlib.contextmanager
+    def begin() -> Iterator[None]:
+        from automl_compress.report import report
+        from automl_compress.report.drawing import Drawing
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "draw_all", lambda _: {})
+            for name in ("recovered", "audit"):
+                drawing = Drawing(name, "<svg ></svg>", "", "")
+                patch.setattr(report, f"draw_{name}", lambda _, drawing=drawing: drawing)
+            yield
+
+    return begin
+
+
+@pytest.fixture
+def no_figures(undrawn: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with undrawn():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -199,7 +199,7 @@ def test_weights_that_would_run_code(folder: Path, capsys: pytest.CaptureFixture
     assert "weights.pt" in _refused(capsys, "search", _sweep(text))
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_out_that_holds_another_study(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", _sweep(GOOD), "--out", "taken"]) == 0
     capsys.readouterr()
@@ -231,7 +231,7 @@ def test_out_that_cannot_be_made(
     assert f"--out must be a folder that can be written, but '{out}' is not (" in said
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_streams_that_are_closed_or_know_few_letters(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from automl_compress.engine import Study
 from automl_compress.ledger import StudyResult
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_extend_goes_beyond_the_end(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["extend", str(study), "--evaluations", "3", "--strategy", "random"]) == 0
     assert f"report: {study / 'report.html'}" in capsys.readouterr().out

@@ -120,7 +120,7 @@ def test_in_python_classes_and_functions_stand_for_their_names() -> None:
             Study(study="tiny", workload={"model": "resnet20"}, strategies=[wrong])
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_mistake_is_told_and_the_study_goes_on_once_it_is_corrected(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_mistake_is_told_and_the_study_goes_on_once_it_is_corrected(
     pd.testing.assert_frame_equal(_table("out"), _table("whole"))
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_an_interrupted_study_goes_on_with_the_same_strategy_only(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +184,7 @@ def test_the_legend_names_every_strategy() -> None:
     sys.modules.pop("_own_too")
 
 
-@pytest.mark.usefixtures("write", "blank_figures")
+@pytest.mark.usefixtures("write", "no_figures")
 def test_networks_of_another_criterion_are_other_networks(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,8 @@ import fcntl
 import io
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, undrawn: Callable[[], AbstractContextManager[None]]
+) -> tuple[Path, str]:
     """A folder whose pipeline ran undisturbed, and what it printed."""
     place = tmp_path_factory.mktemp("whole")
     torch.set_num_threads(1)
     (place / "sweep.yaml").write_text(SWEEP)
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), undrawn():
         patch.chdir(place)
         assert _run() == 0
     return place / "out", said.getvalue()
@@ -81,7 +86,7 @@ def _times(*patterns: str) -> dict[Path, int]:
 STAGES = ("sparse/weights.*", "ledger.sqlite", "recovered/*/*", "exported/*")
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_all_stages_run_once_and_again_only_where_something_changed(
     finished: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,24 +198,43 @@ def test_distillation_ends_in_the_cut_network_without_grids() -> None:
     assert {n: v.shape for n, v in found.state_dict().items()} == shapes
 
 
-@pytest.mark.usefixtures("blank_figures")
-@pytest.mark.parametrize("place", ["sparse", "recovered"])
-def test_a_stage_that_was_stopped_goes_on(
-    whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    def interrupted(trainer: Any, checkpoint: Path, *rest: Any) -> None:
-        if place not in checkpoint.parts:
-            return run(trainer, checkpoint, *rest)
+def _stop_in_training(place: str) -> None:
+    """Run until five steps of the next training are made, which is in a folder of this name."""
+
+    def interrupted(trainer: Any, checkpoint: Path, *_: Any) -> None:
+        assert place in checkpoint.parts
         for _step in range(5):
             trainer._one_step()
         trainer._save(checkpoint)
         raise InterruptedStudy("stopped; run the same command to go on")
 
-    run = training.Trainer.run
-    with monkeypatch.context() as patched:
-        patched.setattr(training.Trainer, "run", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Trainer, "run", interrupted)
         assert _run() == 130
     assert len(list(Path("out").rglob("training.checkpoint"))) == 1
+
+
+def test_sparsity_training_that_was_stopped_goes_on(
+    whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends in the same weights, which is all that the search is given."""
+
+    def searched(*_: Any) -> None:
+        raise InterruptedStudy("seen")
+
+    _stop_in_training("sparse")
+    monkeypatch.setattr(ac.Study, "run", searched)
+    assert _run() == 130
+    assert not list(Path("out").rglob("*.checkpoint"))
+    weights = Path("sparse/weights.safetensors")
+    assert ("out" / weights).read_bytes() == (whole[0] / weights).read_bytes()
+
+
+@pytest.mark.usefixtures("finished", "no_figures")
+def test_distillation_that_was_stopped_goes_on(whole: tuple[Path, str]) -> None:
+    for stage in ("recovered", "exported"):
+        shutil.rmtree(Path("out") / stage)
+    _stop_in_training("recovered")
     assert _run() == 0
     assert not list(Path("out").rglob("*.checkpoint"))
     (file,) = whole[0].rglob("*.packed")
@@ -263,7 +287,7 @@ def test_another_search_needs_another_folder(capsys: pytest.CaptureFixture[str])
     assert _times("**/*") == before
 
 
-@pytest.mark.usefixtures("finished", "blank_figures")
+@pytest.mark.usefixtures("finished", "no_figures")
 def test_a_network_that_was_trained_since_is_not_exported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -287,7 +311,7 @@ def test_a_pick_that_is_none_is_refused_before_any_training(
     assert [path.name for path in folder.iterdir()] == ["sweep.yaml"]
 
 
-@pytest.mark.usefixtures("finished", "blank_figures")
+@pytest.mark.usefixtures("finished", "no_figures")
 def test_stopping_an_export_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

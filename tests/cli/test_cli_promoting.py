@@ -63,7 +63,7 @@ def _in_turn(
     return promote
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_stopped_training_stays_so_until_it_is_recovered_alone(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +107,7 @@ def test_what_another_training_told_is_not_told_again(tmp_path: Path, text: str,
 
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("blank_figures", "ray_here")
+@pytest.mark.usefixtures("no_figures", "ray_here")
 def test_networks_are_promoted_on_ray(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recover", str(study), *QUICK, *PICKS, "--epochs", "2"]) == 0
     said = capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_bad_input_is_refused(
     assert not (study / "recovered").exists()
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_without_ray_one_after_the_other_still_works(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

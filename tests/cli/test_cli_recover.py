@@ -79,7 +79,7 @@ def test_only_what_was_recovered_can_be_exported_so(
     assert not Path("n.packed").exists()
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_other_settings_need_force(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--pick", "point:1", "--set", "held_out=0")
     assert _recover(study, *arguments, "--epochs", "1") == 0
@@ -98,7 +98,7 @@ def _interrupted(trainer: training.Trainer, checkpoint: Path, *_: object) -> Non
     raise InterruptedStudy("stopped")
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_stopped_and_run_again(
     study: Path,
     whole: Path,
@@ -176,7 +176,7 @@ def test_a_training_that_harms_is_told_of() -> None:
     assert "before training, 90.00% to 80.00%; give more epochs" in told[0]
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_recovered_network_is_trained_further(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +204,7 @@ def test_a_recovered_network_is_trained_further(
     assert _recovered(folders[1])[1]["earlier_epochs"] == 3
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_further_training_is_kept_if_search_validation_images_prefer_it(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,7 +222,7 @@ def test_a_further_training_is_kept_if_search_validation_images_prefer_it(
         assert said["accuracy"]["after"]["validation"] >= before
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_further_training_that_makes_it_worse_changes_nothing(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,7 +237,7 @@ def test_a_further_training_that_makes_it_worse_changes_nothing(
     assert {path: path.read_bytes() for path in (folder / "recovered").rglob("*.*")} == before
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_further_training_that_was_stopped_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +265,7 @@ def _reported(folder: Path) -> tuple[RecoveredNetwork, ...]:
     return recovered_networks(folder, [fingerprint])
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("at", ["recovered.json.new", "network.safetensors", "recovered.json"])
 def test_network_and_document_agree_wherever_it_was_killed(
     whole: Path,
@@ -338,7 +338,7 @@ def test_what_cannot_be_trained_further_is_refused(
     assert left == began
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_training_that_other_settings_began_is_given_up_by_force(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +364,7 @@ def test_a_training_that_other_settings_began_is_given_up_by_force(
     assert not checkpoint.exists()
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_loss_that_diverges_stops_and_keeps_the_last_good_state(
     study: Path,
     whole: Path,

@@ -11,7 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,13 +48,16 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, undrawn: Callable[[], AbstractContextManager[None]]
+) -> Path:
     """The folder of an undisturbed run."""
     place = tmp_path_factory.mktemp("whole")
     (place / "sweep.yaml").write_text(SWEEP)
     out = place / "out"
     serial = ("--set", "engine.kind=serial")
-    assert main(["search", str(place / "sweep.yaml"), "-o", str(out), *serial]) == 0
+    with undrawn():
+        assert main(["search", str(place / "sweep.yaml"), "-o", str(out), *serial]) == 0
     return out
 
 
@@ -99,7 +103,7 @@ def _status() -> str:
 
 
 @pytest.mark.cluster
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     "stops",
     [
@@ -142,7 +146,7 @@ def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
     assert fronts[0] == fronts[1]
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     "kind", ["serial", pytest.param("cluster", marks=[pytest.mark.cluster, pytest.mark.slow])]
 )
@@ -172,7 +176,11 @@ def test_a_strategy_of_ones_own_races_and_is_shown(
     assert own in capsys.readouterr().out
 
 
-def test_a_search_leaves_all_its_files(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_leaves_all_its_files(
+    sweep: Path,
+    undrawn: Callable[[], AbstractContextManager[None]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shorter = ("--set", "budget.evaluations=6")
     assert main(["search", str(sweep), "--set", "engine.kind=serial", *shorter]) == 0
     printed = capsys.readouterr().out
@@ -188,11 +196,12 @@ def test_a_search_leaves_all_its_files(sweep: Path, capsys: pytest.CaptureFixtur
     document = json.loads((folder / "front.json").read_text())
     assert document["version"] == 1
     assert len(document["points"]) == len(result.front())
-    assert main(["resume", str(folder)]) == 0
-    assert main(["report", str(folder)]) == 0
+    with undrawn():
+        assert main(["resume", str(folder)]) == 0
+        assert main(["report", str(folder)]) == 0
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_resume_refuses_changed_settings(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("space.yaml").write_text("weight_bits: [2, 4]\n")
     arguments = ("--set", "engine.kind=serial", "--set", "space=space.yaml")
@@ -206,7 +215,7 @@ def test_resume_refuses_changed_settings(sweep: Path, capsys: pytest.CaptureFixt
     assert "have changed" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_space_writes_a_file_that_loads(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["space", "digits_cnn", "-o", "derived/space.yaml"]) == 0
     assert "channel groups" in capsys.readouterr().out
@@ -327,7 +336,7 @@ def _on_rung(folder: Path, name: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_kill_9_on_a_rung_loses_nothing(sweep: Path) -> None:
     text = sweep.read_text().replace("[nsga2, ddpg]", "[scaled-random]").replace("36", "12")
     rungs = "[{name: full, images: all}, {name: trained, recover: {steps: 8, device: cpu}}]"

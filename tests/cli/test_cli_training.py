@@ -95,21 +95,21 @@ def test_group_lasso_from_the_command_line() -> None:
 def test_stopped_and_run_again_is_undisturbed(folder: Path) -> None:
     command = [
         *(sys.executable, "-m", "automl_compress", "train", "digits_cnn", "--device", "cpu"),
-        *(*QUICK, "--epochs", "12", "-o", "w.safetensors"),
+        *(*QUICK, "--epochs", "6", "-o", "w.safetensors"),
     ]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
     for line in running.stdout:
         if "epoch" in line:
             break
-    time.sleep(0.2)
+    time.sleep(0.05)
     os.kill(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=300)
     assert running.returncode == 130, said
     assert "state is saved" in said
     assert [path.name for path in folder.iterdir()] == ["w.safetensors.checkpoint"]
-    assert _train("-o", "w.safetensors", "--epochs", "12") == 0
-    assert _train("-o", "whole.safetensors", "--epochs", "12") == 0
+    assert _train("-o", "w.safetensors", "--epochs", "6") == 0
+    assert _train("-o", "whole.safetensors", "--epochs", "6") == 0
     one, other = load_file("w.safetensors"), load_file("whole.safetensors")
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert not list(folder.glob("*.checkpoint"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,8 +83,27 @@ def _study(folder: Path, **changes: Any) -> Study:
     return Study(**{**SETTINGS, "latency": table, **changes})
 
 
-def test_the_race_predicts_and_finalists_are_measured(tmp_path: Path, timers: FakeTimers) -> None:
-    result = _study(tmp_path).run(tmp_path / "out")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FakeTimers]:
+    """The folder of a finished study and of its table, and what was timed; only to be read."""
+    place = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        timers = FakeTimers(patch)
+        _study(place).run(place / "out")
+    return place, timers
+
+
+@pytest.fixture
+def finished(whole: tuple[Path, FakeTimers], tmp_path: Path) -> StudyResult:
+    """The study as if it had run in the test's own folder, with its table beside it."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    manifest = tmp_path / "out" / "run.json"
+    manifest.write_text(manifest.read_text().replace(str(whole[0]), str(tmp_path)))
+    return StudyResult(tmp_path / "out")
+
+
+def test_the_race_predicts_and_finalists_are_measured(whole: tuple[Path, FakeTimers]) -> None:
+    result, timers = StudyResult(whole[0] / "out"), whole[1]
     manifest = result.manifest
     assert timers.networks == [4, 1 + len(manifest.finalists)]
     assert len(timers.layers) == latency_table.PASSES * len(set(timers.layers))
@@ -95,7 +115,7 @@ def test_the_race_predicts_and_finalists_are_measured(tmp_path: Path, timers: Fa
     assert front
     assert all(0 < point.objectives["latency_ms"] <= limit for point in front)
     assert "latency_ms" in result.to_dataframe()
-    restored = restore_study(tmp_path / "out")
+    restored = restore_study(result.folder)
     for point in front:
         measured = result.latency(point.policy)
         if point.policy.key not in manifest.finalists:
@@ -132,12 +152,11 @@ def test_engines_have_stopped_when_networks_are_timed(
 
 
 def test_an_equal_study_takes_the_table_as_it_is_and_finds_the_same(
-    tmp_path: Path, timers: FakeTimers
+    finished: StudyResult, tmp_path: Path, timers: FakeTimers
 ) -> None:
-    first = _study(tmp_path).run(tmp_path / "one")
-    timed = len(timers.layers)
+    first = finished
     second = _study(tmp_path).run(tmp_path / "two")
-    assert len(timers.layers) == timed
+    assert not timers.layers
     assert first.manifest.fingerprint == second.manifest.fingerprint
     assert [p.to_dict() for p in first.front()] == [p.to_dict() for p in second.front()]
     table = json.loads((tmp_path / "table.json").read_text())
@@ -148,25 +167,24 @@ def test_an_equal_study_takes_the_table_as_it_is_and_finds_the_same(
 
 
 def test_a_study_is_resumed_with_the_table_it_began_with(
-    tmp_path: Path, timers: FakeTimers
+    finished: StudyResult, tmp_path: Path, timers: FakeTimers
 ) -> None:
-    whole = _study(tmp_path).run(tmp_path / "out")
     _reset(tmp_path / "out")
     (tmp_path / "table.json").unlink()
     again = Study.resume(tmp_path / "out")
-    assert again.manifest.fingerprint == whole.manifest.fingerprint
+    assert again.manifest.fingerprint == finished.manifest.fingerprint
     assert not (tmp_path / "table.json").exists()
     _reset(tmp_path / "out", host="another")
     with pytest.raises(StudyError, match="where its table was made, but that was with another"):
         Study.resume(tmp_path / "out")
-    assert restore_study(tmp_path / "out").build(whole.front()[0].policy)
+    assert restore_study(tmp_path / "out").build(finished.front()[0].policy)
 
 
 def test_latencies_of_an_extended_study_are_of_one_session(
-    tmp_path: Path, timers: FakeTimers, monkeypatch: pytest.MonkeyPatch
+    finished: StudyResult, tmp_path: Path, timers: FakeTimers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although those of the uncompressed network and of old finalists were known."""
-    first = _study(tmp_path).run(tmp_path / "out")
+    first = finished
     plain = timers.alone
 
     def slower(*given: Any) -> dict[str, Latency]:
@@ -213,9 +231,9 @@ def _reset(folder: Path, **conditions: str) -> None:
 
 
 def test_picks_and_reports_go_by_the_measured_latency(
-    tmp_path: Path, timers: FakeTimers, capsys: pytest.CaptureFixture[str]
+    finished: StudyResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = _study(tmp_path).run(tmp_path / "out")
+    result = finished
     taken = {}
     for point in result.front():
         measured = result.latency(point.policy)
@@ -261,8 +279,8 @@ def test_a_constraint_alone_needs_the_settings_too() -> None:
         config_of_mapping(settings)
 
 
+@pytest.mark.usefixtures("finished")
 def test_another_machines_table_is_refused(tmp_path: Path, timers: FakeTimers) -> None:
-    _study(tmp_path).run(tmp_path / "out")
     table = json.loads((tmp_path / "table.json").read_text())
     table["conditions"]["host"] = "another"
     (tmp_path / "table.json").write_text(json.dumps(table))
