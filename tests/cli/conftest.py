@@ -13,6 +13,7 @@ SWEEP = """
 study: tiny
 workload: {model: digits_cnn, train: {epochs: 2}}
 estimate: {images: 100, calibration_images: 24}
+final_repair: recalibrate
 strategies: [scaled-random]
 seeds: 1
 budget: {evaluations: 10}

@@ -31,6 +31,7 @@ SWEEP = """
 study: whole
 workload: {model: digits_cnn, train: {epochs: 2}}
 estimate: {images: 100, calibration_images: 24}
+final_repair: recalibrate
 strategies: [scaled-random]
 seeds: 1
 budget: {evaluations: 10}
