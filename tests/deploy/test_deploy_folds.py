@@ -135,6 +135,7 @@ def _pooled() -> tuple[nn.Module, Tensor]:
     return compressor.build(Policy({f"weight_bits:{layer}": 8 for layer in layers})), images
 
 
+@pytest.mark.usefixtures("one_network")
 @pytest.mark.parametrize(
     ("name", "kept", "folds"), [("resnet8", 6, True), ("resnet8", 3, True), ("pooled", 4, False)]
 )

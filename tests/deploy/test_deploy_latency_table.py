@@ -66,6 +66,7 @@ def exported_layers(content: bytes) -> list[tuple[tuple[int, ...], tuple[int, ..
     ]
 
 
+@pytest.mark.usefixtures("one_network")
 @pytest.mark.parametrize(
     ("name", "kept"),
     [

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -262,6 +261,7 @@ def test_sums_of_any_width_are_calibrated(tmp_path: Path) -> None:
     assert report.top1_agreement > 0.9
 
 
+@pytest.mark.usefixtures("one_network")
 @pytest.mark.parametrize("name", ["resnet8", "dense", *slow("vgg", "mobile", "shared")])
 def test_channels_that_are_filled_up_change_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -277,16 +277,6 @@ def test_channels_that_are_filled_up_change_nothing(
     groups = [g for g in compressor.structure.groups if not g.protected]
     kept = {f"channels:{g.name}": min(5, g.channels) for g in groups}
     model = compressor.build(Policy({**kept, **dict(uniform(compressor, 8).items())}))
-    programs: list[Any] = []
-
-    def exported(*given: Any) -> Any:
-        """PyTorch's program of the network, made once for both files."""
-        if not programs:
-            programs.append(plainly_exported(*given))
-        return SimpleNamespace(model=programs[0].model.clone())
-
-    plainly_exported = onnx_export._exported
-    monkeypatch.setattr(onnx_export, "_exported", exported)
     export_onnx(model, tmp_path / "filled.onnx", images[:1], images)
     monkeypatch.setattr(
         "automl_compress.deploy.onnx_graph.blocks.block_channels", lambda channels: channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -29,17 +30,19 @@ def numbers(drawn: ImageSet) -> list[int]:
     return drawn.images[:, 0, 0, 0].astype(int).tolist()
 
 
-def population(seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+@functools.cache
+def population() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """(n,) signed margins of an original, and (60, n) right answers of networks somewhat worse.
 
     Of an image whose margin is narrow, whether a network is right is a matter of chance.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     margins = rng.gamma(2.0, 4.0, IMAGES) * np.where(rng.random(IMAGES) < 0.08, -0.3, 1.0)
     noise = rng.normal(0.0, rng.uniform(2.0, 7.0, (60, 1)), (60, IMAGES))
     return margins, margins + noise > 0
 
 
+@functools.cache
 def drawn_shares(seed: int, draw: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(60,) shares of right answers to drawn images, and their standard errors."""
     margins, right = population()

@@ -8,7 +8,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,15 +42,7 @@ def config() -> WorkloadConfig:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOML_COMPRESS_CACHE", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def workload(cache: Path) -> Workload:
+def workload() -> Workload:
     return load_workload(config())
 
 
@@ -206,14 +197,14 @@ print(json.dumps([estimator.identity, found]))
 
 
 def test_another_process_gives_the_same_answers(
-    estimator: NetworkEstimator, space: SearchSpace, cache: Path
+    estimator: NetworkEstimator, space: SearchSpace
 ) -> None:
     chosen = policies(space, 3, seed=5)
     here = Path(__file__)
     paths = json.dumps([str(here.parents[2]), str(here.parent)])
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, paths, json.dumps([p.to_dict() for p in chosen])],
-        env={**os.environ, "AUTOML_COMPRESS_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

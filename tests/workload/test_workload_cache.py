@@ -185,23 +185,21 @@ def test_two_processes_at_once_agree_and_import_little(make_tree: MakeTree, cach
     root = make_tree(halves={"train": 60, "test": 2})
     heavy = "{'torchvision', 'sklearn', 'pandas', 'ray', 'pymoo', 'optuna', 'matplotlib'}"
     code = (
-        "import sys; from pathlib import Path\n"
+        "import os, sys; from pathlib import Path\n"
         "from automl_compress.workload.folder import FolderSource\n"
-        "print(FolderSource(Path(sys.argv[1])).load(0).train.content_hash)\n"
-        f"print({heavy} & set(sys.modules))"
+        "child = os.fork()\n"
+        "found = FolderSource(Path(sys.argv[1])).load(0).train.content_hash\n"
+        f"found += ' ' + str({heavy} & set(sys.modules)) + chr(10)\n"
+        "print(found, end='', flush=True)  # whole lines do not mix\n"
+        "assert not child or os.waitpid(child, 0)[1] == 0"
     )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(root)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        for _ in range(2)
-    ]
-    answers = [process.communicate()[0] for process in started]
-    assert answers[0] == answers[1]
-    content_hash, imported = answers[0].splitlines()
+    command = [sys.executable, "-c", code, str(root)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    one, other = done.stdout.splitlines()
+    assert one == other
+    content_hash, imported = one.split(" ", 1)
     assert len(content_hash) == 64
     assert imported == "set()"
     assert not _entries(cache, ".tmp")
