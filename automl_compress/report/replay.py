@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, rankdata
 
 from automl_compress.evaluate import QUALITIES, quality_name
 from automl_compress.report.table import Column, Table
@@ -40,6 +39,8 @@ def compare_curves(
         all rows; None for the line itself. Ranks and tests take hypervolumes as equal that differ
         by their rounding only, see `ties.levelled`.
     """
+    from scipy.stats import rankdata  # here, because reports need none, and it takes a second
+
     rows: list[dict[str, Any]] = []
     for point in points:
         ends = {name: curves[:, point - 1] for name, curves in hypervolume.items()}
@@ -72,6 +73,8 @@ def _deviation(numbers: NDArray[np.float64]) -> float | None:
 
 
 def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    from scipy.stats import mannwhitneyu
+
     return float(mannwhitneyu(one, other).pvalue)
 
 
