@@ -109,12 +109,13 @@ def change(folder, **changes):
     replace(Manifest.read(folder), **changes).write(folder)
 
 
-def test_a_report_of_what_a_study_returned(study, copy):
+def test_a_report_of_what_a_study_returned(study, copy, undrawn):
     """Its folder is read as it is now, and no file is another than of the folder's name."""
     result = StudyResult(copy)
     shutil.rmtree(copy / "figures")
     change(copy, study="renamed")
-    assert write_report(result) == copy / "report.html"
+    with undrawn():
+        assert write_report(result) == copy / "report.html"
     assert "renamed" in (copy / "report.md").read_text()
     change(copy, study=StudyResult(study).manifest.study)
     write_report(result)
@@ -405,6 +406,7 @@ def test_a_study_whose_constraints_nothing_met_says_so(tmp_path):
     assert "No network could be measured, so none was tested." in text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_equal_strategies_share_their_rank(tmp_path):
     better = [evaluation(policy(2), 0.93, 5e5)]
     worse = [evaluation(policy(3), 0.93, 9e5)]
@@ -417,6 +419,7 @@ def test_equal_strategies_share_their_rank(tmp_path):
     assert ranks[:3] == [("ddpg", "1"), ("local", "1"), ("nsga2", "3")]
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize(
     ("test", "said"),

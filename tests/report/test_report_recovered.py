@@ -64,10 +64,12 @@ def test_networks_recovered_before_an_extension_have_the_numbers_of_now(tmp_path
     assert network.finalist is None
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_study_without_recovered_networks_does_not_speak_of_them(tmp_path: Path) -> None:
     assert "Recovered" not in _report(write_study(tmp_path))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_recovered_networks_stand_with_their_test_accuracies(tmp_path: Path) -> None:
     folder = write_study(tmp_path)
     _recovered(folder, 2, 343_000.0)
