@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import runpy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from automl_compress.bench import coverage
 from automl_compress.bench.coverage import RESPONSE, enliven, write_coverage
 from automl_compress.errors import WorkloadError
 
@@ -45,16 +51,39 @@ def test_dead_networks_are_enlivened_and_others_left_alone() -> None:
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items() if "head" in n)
 
 
+def _run_here(command: list[str], **_: object) -> SimpleNamespace:
+    """In place of a process of its own, which would import for seconds what is imported here."""
+    assert command[:3] == [sys.executable, "-m", coverage.__name__]
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(sys, "argv", command[2:])
+        runpy.run_path(coverage.__file__, run_name="__main__")
+    return SimpleNamespace(stdout=said.getvalue())
+
+
+def test_a_model_that_takes_too_long_is_told(tmp_path: Path) -> None:
+    (row,) = write_coverage(tmp_path, ["alexnet"], 0.05)
+    error = "took longer than 0.05 s"
+    assert row == {"model": "alexnet", "task": "classification", "error": error}
+
+
 @pytest.mark.parametrize(
-    ("model", "task"),
+    ("model", "task", "here"),
     [
-        ("squeezenet1_1", "classification"),
-        pytest.param("lraspp_mobilenet_v3_large", "segmentation", marks=pytest.mark.slow),
+        ("squeezenet1_1", "classification", True),
+        pytest.param("lraspp_mobilenet_v3_large", "segmentation", False, marks=pytest.mark.slow),
     ],
 )
 def test_rows_are_added_to_those_that_are_there(
-    model: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str,
+    task: str,
+    here: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if here:
+        monkeypatch.setattr(coverage.subprocess, "run", _run_here)
     kept = {"model": "alexnet", "task": "classification", "error": "took longer than 1 s"}
     (tmp_path / "coverage.json").write_text(json.dumps([kept]))
     rows = {row["model"]: row for row in write_coverage(tmp_path, [model], 300)}

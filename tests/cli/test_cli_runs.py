@@ -147,9 +147,8 @@ def test_after_ctrl_c_and_kill_9_a_run_ends_like_an_undisturbed_one(
 
 
 @pytest.mark.usefixtures("no_figures")
-@pytest.mark.parametrize(
-    "kind", ["serial", pytest.param("cluster", marks=[pytest.mark.cluster, pytest.mark.slow])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["serial", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_a_strategy_of_ones_own_races_and_is_shown(
     kind: str,
     sweep: Path,
