@@ -144,7 +144,8 @@ class Ledger:
         if self._reading:
             return StudyError(
                 f"a ledger must be an SQLite file that can be read, but '{self._path}' is not: "
-                f"{reason}; correct its permissions or restore it from a copy"
+                f"{reason}; free space where the disk is full, correct its permissions or restore "
+                "it from a copy"
             )
         return StudyError(
             f"a ledger must be an SQLite file that can be written, but '{self._path}' is not: "

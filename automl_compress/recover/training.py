@@ -10,11 +10,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import torch
 from torch import Tensor, nn
@@ -279,7 +279,7 @@ class Trainer:
             "updates": self._average.updates if self._average else 0,
         }
         with replacing(checkpoint) as file:
-            torch.save(content, file)
+            _write(content, file)
 
     def _load(self, checkpoint: Path) -> None:
         try:
@@ -302,6 +302,16 @@ class Trainer:
         if self._average is not None:
             self._average.load(content["average"], content["updates"])
         self._step = content["step"]
+
+
+def _write(content: Mapping[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint; PyTorch hides why a file cannot be written behind an error of its own."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as reason:
+        if isinstance(reason.__context__, OSError):
+            raise reason.__context__ from None
+        raise
 
 
 def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

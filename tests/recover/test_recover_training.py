@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
@@ -25,7 +26,7 @@ from automl_compress.recover.averaging import WeightAverage
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.schedule import learning_rate
 from automl_compress.recover.settings import Optimizer, RecoverySettings, uses_bfloat16
-from automl_compress.recover.training import Standing, Trainer
+from automl_compress.recover.training import Standing, Trainer, _write
 from automl_compress.workload import ImageSet, Normalization, load_weights
 
 SETTINGS = TrainingSettings(
@@ -198,6 +199,20 @@ def test_a_checkpoint_that_cannot_be_written_whole_leaves_the_old_one(
         trainer._save(checkpoint)
     assert checkpoint.read_bytes() == content
     assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+class _Full(io.BytesIO):
+    """A file on a disk that has little room."""
+
+    def write(self, content: Any) -> int:
+        if self.tell() + len(content) > 5_000:
+            raise OSError("No space left on device")
+        return super().write(content)
+
+
+def test_a_full_disk_is_called_so() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        _write({"weights": torch.ones(100), "more": torch.ones(9_000)}, _Full())
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
