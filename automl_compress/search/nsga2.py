@@ -55,7 +55,11 @@ from automl_compress.space import Indices, Policy
 POPULATION: Final = 20
 """Survivors of each generation."""
 MUTATED_GENES: Final = 3
-"""Genes of a child that mutation changes, on average."""
+"""Genes of a child that mutation moves, on average. Rounding moves most back: 1.0 of 20 genes is
+changed where they have 6 to 8 values, 0.3 of 8 where they have 4. Where mutation always gave
+one gene, on average, another value, `nsga2` had 2 to 4 % more hypervolume after 150 evaluations (35
+tables and closed forms, 8 to 10 seeds), but `hybrid` had 1 % less of the plain and 4 % less of the
+useful one after 60 (11 of these, 5 seeds or more)."""
 
 
 class NSGA2(Strategy):
