@@ -149,6 +149,9 @@ def test_losses_count_against_the_network_that_was_given(finished: str) -> None:
     for text in (finished, report):
         assert text.count("given network") >= 2
         assert "sparsified network" in text
+    ac.write_report("out")
+    for name in ("front_size_bytes", "finalists", "recovered"):
+        assert "given network" in Path(f"out/figures/{name}.svg").read_text(), name
 
 
 def test_sparse_weights_are_searched_on_the_data_of_the_given_ones(
