@@ -31,13 +31,13 @@ settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One folder for all processes of a run: each network is trained once."""
     before = os.environ.get("AUTOML_COMPRESS_CACHE")
     own = tmp_path_factory.getbasetemp()
     run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     os.environ["AUTOML_COMPRESS_CACHE"] = str(run / "cache")
-    yield
+    yield run / "cache"
     if before is None:
         del os.environ["AUTOML_COMPRESS_CACHE"]
     else:
