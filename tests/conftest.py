@@ -99,25 +99,10 @@ def no_figures(undrawn: Callable[[], AbstractContextManager[None]]) -> Iterator[
         yield
 
 
-class _AnyCall(type):
-    """Of a class that stands for `Callable` and takes no time to be subscripted."""
-
-    def __getitem__(cls, _: object) -> type:
-        return cls
-
-    def __instancecheck__(cls, value: object) -> bool:
-        return callable(value)
-
-
-class _Call(metaclass=_AnyCall):
-    """`Callable` in annotations of a function that is defined ten thousand times an export."""
-
-
 @pytest.fixture(scope="session")
 def operators_read_once() -> Iterator[None]:
     """For tests that export: PyTorch looks for its operators anew for every file, for a second."""
     try:
-        import torch._ops
         from torch._export import utils
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -129,7 +114,6 @@ def operators_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(translations)))
         patch.setattr(utils, names.__name__, functools.cache(names))
-        patch.setattr(torch._ops, "Callable", _Call, raising=False)
         yield
 
 
