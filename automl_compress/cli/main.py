@@ -20,9 +20,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from automl_compress.cli import commands
-from automl_compress.cli.auditing import add_audit
+from automl_compress.cli.audit import add_audit
 from automl_compress.cli.bench import add_bench
-from automl_compress.cli.comparing import add_compare
+from automl_compress.cli.compare import add_compare
 from automl_compress.cli.options import (
     add_command,
     add_folder,
