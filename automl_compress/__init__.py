@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from automl_compress.engine import Study
     from automl_compress.errors import CompressError, InputError
     from automl_compress.finish import (
+        Audience,
         export_network,
         load_network,
         recover_networks,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
 
 _PLACES = {
+    "Audience": "automl_compress.finish",
     "CompressError": "automl_compress.errors",
     "Compressor": "automl_compress.compress",
     "Gene": "automl_compress.space",
@@ -70,6 +72,7 @@ _CALLABLE_PACKAGES = {
 }
 
 __all__ = [
+    "Audience",
     "CompressError",
     "Compressor",
     "Gene",
