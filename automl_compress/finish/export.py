@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from automl_compress.deploy.detector import DetectorFile
 from automl_compress.deploy.formats import Format, Source, export_format
 from automl_compress.engine import Restored, restore_study
@@ -16,7 +18,7 @@ from automl_compress.finish.network import network_of
 from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
 from automl_compress.space import Policy
-from automl_compress.workload import Workload
+from automl_compress.workload import Normalization, Workload
 
 COMPARED_IMAGES: Final = 1_000
 """Test images on which a file's outputs are compared with the network's, at most."""
@@ -69,6 +71,7 @@ def export_network(
     )
     if written.remark:
         audience.say(written.remark)
+    audience.say(_input(study.workload))
     audience.say(_read_back(chosen_format, output, study))
 
 
@@ -87,6 +90,17 @@ def _source(study: Restored, policy: Policy, raw: bool) -> Source:
         classes=workload.classes,
         raw=raw,
     )
+
+
+def _input(workload: Workload) -> str:
+    """What the network is fed with, for no file holds it."""
+    images, scaling = workload.splits.test, workload.normalization
+    form = f"its input is (n, {', '.join(map(str, images.shape))}) of float32"
+    if images.images.dtype != np.uint8:
+        return f"{form}, as the data set gives it"
+    mean, std = ([float(f"{value:.6g}") for value in v] for v in (scaling.mean, scaling.std))
+    plain = scaling == Normalization.unit(len(mean))
+    return f"{form}: pixels of 0..255 / 255" + ("" if plain else f", minus {mean}, over {std}")
 
 
 def _read_back(chosen_format: Format, output: Path, study: Restored) -> str:

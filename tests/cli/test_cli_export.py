@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import automl_compress as ac
 from automl_compress.cli import main
+from automl_compress.cli.export import _input
 from automl_compress.deploy.runtime import Runner
 from automl_compress.deploy.state import load_state
 from automl_compress.engine import restore_study
 from automl_compress.report import pick_network
-from automl_compress.workload import build_model
+from automl_compress.workload import ImageSet, Normalization, build_model
 
 pytestmark = pytest.mark.usefixtures("operators_read_once")
 
@@ -35,12 +39,30 @@ def test_a_packed_finalist_is_the_one_that_was_measured(
     promised = int(measured.metrics["size_bytes"])
     assert f"deep/net.packed: {size:,} bytes on disk, {promised:,} promised" in printed
     assert f"read back, it has {accuracy} accuracy on the" in printed
+    assert "its input is (n, 1, 8, 8) of float32" in printed
     loaded = ac.load_packed("deep/net.packed")
     restored = restore_study(finished)
     with torch.no_grad():
         x = restored.example_input()
         assert torch.equal(loaded(x), restored.build(picked.policy)(x))
     assert restored.test_quality(loaded) == measured.metrics["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaling", "said"),
+    [
+        (np.uint8, ((0.5,), (0.25,)), "(n, 1, 4, 6) of float32: pixels of 0..255 / 255, minus "),
+        (np.uint8, ((0.0,), (1.0,)), "(n, 1, 4, 6) of float32: pixels of 0..255 / 255"),
+        (np.float32, ((0.0,), (1.0,)), "(n, 1, 4, 6) of float32, as the data set gives it"),
+    ],
+)
+def test_who_runs_a_file_is_told_what_it_is_fed_with(kind: Any, scaling: Any, said: str) -> None:
+    images = ImageSet.of(np.ones((2, 1, 4, 6), kind), [0, 1])
+    workload: Any = SimpleNamespace(
+        splits=SimpleNamespace(test=images), normalization=Normalization(*scaling)
+    )
+    ending = "[0.5], over [0.25]" if said.endswith("minus ") else ""
+    assert _input(workload) == f"its input is {said}{ending}"
 
 
 def test_a_torch_file_needs_no_study(finished: Path, folder: Path) -> None:
