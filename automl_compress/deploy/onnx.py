@@ -25,8 +25,9 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from automl_compress.deploy.onnx_graph.qdq import QdqPass
 
 OPSET: Final = 20
+_EXPORTERS: Final = ("torch.onnx", "torch.export", "torch.fx", "onnxscript")
 METADATA: Final = "automl_compress"
 """Key of the file's metadata that holds what was done, as JSON."""
 _BATCH: Final = 8
@@ -382,13 +384,13 @@ def _exported(network: nn.Module, example_input: Tensor, names: list[str]) -> An
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, which are about itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    """Without the exporter's warnings, and graphs that it prints, which are about itself."""
+    loggers = [logging.getLogger(name) for name in _EXPORTERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

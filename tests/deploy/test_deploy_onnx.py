@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -396,6 +397,14 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path) -> None:
     refused("must be writable", network("mlp"), path, example("mlp"))
     assert list(tmp_path.iterdir()) == [path]
     assert not list(path.iterdir())
+
+
+def test_what_exporters_print_and_log_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with onnx_export._quiet():
+        print("a graph of a hundred lines", file=sys.stderr)  # of a network that asks for values
+        assert not logging.getLogger("torch.fx.experimental").isEnabledFor(logging.WARNING)
+    print("the message", file=sys.stderr)
+    assert capsys.readouterr().err == "the message\n"
 
 
 def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
