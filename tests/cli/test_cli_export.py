@@ -14,10 +14,10 @@ import torch
 
 import automl_compress as ac
 from automl_compress.cli import main
-from automl_compress.cli.export import _input
 from automl_compress.deploy.runtime import Runner
 from automl_compress.deploy.state import load_state
 from automl_compress.engine import restore_study
+from automl_compress.finish.export import _input
 from automl_compress.report import pick_network
 from automl_compress.workload import ImageSet, Normalization, build_model
 
