@@ -22,6 +22,7 @@ from torch import nn
 from automl_compress.bench.naive import NaiveLoop
 from automl_compress.compress import space_of_structure
 from automl_compress.compress.compressor import STATISTICS_IMAGES
+from automl_compress.compress.memory_order import in_order, order_for
 from automl_compress.evaluate.fast_form import fast_precision
 from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
 from automl_compress.evaluate.ranking import spearman
@@ -199,10 +200,11 @@ class LoopBench:
         )
         calibration = drawn.tensor(self.workload.normalization)
         few = calibration[:STATISTICS_IMAGES]
-        self._few = few.contiguous(memory_format=torch.channels_last)
+        model, example = self.workload.model, self.workload.example_input()
+        self._few = in_order(few, order_for(model, example))
         self.naive = NaiveLoop(
             same.compressor,
-            self.workload.example_input(),
+            example,
             calibration,
             *same.images_and_labels(),
             self.workload.task,

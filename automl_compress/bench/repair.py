@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from automl_compress.compress import REPAIRS, Compressor, Repair
 from automl_compress.compress.fold import fold_norms, foldable_norms
+from automl_compress.compress.memory_order import in_order, order_for
 from automl_compress.compress.modules import own_copy
 from automl_compress.evaluate import QUALITIES
 from automl_compress.evaluate.network import EstimateSettings
@@ -64,10 +65,11 @@ def measure_repairs(
         TraceError: the network cannot be followed.
     """
     calibration = workload.splits.train.draw(settings.calibration_images, settings.seed)
-    images = _channels_last(calibration.tensor(workload.normalization))
+    order = order_for(workload.model, workload.example_input())
+    images = in_order(calibration.tensor(workload.normalization), order)
     split = workload.splits.test
     chosen = split if test_images is None else split.draw(test_images, settings.seed)
-    tests = _channels_last(chosen.tensor(workload.normalization))
+    tests = in_order(chosen.tensor(workload.normalization), order)
     labels = torch.from_numpy(chosen.labels.copy())
     for name, network in _forms(workload):
         judge = partial(_quality, workload.task, images=tests, labels=labels)
@@ -142,10 +144,6 @@ def _quality(task: Task, network: nn.Module, images: Tensor, labels: Tensor) -> 
     with torch.inference_mode():
         outputs = (network(batch) for batch in torch.split(images, _BATCH))
         return task.score(outputs, labels).metrics[task.quality]
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def repair_table(rows: Iterable[RepairRow]) -> str:

@@ -330,10 +330,16 @@ def _run(step: Step, bound: Bound, values: Mapping[fx.Node, Any]) -> Any:
     if node.op == "call_function":
         return target(*args, **named)
     if node.op == "call_method":
-        return getattr(args[0], target)(*args[1:], **named)
+        return getattr(args[0], _in_any_order(target, args))(*args[1:], **named)
     if node.op == "get_attr":
         return _attribute(bound.modules[""], target)
     return args[0]  # the output
+
+
+def _in_any_order(method: str, args: Sequence[Any]) -> str:
+    """A method that does the same, whatever order values have in memory."""
+    sized = not any(isinstance(argument, torch.dtype) for argument in args[1:])
+    return "reshape" if method == "view" and sized else method
 
 
 def _attribute(module: Any, name: str) -> Any:

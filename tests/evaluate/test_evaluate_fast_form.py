@@ -165,6 +165,31 @@ def test_networks_of_torchvision_run_fused(make: Any, sums: int) -> None:
             )
 
 
+class Viewing(nn.Module):
+    """It flattens by a view, which fails on channels-last values; bits are seen as others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu().view(-1, 4 * 36).view(torch.int32).view(torch.float32)
+        return self.fc(y)  # type: ignore[no-any-return]
+
+
+def test_networks_that_flatten_by_a_view_run_fused() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Viewing().eval()
+    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    form = FastForm(model, x[:1], "float32", Structure((), (), (), 0))
+    assert form._program is not None
+    for order in (torch.contiguous_format, torch.channels_last):
+        with torch.inference_mode():
+            found = next(form.outputs(model, Policy({}), [x.contiguous(memory_format=order)]))
+            torch.testing.assert_close(found, model(x))
+
+
 class Turns(nn.Module):
     """Its way depends on what it sees."""
 
