@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.compress.modules import own_copy
-from automl_compress.recover import RecoverySettings, Standing, find_device, recover_policy
+from automl_compress.recover import (
+    Augmentation,
+    RecoverySettings,
+    Standing,
+    find_device,
+    recover_policy,
+)
 from automl_compress.recover.settings import Precision
 from automl_compress.space import ChannelRule, Policy, SpaceRules
 from automl_compress.workload import ImageSet, Normalization
@@ -158,7 +164,12 @@ def _policies(compressor: Compressor) -> dict[str, Policy]:
 def _settings(task: SpeedTask, distill: float, precision: Precision) -> RecoverySettings:
     default = RecoverySettings()
     training = replace(
-        default.training, epochs=1, batch=task.batch, device=task.device, precision=precision
+        default.training,
+        epochs=1,
+        batch=task.batch,
+        augment=Augmentation(flip=True),
+        device=task.device,
+        precision=precision,
     )
     return replace(default, training=training, distill=distill, held_out=0.0)
 

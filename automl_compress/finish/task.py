@@ -103,6 +103,11 @@ class RecoveryTask:
             f"{after['test'].metrics[name]:.2%} after{given}; "
             f"{place / NETWORK}"
         )
+        if not recovered.mirrored and self.settings.training.augment.flip is None:
+            self.say(
+                "  training images were not mirrored, for the original network hardly knows "
+                "mirrored ones; augment.flip=true mirrors them"
+            )
         self._tell_harm(_quality(before, name), _quality(after, name))
         return {split: score.metrics[name] for split, score in after.items()}
 
@@ -202,6 +207,7 @@ class RecoveryTask:
             "steps": recovered.steps,
             "seconds": round(recovered.seconds, 1),
             "chosen": recovered.chosen,
+            "mirrored": recovered.mirrored,
             "device": str(find_device(self.settings.training.device)),
             "torch": torch.__version__,
         }

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from automl_compress.errors import InputError
 from automl_compress.recover.fixed import trainable_but
 from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.measurement import measure
+from automl_compress.recover.mirroring import knows_mirrored
 from automl_compress.recover.recovery import state_hash
 from automl_compress.recover.settings import TrainingSettings, find_device
 from automl_compress.recover.sparsity import SparsitySettings, penalty_of
@@ -81,6 +83,9 @@ def train_network(
     start = time.monotonic()
     _check_optimizer(settings, sparsity)
     device = find_device(settings.device)
+    model, images, scaling = workload.model, workload.splits.train, workload.normalization
+    trained = partial(knows_mirrored, model, images, scaling, workload.task)
+    settings = settings.mirroring((lambda: True) if sparsity is None else trained)
     network = trainable_but(own_copy(workload.model), workload.fixed).to(device)
     penalty = None
     if sparsity is not None:

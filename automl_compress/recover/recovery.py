@@ -27,6 +27,7 @@ from automl_compress.recover.gradual import epochs_of_stages, policies_towards, 
 from automl_compress.recover.losses import Distillation, LabelsLoss, Loss, attention_points
 from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
 from automl_compress.recover.measurement import measure
+from automl_compress.recover.mirroring import knows_mirrored
 from automl_compress.recover.settings import (
     DETECTOR_RECOVERY,
     RecoverySettings,
@@ -52,12 +53,14 @@ class Recovered:
             mode.
         chosen: which state of it was kept: `averaged` or `last`, and `, new statistics` where
             those of BatchNorm were measured again.
+        mirrored: whether training images were.
         steps: of the training.
         seconds: what this process spent on it.
     """
 
     network: nn.Module
     chosen: str
+    mirrored: bool
     steps: int
     seconds: float
 
@@ -153,7 +156,9 @@ def recover_policy(
         compressor = compressor.of_network(_at_rest(trainer.network))
     trainer = training.run(compressor, policy, settings.stages - 1, checkpoint, listener)
     chosen, network = training.best(trainer)
-    return Recovered(_at_rest(network), chosen, training.steps, time.monotonic() - start)
+    mirrored = bool(training.settings.training.augment.flip)
+    seconds = time.monotonic() - start
+    return Recovered(_at_rest(network), chosen, mirrored, training.steps, seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +276,8 @@ def _training(
     fitted, judges = _held_out(images, settings)
     example = images.tensor(normalization, 0, 1)
     task = task_of(original, images, example)
+    known = partial(knows_mirrored, original, images, normalization, task)
+    settings = replace(settings, training=settings.training.mirroring(known))
     loss = _loss(original, example, settings, task)
     return _Training(fitted, judges, normalization, settings, loss, identity, task, trained, fixed)
 

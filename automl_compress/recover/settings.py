@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -32,22 +32,23 @@ class Augmentation:
     Args:
         crop: pixels an image is moved by at most, each way; black pixels come in. None is an
             eighth of its height.
-        flip: whether half of the images are mirrored.
+        flip: whether half of the images are mirrored; None where the network that training
+            starts from, or the one it is distilled from, knows mirrored images, see
+            `mirroring.knows_mirrored`, and in training from scratch.
         cutout: side of a square that is blotted out, in pixels; 0 for none (DeVries & Taylor
             2017).
     """
 
     crop: int | None = None
-    flip: bool = True
+    flip: bool | None = None
     cutout: int = 0
 
-    @classmethod
-    def from_section(cls, section: Section) -> Augmentation:
-        """Read and close the mapping below `augment`."""
-        found = cls(
-            section.number("crop", int, cls.crop, low=0),
-            section.get("flip", bool, cls.flip),
-            section.number("cutout", int, cls.cutout, low=0),
+    def read(self, section: Section) -> Augmentation:
+        """These settings with what a section says instead; the section is closed."""
+        found = Augmentation(
+            section.number("crop", int, self.crop, low=0),
+            section.get("flip", bool, self.flip),
+            section.number("cutout", int, self.cutout, low=0),
         )
         section.close()
         return found
@@ -91,6 +92,16 @@ class TrainingSettings:
         """JSON form."""
         return dataclasses.asdict(self)
 
+    def mirroring(self, known: Callable[[], bool]) -> TrainingSettings:
+        """These settings with `augment.flip` decided.
+
+        Args:
+            known: says whether mirrored images are known, where that is not stated.
+        """
+        if self.augment.flip is not None:
+            return self
+        return replace(self, augment=replace(self.augment, flip=known()))
+
     def read(self, section: Section) -> TrainingSettings:
         """These settings with what a section says instead; the section stays open.
 
@@ -111,7 +122,7 @@ class TrainingSettings:
                 "label_smoothing", float, self.label_smoothing, low=0.0, high=1.0
             ),
             average=section.number("average", float, self.average, low=0.0, high=0.99999),
-            augment=Augmentation.from_section(section.section("augment")),
+            augment=self.augment.read(section.section("augment")),
             seed=section.number("seed", int, self.seed, low=0, high=LARGEST_SEED),
             device=section.get("device", str, self.device),
             precision=section.choice("precision", PRECISIONS, self.precision),  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from automl_compress.evaluate.estimator import answer
 from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
 from automl_compress.ledger import LEDGER, MANIFEST, Ledger, Place, StudyResult
 from automl_compress.pareto import Reference, front_mask
-from automl_compress.recover import RecoverySettings, section_of
+from automl_compress.recover import Augmentation, RecoverySettings, section_of
 from automl_compress.report import write_report
 from automl_compress.search import RungOffer
 from automl_compress.settings import Origin, Section
@@ -230,6 +230,12 @@ def test_what_decides_a_training_decides_its_identity(
     settings: list[dict[str, Any]] = [{}, {"steps": 21}, {"rate": 0.01}, {"seed": 1}]
     assert len({_trained(digits, **given).identity for given in settings}) == 4
     assert _trained(digits).identity == _trained(digits).identity
+
+
+def test_a_brief_training_changes_no_images_unless_asked() -> None:
+    for said, cutout in (((), 0), (("augment.cutout=2",), 2)):
+        found = TrainSettings.from_section(section_of(said)).recovery.training.augment
+        assert found == Augmentation(crop=0, flip=False, cutout=cutout)
 
 
 @pytest.mark.parametrize(("steps", "held_out"), [(3, 0.0), (20, 0.0), (50, 0.1)])
