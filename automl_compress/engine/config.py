@@ -340,6 +340,25 @@ def _budget(section: Section, outer: Section) -> int:
     return evaluations
 
 
+def engine_with(engine: EngineSettings, changes: Mapping[str, Any]) -> EngineSettings:
+    """Engine settings with others in place of some, by the keys of a sweep file's `engine`.
+
+    Args:
+        engine: the settings as they are.
+        changes: read as a sweep file's; workers and address may also be None, see `EngineSettings`.
+
+    Raises:
+        StudyError: a key is unknown or a value is wrong.
+    """
+    none = [name for name in ("workers", "address") if changes.get(name, "") is None]
+    stated = {name: value for name, value in changes.items() if name not in none}
+    section = Section({"engine": stated}, {(): Origin("settings")}, (), StudyError)
+    read = _engine(section.section("engine"))
+    changed: dict[str, Any] = dict.fromkeys(none)
+    changed |= {name: getattr(read, name) for name in stated}
+    return replace(engine, **changed)
+
+
 def _engine(section: Section) -> EngineSettings:
     named = "workers" in section and not _is_auto(section, "workers")
     workers = _number_or_auto(section, "workers", 1)

@@ -13,7 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from automl_compress.engine.config import StudyConfig, config_of_mapping, read_config
+from automl_compress.engine.config import (
+    StudyConfig,
+    config_of_mapping,
+    engine_with,
+    read_config,
+)
 from automl_compress.engine.engine import Listener, Race, ignore
 from automl_compress.engine.extension import extended_config, reopen
 from automl_compress.engine.latency import measure_latencies
@@ -78,10 +83,13 @@ class Study:
         """The same study with other engine settings: `kind`, `workers`, `threads`, `address`.
 
         Workers or an address make it a cluster's, unless a kind is given too.
+
+        Raises:
+            StudyError: there is no such setting, or a value is wrong.
         """
         if any(changes.get(name) is not None for name in ("workers", "address")):
             changes = {"kind": "cluster", **changes}
-        engine = replace(self.config.engine, **changes)
+        engine = engine_with(self.config.engine, changes)
         automatic = self.config.automatic - {f"engine.{name}" for name in changes}
         return self._with(replace(self.config, engine=engine, automatic=automatic))
 
@@ -151,7 +159,7 @@ class Study:
             retry_failed: whether evaluations that failed are tried again, of a finished study too:
                 contestants go on as if these had never failed, and are charged anew.
             workload: given again, where the study was given a loaded one.
-            **engine: engine settings to change.
+            **engine: engine settings to change, such as `workers=2`; see `with_engine`.
 
         Raises:
             StudyError: the folder holds no study, its network, data or settings have changed, or
@@ -195,7 +203,7 @@ class Study:
             strategies: who competes besides those that did, with the study's seeds.
             listener: hears as in `run`.
             workload: given again, where the study was given a loaded one.
-            **engine: engine settings to change.
+            **engine: engine settings to change, such as `workers=2`; see `with_engine`.
 
         Raises:
             StudyError: the folder holds no finished study, its network, data or settings have

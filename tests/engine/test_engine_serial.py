@@ -209,3 +209,11 @@ def test_workers_or_an_address_make_a_serial_study_a_clusters() -> None:
     assert found == EngineSettings("cluster", None, 2, "10.0.0.1:6379")
     kept = serial.with_engine(kind="serial", workers=None, address=None).config.engine
     assert kept == EngineSettings("serial", None, 2)
+    for wrong, told in (
+        ({"worker": 2}, "unknown key 'engine.worker', did you mean 'workers'"),
+        ({"kind": "seriel"}, "'engine.kind' must be one of .* did you mean 'serial'"),
+        ({"threads": 0}, "'engine.threads' must be 'auto' or at least 1, but is 0"),
+        ({"workers": 2.5}, "'engine.workers' must be an integer or a text, but is 2.5"),
+    ):
+        with pytest.raises(StudyError, match=told):
+            serial.with_engine(**wrong)
