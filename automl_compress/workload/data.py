@@ -102,7 +102,7 @@ class DataConfig:
             InputError: a key is unknown, missing or has a wrong value.
         """
         source = _source(section, base)
-        mean, std = _numbers(section, "mean"), _numbers(section, "std")
+        mean, std = channel_numbers(section, "mean"), channel_numbers(section, "std")
         validation = section.section("search_validation")
         half = validation.choice("from", HALVES, "test")
         images = validation.number("images", int, None, low=1)
@@ -123,7 +123,7 @@ class DataConfig:
         Raises:
             InputError: its numbers are wrong.
         """
-        mean, std = _numbers(trained, "mean"), _numbers(trained, "std")
+        mean, std = channel_numbers(trained, "mean"), channel_numbers(trained, "std")
         return self if mean is None or std is None else replace(self, trained=(mean, std))
 
 
@@ -246,7 +246,12 @@ def _source(section: Section, base: Path) -> Source:
     )
 
 
-def _numbers(section: Section, key: str) -> tuple[float, ...] | None:
+def channel_numbers(section: Section, key: str) -> tuple[float, ...] | None:
+    """One number a channel; None where the key is absent.
+
+    Raises:
+        InputError: it is no list of numbers, or empty.
+    """
     values: tuple[Any, ...] = section.items(key, float, ())
     if key in section and not values:
         raise section.fail(f"'{section.name(key)}' must hold one number a channel; add it", key)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -87,16 +87,35 @@ class ImageSet:
                 f"labels must be ({shape[0]},) of int64, but are {labels.dtype.name} of "
                 f"shape {tuple(labels.shape)}; give one label an image"
             )
+        if classes and labels.min() < 0:
+            raise WorkloadError(
+                f"labels must be at least 0, but reach down to {labels.min()}; number the classes "
+                "from 0"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @classmethod
-    def of(cls, images: Pixels, labels: ArrayLike) -> ImageSet:
-        """Wrap arrays and hash their content; labels are class indices or boxes."""
-        given = np.asarray(labels)
-        found: Labels = np.asarray(given, np.float32 if given.ndim == 3 else np.int64)
-        return cls(images, found, content_hash(images, found))
+    def of(cls, images: Pixels | torch.Tensor, labels: ArrayLike | torch.Tensor) -> ImageSet:
+        """Wrap arrays or tensors and hash their content.
+
+        Args:
+            images: (n, c, h, w) uint8 in 0..255, or float32 that is already normalised.
+            labels: (n,) whole numbers from 0, or (n, m, 6) boxes.
+
+        Raises:
+            WorkloadError: they have other shapes, types or values, or hold no image.
+        """
+        pixels, given = _array(images), _array(labels)
+        boxes = given.ndim == 3
+        if not boxes and given.size and not np.issubdtype(given.dtype, np.integer):
+            raise WorkloadError(
+                f"labels must be whole numbers, the classes from 0, but are {given.dtype.name}; "
+                "convert them"
+            )
+        found: Labels = np.asarray(given, np.float32 if boxes else np.int64)
+        return cls(pixels, found, content_hash(pixels, found))
 
     @property
     def boxed(self) -> bool:
@@ -148,6 +167,12 @@ class ImageSet:
     ) -> torch.Tensor:
         """Images `start` to `stop` (excluded) as network input, (m, c, h, w) float32."""
         return normalization.apply(self.images[start:stop])
+
+
+def _array(values: ArrayLike | torch.Tensor) -> NDArray[Any]:
+    """What arrays, tensors and lists hold."""
+    given = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    return np.asanyarray(given)  # a memory map stays one
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def read_halves(made: Sequence[Any], name: str, classes: tuple[str, ...] = ()) -
         WorkloadError: they are no such data sets, or do not fit each other.
     """
     train, test = (
-        dataset if isinstance(dataset, ImageSet) else _read(dataset, f"the {half} set of {name}")
+        (_own if isinstance(dataset, ImageSet) else _read)(dataset, f"the {half} set of {name}")
         for dataset, half in zip(made, ("train", "test"), strict=True)
     )
     if train.shape != test.shape or train.images.dtype != test.images.dtype:
@@ -105,11 +105,19 @@ def read_halves(made: Sequence[Any], name: str, classes: tuple[str, ...] = ()) -
     return TrainTest(train, test, _classes(classes or _class_names(made), train, test, name))
 
 
+def _own(images: ImageSet, what: str) -> ImageSet:
+    """Images that no later change of the user's arrays changes."""
+    _check_finite(images.images, what)
+    if not images.images.flags.writeable:
+        return images
+    return ImageSet.of(images.images.copy(), images.labels.copy())
+
+
 def _read(dataset: Any, what: str) -> ImageSet:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise WorkloadError(
-            f"{what} must have a length and items, but is {_kind(dataset)}; return a map-style "
-            f"data set of (image, label)"
+            f"{what} must have a length and items, but is {_kind(dataset)}; give a map-style "
+            f"data set of (image, label), such as the one a DataLoader reads"
         )
     with user_code(what, WorkloadError):
         count = len(dataset)
@@ -201,7 +209,7 @@ def _label(label: Any, where: str) -> int:
         label = label.item()
     if not isinstance(label, int | np.integer) or isinstance(label, bool):
         raise WorkloadError(
-            f"a label must be a whole number, but {where} has {_kind(label)}; convert it"
+            f"a label must be a whole number, but that of {where} is {_kind(label)}; convert it"
         )
     if not 0 <= label <= _LARGEST_LABEL:
         raise WorkloadError(
@@ -220,11 +228,15 @@ def _stacked(rows: Sequence[Pixels], what: str) -> Pixels:
                 f"{row.dtype.name} {row.shape}; bring them to one size"
             )
     stacked: Pixels = np.stack(list(rows))
-    if stacked.dtype != np.uint8 and not np.isfinite(stacked).all():
+    _check_finite(stacked, what)
+    return stacked
+
+
+def _check_finite(images: Pixels, what: str) -> None:
+    if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise WorkloadError(
             f"images of {what} must be finite, but hold NaN or infinity; repair them"
         )
-    return stacked
 
 
 def _kind(value: Any) -> str:

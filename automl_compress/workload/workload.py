@@ -17,7 +17,7 @@ from automl_compress.errors import WorkloadError
 from automl_compress.settings import LARGEST_SEED, REQUIRED, Origin, Section
 from automl_compress.user_code import is_factory, user_code
 from automl_compress.workload.card import card_data
-from automl_compress.workload.data import DataConfig, existing
+from automl_compress.workload.data import DataConfig, channel_numbers, existing
 from automl_compress.workload.detection import EXTRA, Detection, strides_of
 from automl_compress.workload.digits_training import DEFAULT_EPOCHS, train_digits
 from automl_compress.workload.images import ImageSet, Normalization
@@ -165,7 +165,9 @@ class Workload:
         Raises:
             WorkloadError: network and data do not fit, or one of them cannot be used.
         """
-        name = name or type(model).__name__
+        stated = {"mean": mean, "std": std, "validation_images": validation_images, "seed": seed}
+        section = _in_python(name=name or type(model).__name__, **stated)
+        name = section.get("name", str)
         if name in MODELS or is_factory(name):
             raise WorkloadError(
                 f"a network given in Python must not have the name of one that is loaded by name, "
@@ -173,11 +175,11 @@ class Workload:
             )
         data = DataConfig(
             MemorySource(train, test, tuple(classes)),
-            None if mean is None else tuple(map(float, mean)),
-            None if std is None else tuple(map(float, std)),
+            channel_numbers(section, "mean"),
+            channel_numbers(section, "std"),
             validation_from,
-            validation_images,
-            seed,
+            section.number("validation_images", int, None),
+            section.number("seed", int, low=0, high=LARGEST_SEED),
         )
         with user_code(f"copying model '{name}'", WorkloadError):
             copied = copy.deepcopy(model)
@@ -192,6 +194,13 @@ class Workload:
     def example_input(self) -> torch.Tensor:
         """The first training image as network input, (1, c, h, w) float32."""
         return self.splits.train.tensor(self.normalization, 0, 1)
+
+
+def _in_python(**values: Any) -> Section:
+    """What was given in Python, by name; nothing for what was left out."""
+    plain = {key: v.tolist() if hasattr(v, "tolist") else v for key, v in values.items()}
+    given = {key: value for key, value in plain.items() if value is not None or key == "seed"}
+    return Section(given, {(): Origin("Workload.of")}, (), WorkloadError)
 
 
 def load_workload(config: WorkloadConfig) -> Workload:

@@ -89,6 +89,8 @@ def test_image_set_refuses_other_shapes(shape: tuple[int, ...], refused: Refused
 
 def test_image_set_refuses_labels_that_do_not_match(refused: Refused) -> None:
     refused(lambda: ImageSet.of(np.zeros((2, 1, 4, 4), np.uint8), [0]), "(2,)", "(1,)")
+    refused(lambda: ImageSet.of(np.zeros((2, 1, 4, 4), np.uint8), [0, 1.5]), "whole", "float64")
+    refused(lambda: ImageSet.of(np.zeros((2, 1, 4, 4), np.uint8), [0, -1]), "reach down to -1")
 
 
 def test_normalization_is_that_of_torchvision() -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from automl_compress.deploy import load_packed, save_packed
 from automl_compress.errors import DeployError
 from automl_compress.space import Policy
-from automl_compress.workload import ImageSet, Workload
+from automl_compress.workload import ImageSet, Normalization, Workload
 from automl_compress.workload.fcos_resnet import FcosResNet
 
 Refused = Callable[..., None]
@@ -93,6 +93,30 @@ def test_what_does_not_fit_is_refused(refused: Refused) -> None:
     refused(given(validation_from="val"), "from test or train, but are to be from 'val'")
     refused(given(validation_images=0), "at least 1, but are 0")
     refused(given(validation_images=10), "must leave some of the test half")
+    refused(given(validation_images=2.5), "'validation_images' must be an integer, but is 2.5")
+    refused(given(seed=None), "'seed' must be an integer, but is nothing")
+    refused(given(seed=-1), "'seed' must be at least 0 and at most 4294967295, but is -1")
+    refused(given(mean=0.5), "'mean' must be a list, but is 0.5")
+    refused(given(std="a"), "'std' must be a list, but is 'a'")
+    refused(given(name=3), "'name' must be a text, but is 3")
+    floats = np.ones((12, 1, 8, 8), np.float32)
+    floats[3] = np.nan
+    refused(given(first=ImageSet.of(floats, train.labels)), "the train set of", "hold NaN")
+
+
+def test_arrays_that_are_changed_afterwards_change_no_workload() -> None:
+    pixels = np.array(_images(12).images)
+    labels = torch.arange(12) % 3
+    given = ImageSet.of(torch.from_numpy(pixels), labels)
+    assert given.content_hash == _images(12).content_hash
+    mean, std = torch.tensor([0.5]), np.array([0.25])
+    workload = Workload.of(Net(), given, _images(10, seed=1), mean=mean, std=std)
+    before = workload.splits.train.tensor(workload.normalization)
+    assert workload.normalization == Normalization((0.5,), (0.25,))
+    pixels[:] = 0
+    labels[:] = 0
+    assert torch.equal(workload.splits.train.tensor(workload.normalization), before)
+    assert list(workload.splits.train.labels) == [0, 1, 2] * 4
 
 
 def test_a_file_of_such_a_network_asks_for_the_network(tmp_path: Path) -> None:
