@@ -37,6 +37,7 @@ from automl_compress.ledger import (
     Ledger,
     Manifest,
     StudyResult,
+    study_folder,
 )
 from automl_compress.space import Policy
 from automl_compress.workload import Workload
@@ -141,7 +142,7 @@ class Study:
     @classmethod
     def resume(
         cls,
-        folder: str | Path,
+        folder: str | Path | StudyResult,
         listener: Listener = ignore,
         *,
         retry_failed: bool = False,
@@ -154,7 +155,7 @@ class Study:
         finished evaluation is run twice and the front is that of an undisturbed run.
 
         Args:
-            folder: the study's folder.
+            folder: the study's folder, or what the study returned.
             listener: hears as in `run`.
             retry_failed: whether evaluations that failed are tried again, of a finished study too:
                 contestants go on as if these had never failed, and are charged anew.
@@ -165,12 +166,12 @@ class Study:
             StudyError: the folder holds no study, its network, data or settings have changed, or
                 another process goes on with it; nothing is changed.
         """
-        place = Path(folder)
+        place = study_folder(folder)
         manifest = Manifest.read(place)
         study = cls._of(stated_config(manifest, workload))
         study = study.with_engine(**engine) if engine else study
         prepared = study._prepare(manifest)
-        _check_unchanged(folder, manifest, prepared.manifest)
+        _check_unchanged(place, manifest, prepared.manifest)
         kept = replace(
             prepared.manifest, environment=manifest.environment, extended=manifest.extended
         )
@@ -183,7 +184,7 @@ class Study:
     @classmethod
     def extend(
         cls,
-        folder: str | Path,
+        folder: str | Path | StudyResult,
         evaluations: int = 0,
         strategies: Sequence[str] = (),
         listener: Listener = ignore,
@@ -198,7 +199,7 @@ class Study:
         where one is not known, for only those of one session can be compared.
 
         Args:
-            folder: the study's folder.
+            folder: the study's folder, or what the study returned.
             evaluations: how many more each contestant is charged.
             strategies: who competes besides those that did, with the study's seeds.
             listener: hears as in `run`.
@@ -211,7 +212,7 @@ class Study:
                 changed.
             InterruptedStudy: the user stopped it; `resume` goes on to the new end.
         """
-        place = Path(folder)
+        place = study_folder(folder)
         manifest = StudyResult(place).manifest
         study = cls._of(extended_config(place, manifest, evaluations, strategies, workload))
         study = study.with_engine(**engine) if engine else study
@@ -219,7 +220,7 @@ class Study:
         shorter = replace(
             prepared.manifest, contestants=manifest.contestants, budget=manifest.budget
         )
-        _check_unchanged(folder, manifest, replace(shorter, fingerprint=fingerprint_of(shorter)))
+        _check_unchanged(place, manifest, replace(shorter, fingerprint=fingerprint_of(shorter)))
         kept = replace(
             prepared.manifest,
             environment=manifest.environment,
@@ -305,7 +306,7 @@ class Study:
             )
 
 
-def _check_unchanged(folder: str | Path, before: Manifest, now: Manifest) -> None:
+def _check_unchanged(folder: Path, before: Manifest, now: Manifest) -> None:
     """Refuse to go on with a study whose evaluations would be others."""
     if now.fingerprint != before.fingerprint:
         raise StudyError(

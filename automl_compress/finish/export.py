@@ -25,10 +25,10 @@ COMPARED_IMAGES: Final = 1_000
 
 
 def export_network(
-    folder: Path,
-    rule: str,
+    folder: str | Path | StudyResult,
+    rule: str | Policy,
     format_name: str,
-    output: Path,
+    output: str | Path,
     *,
     recovered: bool = False,
     raw: bool = False,
@@ -38,7 +38,7 @@ def export_network(
     """Build the network a rule picks, write it, read it and say what came of it.
 
     Args:
-        folder: a study's folder.
+        folder: a study's folder, or what the study returned.
         rule: see `report.pick_network`.
         format_name: see `deploy.formats`.
         output: the file; replaced if it exists.
@@ -51,7 +51,7 @@ def export_network(
         InputError: the folder, the rule, the format or the output is wrong; nothing is written.
     """
     chosen_format = export_format(format_name)
-    result = StudyResult(folder)
+    result, output = StudyResult(folder), Path(output)
     if raw and (format_name != "onnx" or result.manifest.workload.get("task") != "detection"):
         raise StudyError(
             "--raw must be given for detectors in the format onnx only, for nothing else has its "
@@ -60,8 +60,8 @@ def export_network(
     picked = pick_network(result, rule)
     before = ", before it was recovered" if recovered else ""
     audience.say(f"picked {picked.describe()}: {_said(picked)}{before}")
-    trained = recovered_file(folder, picked.policy) if recovered else None
-    study = restore_study(folder, workload)
+    trained = recovered_file(result.folder, picked.policy) if recovered else None
+    study = restore_study(result.folder, workload)
     network = network_of(study, picked.policy, trained)
     written = chosen_format.save(network, output, _source(study, picked.policy, raw))
     size, promised = written.size_bytes, study.promised_bytes(picked.policy)

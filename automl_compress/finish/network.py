@@ -17,7 +17,11 @@ from automl_compress.workload import Workload
 
 
 def load_network(
-    folder: str | Path, rule: str, *, recovered: bool = False, workload: Workload | None = None
+    folder: str | Path | StudyResult,
+    rule: str | Policy,
+    *,
+    recovered: bool = False,
+    workload: Workload | None = None,
 ) -> nn.Module:
     """The network of a study that a rule picks, as the report's test images measured it.
 
@@ -25,7 +29,7 @@ def load_network(
     says.
 
     Args:
-        folder: a study's folder.
+        folder: a study's folder, or what the study returned.
         rule: see `report.pick_network`.
         recovered: whether its trained form is wanted, which `recover_networks` left in the folder.
         workload: given again, where the study was given a loaded one.
@@ -37,9 +41,10 @@ def load_network(
         InputError: the folder or the rule is wrong, it was not recovered, or the study's network or
             data have changed.
     """
-    policy = pick_network(StudyResult(Path(folder)), rule).policy
-    trained = recovered_file(Path(folder), policy) if recovered else None
-    built = network_of(restore_study(folder, workload), policy, trained)
+    result = StudyResult(folder)
+    policy = pick_network(result, rule).policy
+    trained = recovered_file(result.folder, policy) if recovered else None
+    built = network_of(restore_study(result.folder, workload), policy, trained)
     return trainable(own_copy(built))
 
 

@@ -40,8 +40,8 @@ _ENDINGS: Final = {"packed": ".packed", "onnx": ".onnx", "torch": ".safetensors"
 
 
 def run_pipeline(
-    sweep: Path,
-    out: Path | None = None,
+    sweep: str | Path,
+    out: str | Path | None = None,
     overrides: Sequence[str] = (),
     *,
     audience: Audience = NOBODY,
@@ -74,7 +74,7 @@ def run_pipeline(
         )
     for rule in settings.picks:
         read_limits(rule)
-    folder = out or Path("results") / study.config.name
+    folder = Path("results") / study.config.name if out is None else Path(out)
     stages = Stages(folder, audience)
     given = _given(study) if settings.sparsify else None
     with _made_and_locked(folder):

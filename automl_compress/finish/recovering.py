@@ -25,12 +25,13 @@ from automl_compress.recover import (
 from automl_compress.recover.fixed import untrained_parts
 from automl_compress.report import Pick, pick_network, write_report
 from automl_compress.report.recovered import DOCUMENT
+from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Workload
 
 
 def recover_networks(
-    folder: Path,
-    rules: Sequence[str],
+    folder: str | Path | StudyResult,
+    rules: str | Policy | Sequence[str | Policy],
     overrides: Sequence[str] = (),
     *,
     force: bool = False,
@@ -43,8 +44,8 @@ def recover_networks(
     """Recover what rules pick, one network after the other, and write the report again.
 
     Args:
-        folder: a study's folder.
-        rules: see `report.pick_network`.
+        folder: a study's folder, or what the study returned.
+        rules: one, or several; see `report.pick_network`.
         overrides: `key=value` texts, settings of `RecoverySettings`.
         force: whether networks that were recovered with other settings are replaced.
         asha: whether they are trained side by side and those that lag behind are stopped early,
@@ -65,11 +66,14 @@ def recover_networks(
     """
     if further and asha:
         raise InputError("--further trains one network after the other; leave --asha out")
-    StudyResult(folder)  # holds a study
-    with locked(folder):
-        result = StudyResult(folder)
+    stated = [rules] if isinstance(rules, str | Policy) else rules
+    if not stated:
+        raise InputError("networks to recover must be picked by a rule, but there is none; add it")
+    place = StudyResult(folder).folder  # holds a study
+    with locked(place):
+        result = StudyResult(place)
         chosen = _settings(result, overrides, settings)
-        picked = {p.policy.key: p for p in (pick_network(result, rule) for rule in rules)}
+        picked = {p.policy.key: p for p in (pick_network(result, rule) for rule in stated)}
         order = RecoveryOrder(result, tuple(picked.values()), chosen, force, audience, workload)
         if asha:
             from automl_compress.finish.promoting import recover_promoted
@@ -79,7 +83,7 @@ def recover_networks(
             _recover_further(order)
         else:
             _recover(order)
-        return write_report(folder)
+        return write_report(place)
 
 
 def _settings(

@@ -9,7 +9,12 @@ from automl_compress.ledger.manifest import (
     Manifest,
     RungRecord,
 )
-from automl_compress.ledger.result import TIMING_COLUMNS, FrontPoint, StudyResult
+from automl_compress.ledger.result import (
+    TIMING_COLUMNS,
+    FrontPoint,
+    StudyResult,
+    study_folder,
+)
 from automl_compress.ledger.store import Charge, Ledger, Place
 from automl_compress.ledger.whole_file import write_text
 
@@ -27,5 +32,6 @@ __all__ = [
     "Place",
     "RungRecord",
     "StudyResult",
+    "study_folder",
     "write_text",
 ]

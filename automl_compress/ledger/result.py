@@ -37,6 +37,7 @@ from automl_compress.ledger.manifest import (
 from automl_compress.ledger.store import Charge, Ledger
 from automl_compress.ledger.whole_file import naming, write_text
 from automl_compress.pareto import front_mask
+from automl_compress.settings import shown
 from automl_compress.space import Policy
 
 if TYPE_CHECKING:
@@ -95,18 +96,35 @@ class FrontPoint:
         }
 
 
+def study_folder(given: str | Path | StudyResult) -> Path:
+    """A study's folder, by its path or by what the study returned.
+
+    Raises:
+        StudyError: it is given by something else.
+    """
+    if isinstance(given, StudyResult):
+        return given.folder
+    if not isinstance(given, str | Path):
+        raise StudyError(
+            f"a study's folder must be given by its path or a StudyResult, but is {shown(given)}; "
+            "give the folder a search wrote"
+        )
+    return Path(given)
+
+
 class StudyResult:
     """A study's folder: what was asked for, evaluated and found.
 
     Args:
-        folder: a folder that holds `run.json` and `ledger.sqlite`.
+        folder: a folder that holds `run.json` and `ledger.sqlite`; of what a study returned it is
+            the folder, which is read as it is now.
 
     Raises:
         StudyError: a file is missing or broken.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path | StudyResult) -> None:
+        self.folder = study_folder(folder)
         self.manifest = Manifest.read(self.folder)
         if not (self.folder / LEDGER).is_file():
             raise StudyError(
@@ -134,6 +152,10 @@ class StudyResult:
                 f"the {LEDGER} of a study with finalists must hold evaluations, but that of "
                 f"'{folder}' holds none; restore it from a copy"
             )
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return f"StudyResult('{self.folder}': study '{manifest.study}', {manifest.status})"
 
     def _units(self, charges: Sequence[Charge]) -> int:
         """Evaluations of the budget that charges come to; only this study's estimators count."""

@@ -28,6 +28,7 @@ from automl_compress.ledger import StudyResult
 from automl_compress.report import formats
 from automl_compress.report.finalists import constraints_as_measured
 from automl_compress.report.summary import Summary
+from automl_compress.settings import shown
 from automl_compress.space import Policy
 
 KNEE: Final = "knee"
@@ -67,7 +68,7 @@ class Pick:
         return f"{what}, key {self.policy.key}{breaks}"
 
 
-def pick_network(result: StudyResult, rule: str) -> Pick:
+def pick_network(result: StudyResult, rule: str | Policy) -> Pick:
     """The network of a study that a rule picks.
 
     Rules, several limits joined by commas:
@@ -77,7 +78,8 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
     - `knee`: the largest box between the point and the useful reference (see
       `evaluate.references_around` and `evaluate.useful_baseline`), so that no objective alone
       decides; among those that meet the limits, if there are any.
-    - `point:ID`: a finalist's number in the report, or a policy's key or the start of it.
+    - `point:ID`: a finalist's number in the report, or a policy's key or the start of it. In Python
+      the policy itself says the same.
 
     Finalists come first, by their test quality. Those that break a constraint of the study as
     measured are picked by `point:ID` alone. Only when no finalist meets the limits, the other
@@ -87,6 +89,12 @@ def pick_network(result: StudyResult, rule: str) -> Pick:
         StudyError: the rule is wrong, or no network meets it and the constraints; the nearest is
             named.
     """
+    if isinstance(rule, Policy):
+        rule = f"{_POINT}{rule.key}"
+    if not isinstance(rule, str):
+        raise StudyError(
+            f"a pick must be a rule such as 'knee' or a policy, but is {shown(rule)}; correct it"
+        )
     summary = Summary(result)
     text = rule.strip()
     if text.startswith(_POINT):

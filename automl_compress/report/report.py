@@ -33,7 +33,7 @@ def write_report(folder: str | Path | StudyResult) -> Path:
     Raises:
         StudyError: a file is missing or broken, or the folder cannot be written.
     """
-    result = StudyResult(folder.folder if isinstance(folder, StudyResult) else folder)
+    result = StudyResult(folder)
     if not os.access(result.folder, os.W_OK):
         raise StudyError(
             f"a report is written into its study's folder, but '{result.folder}' cannot be "

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import automl_compress as ac
 from automl_compress.cli import main
 from automl_compress.deploy.state import load_state
 from automl_compress.engine import restore_study
-from automl_compress.errors import InterruptedStudy, StudyError
+from automl_compress.errors import InputError, InterruptedStudy, StudyError
 from automl_compress.finish.folder import finish_writing
+from automl_compress.finish.recovering import RecoveryOrder
 from automl_compress.finish.task import RecoveryTask
 from automl_compress.recover import training
 from automl_compress.report import pick_network
@@ -164,6 +166,35 @@ def test_networks_in_memory_are_those_that_were_measured(whole: Path) -> None:
     other = next(name for name in tested if name != key)
     with pytest.raises(StudyError, match="needs a network that was trained"):
         ac.load_network(whole, f"point:{other}", recovered=True)
+
+
+def test_a_notebook_gives_texts_policies_and_results(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = ac.StudyResult(str(whole))
+    rules: list[Any] = []
+    policy = ac.Policy.from_dict(_recovered(whole)[1]["policy"])
+    assert repr(result) == f"StudyResult('{whole}': study 'tiny', finished)"
+    file = str(tmp_path / "k.safetensors")
+    ac.export_network(str(whole), policy, "torch", file, recovered=True)
+    assert load_file(file).keys() == load_file(_recovered(whole)[0]).keys()
+    ac.load_network(result, policy)
+
+    def is_done(_: Any, picked: Any) -> bool:
+        rules.append(picked)
+        return True
+
+    monkeypatch.setattr(RecoveryOrder, "is_done", is_done)
+    monkeypatch.setattr("automl_compress.finish.recovering.write_report", lambda place: place)
+    assert ac.recover_networks(str(whole), "knee", epochs=1) == whole
+    assert ac.recover_networks(result, [policy, f"point:{policy.key}"], epochs=1) == whole
+    assert [picked.policy.key for picked in rules[1:]] == [policy.key]
+    with pytest.raises(InputError, match="must be picked by a rule, but there is none"):
+        ac.recover_networks(whole, [])
+    with pytest.raises(StudyError, match="a rule such as 'knee' or a policy, but is 3; correct"):
+        ac.load_network(whole, 3)  # type: ignore[arg-type]
+    with pytest.raises(StudyError, match="by its path or a StudyResult, but is 3; give"):
+        ac.Study.resume(3)  # type: ignore[arg-type]
 
 
 def test_a_training_that_harms_is_told_of() -> None:
