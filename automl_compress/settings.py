@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
 from automl_compress.errors import InputError
@@ -228,6 +230,25 @@ class Section:
                 )
 
 
+def as_stated(value: Any, name: Callable[[Any], Any] = lambda other: other) -> Any:
+    """A setting given in Python, as a file states it.
+
+    Args:
+        value: to state. Paths become texts, numbers Python's own, and what holds settings mappings
+            and lists.
+        name: makes of everything else what a file says of it.
+    """
+    if isinstance(value, Mapping):
+        return {key: as_stated(item, name) for key, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [as_stated(item, name) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Real) and not isinstance(value, int | float):  # such as NumPy's
+        return int(value) if isinstance(value, Integral) else float(value)
+    return name(value)
+
+
 def read_assignment(text: str, error: type[InputError] = InputError) -> tuple[tuple[str, ...], str]:
     """The path of keys and the value's text of `KEY.SUBKEY=VALUE`, as `--set` takes it.
 
@@ -290,8 +311,8 @@ def _kind_names(kinds: tuple[type, ...], plural: bool = False) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it, shortened to 60 characters."""
-    text = "nothing" if value is None else repr(value)
+    """A value as messages show it, on one line of at most 60 characters."""
+    text = "nothing" if value is None else " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 

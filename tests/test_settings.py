@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from automl_compress.errors import InputError, SpaceError
-from automl_compress.settings import Origin, Section, significant, suggestion
+from automl_compress.settings import Origin, Section, as_stated, shown, significant, suggestion
 from automl_compress.settings_file import read_settings
 from automl_compress.space import SpaceRules, load_rules
 
@@ -240,6 +242,17 @@ def test_suggestions_look_past_the_case_and_are_for_unknown_words() -> None:
 def test_tuples_are_lists() -> None:
     section = Section({"list": (1, 2)}, {(): Origin("settings")}, ())
     assert section.items("list", int) == (1, 2)
+
+
+def test_python_s_values_are_stated_as_a_file_states_them() -> None:
+    given = {"weights": Path("a") / "b", "seeds": range(2), "n": np.int64(3), "on": True}
+    stated = as_stated(
+        {**given, "x": (np.float32(0.5), None), "y": [print]}, lambda v: "none" if v is None else v
+    )
+    assert json.dumps(stated["n"]) == "3"
+    assert stated.pop("y") == [print]
+    assert stated == {"weights": "a/b", "seeds": [0, 1], "n": 3, "on": True, "x": [0.5, "none"]}
+    assert shown(np.zeros((2, 2))) == "array([[0., 0.], [0., 0.]])"
 
 
 def test_close_names_the_key_nobody_read(tmp_path: Path) -> None:

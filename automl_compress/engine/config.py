@@ -8,6 +8,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Final
 
+from torch import nn
+
 from automl_compress.compress import KERNEL_CRITERIA, REPAIRS, Repair, check_criterion
 from automl_compress.deploy.latency_calibration import LatencySettings
 from automl_compress.deploy.measuring import FEWEST_RUNS, RUNTIMES, MeasureSettings
@@ -20,7 +22,7 @@ from automl_compress.evaluate.draw import DRAWS
 from automl_compress.evaluate.fast_form import PRECISIONS
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
-from automl_compress.settings import LARGEST_SEED, Origin, Section
+from automl_compress.settings import LARGEST_SEED, Origin, Section, as_stated
 from automl_compress.settings_file import read_settings
 from automl_compress.user_code import name_of
 from automl_compress.workload import BOXED, Workload, WorkloadConfig
@@ -99,23 +101,19 @@ def config_of_mapping(values: Mapping[str, Any], base: Path = Path()) -> StudyCo
     """Settings given as a mapping with a sweep file's keys.
 
     Args:
-        values: as in a sweep file; `workload` may be a loaded `Workload`, and a class or function
-            stands for its name.
+        values: as in a sweep file; `workload` may be a loaded `Workload`, a class or function
+            stands for its name, and a path for its text.
         base: folder that relative paths start from.
 
     Raises:
         InputError: a key or value is wrong.
     """
-    section = Section(_in_names(values), {(): Origin("settings")}, (), StudyError)
+    section = Section(as_stated(values, _in_names), {(): Origin("settings")}, (), StudyError)
     return config_of_section(section, base)
 
 
 def _in_names(value: Any) -> Any:
-    """Settings with classes and functions by their names, as another process reads them."""
-    if isinstance(value, dict):
-        return {key: _in_names(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_names(item) for item in value]
+    """Classes and functions by their names, as another process reads them."""
     return name_of(value, StudyError) if isinstance(value, type | FunctionType) else value
 
 
@@ -202,9 +200,21 @@ def _name(section: Section) -> str:
 
 
 def _workload(section: Section, base: Path) -> WorkloadConfig | Workload:
-    given: Any = section.get("workload", (dict, Workload))
-    if isinstance(given, Workload):
-        return given
+    given = section.values().get("workload")
+    if isinstance(given, nn.Module):
+        raise section.fail(
+            "'workload' must be a network with its data, but is a network alone; make one of both: "
+            "Workload.of(network, train, test)",
+            "workload",
+        )
+    if isinstance(given, WorkloadConfig):
+        raise section.fail(
+            "'workload' must be a mapping or a Workload, but is a WorkloadConfig; give "
+            "load_workload(...) of it",
+            "workload",
+        )
+    if isinstance(section.get("workload", (dict, Workload)), Workload):
+        return given  # type: ignore[return-value]
     return WorkloadConfig.from_section(section.section("workload"), base)
 
 
@@ -352,7 +362,7 @@ def engine_with(engine: EngineSettings, changes: Mapping[str, Any]) -> EngineSet
     """
     none = [name for name in ("workers", "address") if changes.get(name, "") is None]
     stated = {name: value for name, value in changes.items() if name not in none}
-    section = Section({"engine": stated}, {(): Origin("settings")}, (), StudyError)
+    section = Section(as_stated({"engine": stated}), {(): Origin("settings")}, (), StudyError)
     read = _engine(section.section("engine"))
     changed: dict[str, Any] = dict.fromkeys(none)
     changed |= {name: getattr(read, name) for name in stated}

@@ -13,7 +13,14 @@ import torch
 
 from automl_compress.errors import InputError
 from automl_compress.recover.gradual import epochs_of_stages
-from automl_compress.settings import LARGEST_SEED, Origin, Section, put_value, read_assignment
+from automl_compress.settings import (
+    LARGEST_SEED,
+    Origin,
+    Section,
+    as_stated,
+    put_value,
+    read_assignment,
+)
 from automl_compress.workload.arithmetic import has_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -225,7 +232,7 @@ def section_of(texts: Iterable[str] = (), **values: Any) -> Section:
     Raises:
         InputError: a text has another form, or names a key below something that is no mapping.
     """
-    tree: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+    tree: dict[str, Any] = {k: as_stated(v) for k, v in values.items() if v is not None}
     origins: dict[tuple[str, ...], Origin] = {(): Origin("settings")}
     for text in texts:
         keys, raw = read_assignment(text)

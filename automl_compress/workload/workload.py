@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from automl_compress.errors import WorkloadError
-from automl_compress.settings import LARGEST_SEED, REQUIRED, Origin, Section
+from automl_compress.settings import LARGEST_SEED, REQUIRED, Origin, Section, as_stated, shown
 from automl_compress.user_code import is_factory, user_code
 from automl_compress.workload.card import card_data
 from automl_compress.workload.data import DataConfig, channel_numbers, existing
@@ -64,7 +64,7 @@ class WorkloadConfig:
         Raises:
             WorkloadError: a key is unknown, missing or has a wrong value.
         """
-        section = Section(settings, {(): Origin("settings")}, (), WorkloadError)
+        section = Section(as_stated(settings), {(): Origin("settings")}, (), WorkloadError)
         return cls.from_section(section, Path())
 
     @classmethod
@@ -206,10 +206,18 @@ def _in_python(**values: Any) -> Section:
 def load_workload(config: WorkloadConfig) -> Workload:
     """Build the network, load or train its weights, load its data, and check that they fit.
 
+    Args:
+        config: see `WorkloadConfig.of`.
+
     Raises:
         WorkloadError: one of them cannot be had, they do not fit, or the network would be
             untrained.
     """
+    if not isinstance(config, WorkloadConfig):
+        raise WorkloadError(
+            f"a workload is loaded from a WorkloadConfig, but was given {shown(config)}; make one "
+            "by WorkloadConfig.of(model=...), or a workload of a network by Workload.of"
+        )
     spec = MODELS.get(config.model)
     if spec is not None and not spec.trained_here and config.weights is None:
         raise WorkloadError(

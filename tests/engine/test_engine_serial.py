@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +19,7 @@ from automl_compress.errors import InputError, InterruptedStudy, StudyError
 from automl_compress.evaluate import objective_values, references
 from automl_compress.ledger import Ledger
 from automl_compress.search import RungOffer
+from automl_compress.workload import WorkloadConfig
 
 
 def _run(folder: Path, **estimator: object) -> list[Standing]:
@@ -198,6 +200,17 @@ def test_what_is_not_installed_is_told_before_anything_is_written(
     with pytest.raises(InputError, match="'nsga2' needs the library 'pymoo', but it is not"):
         study.with_engine(kind="serial").run(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_or_its_settings_are_no_workload() -> None:
+    settings: Any = {"study": "s", "budget": {"evaluations": np.int64(1)}}
+    network, config = torch.nn.Linear(1, 1), WorkloadConfig.of(model="digits_cnn")
+    with pytest.raises(StudyError, match=r"a network alone; .* Workload.of\(network, train, test"):
+        Study(**settings, workload=network)
+    with pytest.raises(StudyError, match=r"is a WorkloadConfig; give load_workload"):
+        Study(**settings, workload=config)
+    with pytest.raises(StudyError, match="must be a mapping or Workload, but is 'digits_cnn'"):
+        Study(**settings, workload="digits_cnn")
 
 
 def test_workers_or_an_address_make_a_serial_study_a_clusters() -> None:

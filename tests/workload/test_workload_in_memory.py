@@ -15,7 +15,13 @@ from torch.utils.data import TensorDataset
 from automl_compress.deploy import load_packed, save_packed
 from automl_compress.errors import DeployError
 from automl_compress.space import Policy
-from automl_compress.workload import ImageSet, Normalization, Workload
+from automl_compress.workload import (
+    ImageSet,
+    Normalization,
+    Workload,
+    WorkloadConfig,
+    load_workload,
+)
 from automl_compress.workload.fcos_resnet import FcosResNet
 
 Refused = Callable[..., None]
@@ -102,6 +108,15 @@ def test_what_does_not_fit_is_refused(refused: Refused) -> None:
     floats = np.ones((12, 1, 8, 8), np.float32)
     floats[3] = np.nan
     refused(given(first=ImageSet.of(floats, train.labels)), "the train set of", "hold NaN")
+
+
+def test_a_network_or_a_name_is_no_configuration(refused: Refused) -> None:
+    for wrong in ("digits_cnn", {"model": "digits_cnn"}, Net()):
+        refused(lambda given=wrong: load_workload(given), "from a WorkloadConfig", "Workload.of")
+    missing = Path("nowhere") / "w.safetensors"
+    config = WorkloadConfig.of(model="resnet20", weights=missing, data="digits")
+    assert config.weights is not None
+    assert config.weights.name == "w.safetensors"
 
 
 def test_arrays_that_are_changed_afterwards_change_no_workload() -> None:
