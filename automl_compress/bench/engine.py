@@ -20,7 +20,7 @@ from automl_compress.evaluate import loss_of, minimised_metrics, useful_loss
 from automl_compress.ledger import ContestantRecord, Ledger
 from automl_compress.search import Problem
 from automl_compress.settings import significant
-from automl_compress.space import Policy, SpaceRules, load_rules
+from automl_compress.space import Policy
 
 STRATEGY: Final = "random"
 """It takes next to no time itself."""
@@ -94,11 +94,10 @@ def measure_engine(config: StudyConfig, contestants: int, evaluations: int) -> E
 
 
 def _race(config: StudyConfig, budget: int, ledger: Path) -> Race:
-    rules = SpaceRules() if config.space is None else load_rules(config.space)
     with torch_threads(config.engine.threads):
         _, search, test = load_estimators(config)
         compressor = search.compressor
-        space = space_of_structure(compressor.model, compressor.structure, rules).space
+        space = space_of_structure(compressor.model, compressor.structure, config.space).space
         baseline = search.estimate(Policy({}))
     minimised = minimised_metrics(baseline.metrics)
     problem = Problem(

@@ -21,7 +21,6 @@ from automl_compress.engine.config import read_config
 from automl_compress.errors import InputError
 from automl_compress.evaluate import QUALITIES
 from automl_compress.settings import significant
-from automl_compress.space import SpaceRules, load_rules
 from automl_compress.workload import CLASSIFICATION, Workload, load_workload
 
 
@@ -54,8 +53,7 @@ def run_bench_estimate(
 
     given = config.workload
     workload = given if isinstance(given, Workload) else load_workload(given)
-    rules = SpaceRules() if config.space is None else load_rules(config.space)
-    task = EstimateTask(workload, config.estimate, rules)
+    task = EstimateTask(workload, config.estimate, config.space)
     bench = measure_estimates(task, policies, processes, hear)
     text = estimate_page(bench, config.name)
     print(f"\n{text}")

@@ -123,7 +123,7 @@ def _loaded(
     """Name, compressor, rules, example input and latency settings of what was named."""
     from automl_compress.compress import Compressor
     from automl_compress.deploy.latency_calibration import LatencySettings
-    from automl_compress.space import SpaceRules, load_rules
+    from automl_compress.space import SpaceRules
 
     path = Path(request.target)
     if path.suffix not in (".yaml", ".yml"):
@@ -141,9 +141,8 @@ def _loaded(
     count = min(CALIBRATION_IMAGES, len(workload.splits.train))
     images = workload.splits.train.draw(count, config.estimate.seed).tensor(workload.normalization)
     compressor = Compressor(workload.model, workload.example_input(), images, repair="none")
-    rules = SpaceRules() if config.space is None else load_rules(config.space)
     settings = config.latency or LatencySettings()
-    return workload.name, compressor, rules, workload.example_input(), settings
+    return workload.name, compressor, config.space, workload.example_input(), settings
 
 
 def _changed(settings: LatencySettings, request: LatencyRequest) -> LatencySettings:

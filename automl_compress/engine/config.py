@@ -24,6 +24,8 @@ from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
 from automl_compress.settings import LARGEST_SEED, Origin, Section, as_stated
 from automl_compress.settings_file import read_settings
+from automl_compress.space import SearchSpace, SpaceRules, load_rules
+from automl_compress.space.rules import rules_from_section
 from automl_compress.user_code import name_of
 from automl_compress.workload import BOXED, Workload, WorkloadConfig
 
@@ -45,7 +47,7 @@ class StudyConfig:
     Args:
         name: the study's name, also of its folder.
         workload: what is compressed: settings to load it from, or a loaded one.
-        space: a search-space file; None derives the space from the network.
+        space: rules that the network's search space is derived by.
         objectives: minimised metrics.
         constraints: limits, still relative to the baseline where written so.
         estimate: how candidates are measured.
@@ -65,7 +67,7 @@ class StudyConfig:
 
     name: str
     workload: WorkloadConfig | Workload
-    space: Path | None
+    space: SpaceRules
     objectives: tuple[str, ...]
     constraints: tuple[Constraint, ...]
     estimate: EstimateSettings
@@ -102,7 +104,7 @@ def config_of_mapping(values: Mapping[str, Any], base: Path = Path()) -> StudyCo
 
     Args:
         values: as in a sweep file; `workload` may be a loaded `Workload`, a class or function
-            stands for its name, and a path for its text.
+            stands for its name, a path for its text, and `SpaceRules` for what a file holds.
         base: folder that relative paths start from.
 
     Raises:
@@ -113,7 +115,9 @@ def config_of_mapping(values: Mapping[str, Any], base: Path = Path()) -> StudyCo
 
 
 def _in_names(value: Any) -> Any:
-    """Classes and functions by their names, as another process reads them."""
+    """Classes and functions by their names, as another process reads them; rules as in a file."""
+    if isinstance(value, SpaceRules):
+        return value.to_dict()
     return name_of(value, StudyError) if isinstance(value, type | FunctionType) else value
 
 
@@ -123,7 +127,7 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
     config = StudyConfig(
         name=_name(section),
         workload=workload,
-        space=_space_file(section, base),
+        space=_space(section, base),
         objectives=_objectives(section),
         constraints=_constraints(section),
         estimate=_estimate(section.section("estimate")),
@@ -218,15 +222,23 @@ def _workload(section: Section, base: Path) -> WorkloadConfig | Workload:
     return WorkloadConfig.from_section(section.section("workload"), base)
 
 
-def _space_file(section: Section, base: Path) -> Path | None:
-    text: str = section.get("space", str, "auto")
-    if text == "auto":
-        return None
-    for path in (base / text, Path(text)):
+def _space(section: Section, base: Path) -> SpaceRules:
+    if isinstance(section.values().get("space"), SearchSpace):
+        raise section.fail(
+            "'space' must be rules, for a study derives the space from its network, but is a "
+            "SearchSpace; give the SpaceRules it was made by",
+            "space",
+        )
+    given: str | dict[str, Any] = section.get("space", (str, dict), "auto")
+    if isinstance(given, dict):
+        return rules_from_section(section.section("space"))
+    if given == "auto":
+        return SpaceRules()
+    for path in (base / given, Path(given)):
         if path.is_file():
-            return path
+            return load_rules(path)
     raise section.fail(
-        f"'space' must be 'auto' or a search-space file, but '{text}' is no file; correct it",
+        f"'space' must be 'auto' or a search-space file, but '{given}' is no file; correct it",
         "space",
     )
 

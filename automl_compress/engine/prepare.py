@@ -53,7 +53,7 @@ from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.ledger import Manifest
 from automl_compress.recover import training_heads
 from automl_compress.search import Problem, RungOffer, build_strategy, find_strategy
-from automl_compress.space import Policy, SearchSpace, SpaceRules, load_rules
+from automl_compress.space import Policy, SearchSpace
 from automl_compress.workload import BoxTask, Workload
 
 _logger = logging.getLogger(__name__)
@@ -134,9 +134,8 @@ def prepare_study(
     check_engine(config.engine)
     for name in config.strategies:
         find_strategy(name)
-    rules = SpaceRules() if config.space is None else load_rules(config.space)
     with torch_threads(config.engine.threads):
-        found = _measured(config, rules, given, before)
+        found = _measured(config, given, before)
     workload, compressor = found.workload, found.compressor
     _warn_of_chance(found.baselines[0], workload)
     _warn_of_heads(workload)
@@ -171,14 +170,12 @@ def prepare_study(
     )
 
 
-def _measured(
-    config: StudyConfig, rules: SpaceRules, given: nn.Module | None, before: Manifest | None
-) -> _Measured:
+def _measured(config: StudyConfig, given: nn.Module | None, before: Manifest | None) -> _Measured:
     """Load the estimators, derive the space and measure the uncompressed network."""
     workload, network, test_network = load_estimators(config)
     check_quality(config.constraints, workload.task.quality)
     compressor = network.compressor
-    derived = space_of_structure(compressor.model, compressor.structure, rules)
+    derived = space_of_structure(compressor.model, compressor.structure, config.space)
     search: Estimator = network
     test: Estimator = test_network
     cost: Costs = compressor.cost

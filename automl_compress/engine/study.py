@@ -48,8 +48,9 @@ class Study:
 
     Args:
         **settings: the keys of a sweep file; `study`, `workload` and `budget` must be given.
-            `workload` may be a loaded `Workload` in place of its settings, and a class or function
-            of a module stand for its `package.module:name`.
+            `workload` may be a loaded `Workload` in place of its settings, `space` a `SpaceRules`
+            in place of a file, and a class or function of a module stand for its
+            `package.module:name`.
 
     Raises:
         InputError: a key or value is wrong.

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from automl_compress.errors import SpaceError
 from automl_compress.settings import Origin, Section
@@ -115,6 +115,14 @@ class SpaceRules:
         for kind in LAYER_KINDS:
             _check_values(kind, getattr(self, kind), "the space")
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a search-space file with these rules holds."""
+        return {
+            **_kinds_of(self),
+            "overrides": [{"match": one.match, **_kinds_of(one)} for one in self.overrides],
+            "protect": list(self.protect),
+        }
+
     def for_names(self, names: Iterable[str]) -> SpaceRules:
         """The rules with every override applied that matches one of a part's names."""
         known = list(names)
@@ -149,6 +157,15 @@ class SpaceRules:
                     f"{what} must match a layer, but '{pattern}' matches none of "
                     f"{', '.join(known[:4])}... ({origin}); correct the pattern"
                 )
+
+
+def _kinds_of(rules: SpaceRules | Override) -> dict[str, Any]:
+    """What rules say of channels and of layers, as a file holds it."""
+    stated: dict[str, Any] = {kind: getattr(rules, kind) for kind in LAYER_KINDS}
+    found: dict[str, Any] = {kind: list(v) for kind, v in stated.items() if v is not None}
+    if (cut := rules.channels) is not None:
+        found["channels"] = {"ratios": list(cut.ratios), "round_to": cut.round_to}
+    return found
 
 
 def load_rules(path: str | Path) -> SpaceRules:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from automl_compress.errors import InputError, InterruptedStudy, StudyError
 from automl_compress.evaluate import objective_values, references
 from automl_compress.ledger import Ledger
 from automl_compress.search import RungOffer
+from automl_compress.space import Gene, SearchSpace, SpaceRules
+from automl_compress.space.rules import ChannelRule, Override
 from automl_compress.workload import WorkloadConfig
 
 
@@ -211,6 +214,23 @@ def test_a_network_or_its_settings_are_no_workload() -> None:
         Study(**settings, workload=config)
     with pytest.raises(StudyError, match="must be a mapping or Workload, but is 'digits_cnn'"):
         Study(**settings, workload="digits_cnn")
+
+
+def test_rules_in_python_are_stated_as_a_file_holds_them() -> None:
+    settings: Any = {
+        "study": "s",
+        "workload": {"model": "digits_cnn"},
+        "budget": {"evaluations": 1},
+    }
+    cut = Override("b*", channels=ChannelRule((0.5, 1.0), 4), activation_bits=(8,))
+    rules = SpaceRules(weight_bits=(4, 8), overrides=(cut, Override("c")), protect=("a",))
+    stated = Study(**settings, space=rules).config
+    assert stated.space == rules
+    assert Study(**settings, space=json.loads(json.dumps(stated.plain["space"]))).config == stated
+    with pytest.raises(StudyError, match=r"among 2\.\.8, but 'space.weight_bits' has 9"):
+        Study(**settings, space={"weight_bits": [9]})
+    with pytest.raises(StudyError, match="is a SearchSpace; give the SpaceRules it was made by"):
+        Study(**settings, space=SearchSpace((Gene("weight_bits:a", "weight_bits", (4, 8)),)))
 
 
 def test_workers_or_an_address_make_a_serial_study_a_clusters() -> None:
