@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from automl_compress.compress.attention import HeadLayers, HeadProduct
 from automl_compress.compress.channel_maps import ChannelMap
@@ -112,9 +112,16 @@ def _held(model: nn.Module, parent: str) -> list[str]:
     lasts = [
         last
         for last, part in (*module._modules.items(), *module._parameters.items())
-        if part is not None and can_cut(part) and not isinstance(part, ChannelMap)
+        if part is not None and _has_width(part)
     ]
     return [f"{parent}.{last}".lstrip(".") for last in lasts]
+
+
+def _has_width(part: nn.Module | Tensor) -> bool:
+    """Whether a number may be the width of a part; a single number, a temperature say, has none."""
+    if isinstance(part, Tensor):
+        return part.dim() > 0
+    return can_cut(part) and not isinstance(part, ChannelMap)
 
 
 def _reads_all(model: nn.Module, name: str) -> bool:

@@ -130,6 +130,19 @@ class Order(Two):
         return self.close(self.second(F.relu(self.first(x))[..., self.order]))
 
 
+class Tempered(Two):
+    """A parameter of a single number, beside a number that may be a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+        self.width = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.first(x)) * self.temperature
+        return self.close(self.second(first.reshape(len(x), self.width, *x.shape[2:])))
+
+
 def protected(model: nn.Module) -> dict[str, str]:
     groups = Compressor(lively(model).eval(), X).structure.groups
     return {group.name: group.protected for group in groups if group.name != "last"}
@@ -220,6 +233,10 @@ def test_code_that_asks_for_widths_protects_them(kind: type[nn.Module]) -> None:
     found = protected(kind())
     assert found["first"] == ""
     assert "read in a way that is not understood" in found["second"]
+
+
+def test_parameters_may_be_single_numbers() -> None:
+    assert protected(Tempered()) == {"first": "", "second": ""}
 
 
 def test_inputs_may_have_to_be_positive() -> None:
