@@ -143,6 +143,21 @@ class Tempered(Two):
         return self.close(self.second(first.reshape(len(x), self.width, *x.shape[2:])))
 
 
+class Dead(Placed):
+    """A branch that gives nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Conv2d(8, 8, 1, bias=False)
+        nn.init.zeros_(self.branch.weight)
+        self.branch_norm = nn.BatchNorm2d(8)
+        nn.init.zeros_(self.branch_norm.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.norm(self.first(x)))
+        return self.close(self.second(first + self.branch_norm(self.branch(first))))
+
+
 def protected(model: nn.Module) -> dict[str, str]:
     groups = Compressor(lively(model).eval(), X).structure.groups
     return {group.name: group.protected for group in groups if group.name != "last"}
@@ -237,6 +252,12 @@ def test_code_that_asks_for_widths_protects_them(kind: type[nn.Module]) -> None:
 
 def test_parameters_may_be_single_numbers() -> None:
     assert protected(Tempered()) == {"first": "", "second": ""}
+
+
+def test_statistics_of_dead_layers_hide_no_cut() -> None:
+    """Their variance fell to 0, as sparsity training and weight decay make it."""
+    groups = Compressor(Dead().eval(), X).structure.groups
+    assert [group.name for group in groups if group.protected] == ["last"]
 
 
 def test_inputs_may_have_to_be_positive() -> None:

@@ -326,7 +326,8 @@ def _run(model: nn.Module, probe: Tensor, *modes: Any) -> Run:
 def _lively(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """The network with random values in place of tensors whose values are all alike.
 
-    Initial values, a BatchNorm's ones or a layer scale of 1e-6, would hide a wrong cut.
+    Initial values, a BatchNorm's ones or a layer scale of 1e-6, would hide a wrong cut. Variances
+    stay positive, those of a dead layer's outputs too.
     """
     result = share_copy(model)
     for module in result.modules():
@@ -336,7 +337,8 @@ def _lively(model: nn.Module, generator: torch.Generator) -> nn.Module:
                 if tensor is None or not tensor.is_floating_point() or not _all_alike(tensor):
                     continue
                 values = 0.5 + torch.rand(tensor.shape, generator=generator)
-                values = (values - 1.0 if float(tensor.flatten()[0]) == 0 else values).to(tensor)
+                centred = float(tensor.flatten()[0]) == 0 and name != "running_var"
+                values = (values - 1.0 if centred else values).to(tensor)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 table[name] = nn.Parameter(values, False) if is_parameter else values
     return result
