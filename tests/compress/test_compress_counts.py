@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,7 @@ from compress_networks import (
 )
 
 from automl_compress.compress import Compressor
+from automl_compress.deploy import load_packed, save_packed
 from automl_compress.space import Policy
 
 ARCHITECTURES = pytest.mark.parametrize("name", NETWORKS)
@@ -200,3 +204,20 @@ def test_a_file_holds_what_is_left_of_recomputed_buffers() -> None:
     assert built.get_buffer("table").shape == (1, 17, 11)
     assert whole - less == less - least - 4 * table.numel()
     assert "table" not in model.state_dict()
+
+
+def test_tensors_that_are_no_buffers_are_cut_like_recomputed_ones(tmp_path: Path) -> None:
+    """A table of positions as a plain attribute, as a SimpleViT has it."""
+    model, x = Positions(), example("tokens")
+    plain = copy.deepcopy(model)
+    del plain.table
+    plain.table = model.get_buffer("table").clone()
+    policy = Policy({"channels:patch": 9, "weight_bits:patch": 8})
+    found, expected = Compressor(plain, x), Compressor(model, x)
+    assert found.cost(policy) == expected.cost(policy)
+    built = found.build(policy)
+    assert torch.equal(built(x), expected.build(policy)(x))
+    save_packed(built, tmp_path / "network.packed", original=plain)
+    assert torch.equal(load_packed(tmp_path / "network.packed", model=plain)(x), built(x))
+    assert plain.table.shape == (1, 17, 12)
+    assert "table" not in plain._buffers

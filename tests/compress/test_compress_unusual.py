@@ -143,6 +143,16 @@ class Tempered(Two):
         return self.close(self.second(first.reshape(len(x), self.width, *x.shape[2:])))
 
 
+class Remembering(Two):
+    """What it computed is kept, a number at first and then a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept: Any = 0.0
+        first = F.relu(self.first(x))
+        self.kept = self.kept + first.detach()
+        return self.close(self.second(first))
+
+
 class Dead(Placed):
     """A branch that gives nothing."""
 
@@ -252,6 +262,12 @@ def test_code_that_asks_for_widths_protects_them(kind: type[nn.Module]) -> None:
 
 def test_parameters_may_be_single_numbers() -> None:
     assert protected(Tempered()) == {"first": "", "second": ""}
+
+
+def test_what_a_network_kept_may_be_a_number_again() -> None:
+    model = Remembering()
+    model(X)
+    assert protected(model) == {"first": "", "second": ""}
 
 
 def test_statistics_of_dead_layers_hide_no_cut() -> None:

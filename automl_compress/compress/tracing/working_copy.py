@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -131,6 +133,27 @@ def _simplify(module: nn.Module) -> None:
     _fix_hooked(module)
     if parametrize.is_parametrized(module):
         _fix_parametrized(module)
+    if not isinstance(module, LAYERS):
+        _hold_tensors(module)
+
+
+def _hold_tensors(module: nn.Module) -> None:
+    """Turn tensors that a module keeps as plain attributes into buffers, so that they can be cut.
+
+    Like what else its own code makes, a file holds them only where they are cut.
+    """
+    own = vars(module)
+    kept = [n for n, v in own.items() if type(v) is Tensor and v.is_floating_point() and v.dim()]
+    for name in kept:
+        if name not in _assigned_names(type(module)):
+            module.register_buffer(name, own.pop(name), persistent=False)
+
+
+def _assigned_names(kind: type[nn.Module]) -> set[str]:
+    """Attributes that `forward` sets, maybe to a tensor at one time and a number at another."""
+    code = getattr(kind.forward, "__code__", None)
+    steps = () if code is None else dis.get_instructions(code)
+    return {step.argval for step in steps if step.opname == "STORE_ATTR"}
 
 
 def _fix_hooked(module: nn.Module) -> None:
