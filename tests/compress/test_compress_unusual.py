@@ -119,6 +119,19 @@ class WhenEven(Two):
         return self.close(second if second.shape[1] % 2 else second * 2)
 
 
+class Halves(Two):
+    """One half of the channels passes by; where it begins is computed, or stands in the code."""
+
+    def __init__(self, place: int | None = None) -> None:
+        super().__init__()
+        self.place = [place]
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.first(x))
+        place = self.place[0] or first.shape[1] // 2
+        return self.close(self.second(torch.cat([first[:, place:] * 2, first[:, :place]], 1)))
+
+
 class Order(Two):
     """Places of a map come in an order that is a parameter of integers."""
 
@@ -274,6 +287,25 @@ def test_statistics_of_dead_layers_hide_no_cut() -> None:
     """Their variance fell to 0, as sparsity training and weight decay make it."""
     groups = Compressor(Dead().eval(), X).structure.groups
     assert [group.name for group in groups if group.protected] == ["last"]
+
+
+def test_halves_of_channels_are_cut_alike() -> None:
+    model = lively(Halves()).eval().requires_grad_(False)
+    compressor = Compressor(model, X)
+    assert {g.name: g.channels for g in compressor.structure.groups if not g.protected} == {
+        "first": 4,
+        "second": 16,
+    }
+    kept = compressor.order["first"][:3]
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    for gone in set(range(4)) - set(kept.tolist()):
+        model.second.weight[:, [gone, gone + 4]] = 0
+    torch.testing.assert_close(compressor.build(Policy({"channels:first": 3}))(x), model(x))
+
+
+@pytest.mark.parametrize("place", [4, 2, 3])
+def test_parts_of_channels_at_fixed_places_stay(place: int) -> None:
+    assert protected(Halves(place))["first"]
 
 
 def test_inputs_may_have_to_be_positive() -> None:

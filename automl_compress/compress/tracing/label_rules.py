@@ -162,6 +162,24 @@ class LabelRules:
             return None
         return [*found] if many else found[0]
 
+    def _slice(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        """One of several equal parts of the channels' axis, like a split that gives it alone.
+
+        Code that computes its place from the width finds it in a smaller network, too.
+        """
+        labels = self._labels_of(args[0])
+        axis = args[1] if len(args) > 1 else 0
+        whole, part = args[0].shape[axis], output.shape[axis]
+        start = (args[2] if len(args) > 2 else None) or 0
+        start = min(max(start + whole * (start < 0), 0), whole)
+        equal = part and whole % part == start % part == 0 and len(args) < 5
+        if labels is None or axis % labels.dim() not in varying(labels) or not equal:
+            return self._pick(func, args, output)
+        parts = labels.chunk(whole // part, axis)
+        for other in parts[1:]:
+            self.unite(parts[0], other)
+        return self.roots(parts[start // part])
+
     def _split(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
         """Equal parts of an axis: the parts must keep the same channels."""
         del output
@@ -397,12 +415,13 @@ _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), LabelRules._reshape),
     **dict.fromkeys(("split", "unsafe_split", "split_with_sizes"), LabelRules._split),
     **dict.fromkeys(
-        ("slice", "select", "index", "index_select", "roll", "flip", "unbind", "unfold", "repeat"),
+        ("select", "index", "index_select", "roll", "flip", "unbind", "unfold", "repeat"),
         LabelRules._pick,
     ),
     **dict.fromkeys(
         (*REDUCTIONS, "_softmax", "_log_softmax", "cumsum"), LabelRules._reduce
     ),
+    "slice": LabelRules._slice,
     "cat": LabelRules._concatenate,
     "stack": LabelRules._concatenate,
     "constant_pad_nd": LabelRules._pad,
