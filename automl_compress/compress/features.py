@@ -34,10 +34,11 @@ def gene_features(space: SearchSpace, structure: Structure, cost: CostModel) -> 
     """
     layers = {layer.name: (place, layer) for place, layer in enumerate(structure.layers)}
     readers = {g.name: len(g.members) for g in structure.groups}
+    writers = {g.name: g.first_writer for g in structure.groups}
     kinds = FEATURES[:4]
     rows = []
     for gene in space:
-        place, layer = layers[gene.target]
+        place, layer = layers[writers.get(gene.target, gene.target)]
         rows.append(
             [
                 *(float(gene.kind == kind) for kind in kinds),

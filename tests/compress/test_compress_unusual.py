@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 import automl_compress as ac
-from automl_compress.compress import Compressor
-from automl_compress.space import Policy
+from automl_compress.compress import Compressor, space_of_structure
+from automl_compress.compress.features import gene_features
+from automl_compress.space import Policy, SpaceRules
 
 X = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -130,6 +131,19 @@ class Halves(Two):
         first = F.relu(self.first(x))
         place = self.place[0] or first.shape[1] // 2
         return self.close(self.second(torch.cat([first[:, place:] * 2, first[:, :place]], 1)))
+
+
+class Joined(Two):
+    """Two layers' outputs are joined and added to another's, as reductions of NASNet do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 5, 3, padding=1)
+        self.right = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([self.left(x), self.right(x)], 1)
+        return self.close(self.second(F.relu(self.first(x) + joined)))
 
 
 class Order(Two):
@@ -301,6 +315,23 @@ def test_halves_of_channels_are_cut_alike() -> None:
     for gone in set(range(4)) - set(kept.tolist()):
         model.second.weight[:, [gone, gone + 4]] = 0
     torch.testing.assert_close(compressor.build(Policy({"channels:first": 3}))(x), model(x))
+
+
+def test_parts_of_a_layer_are_cut_apart() -> None:
+    model = lively(Joined()).eval().requires_grad_(False)
+    compressor = Compressor(model, X)
+    derived = space_of_structure(compressor.model, compressor.structure, SpaceRules())
+    assert {"channels:first", "channels:first#2"} <= {gene.name for gene in derived.space}
+    features = gene_features(derived.space, compressor.structure, compressor.cost)
+    assert features.shape[0] == len(derived.space)
+    policy = Policy({"channels:first": 3, "channels:first#2": 2})
+    kept = compressor.kept_channels(policy)
+    gone = [*set(range(5)) - {*kept["first"]}, *(5 + n for n in {0, 1, 2} - {*kept["first#2"]})]
+    model.second.weight[:, gone] = 0
+    cut = compressor.build(policy)
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(cut(x), model(x))
+    assert compressor.cost(policy)["macs"] == counted_macs(cut, X)
 
 
 @pytest.mark.parametrize("place", [4, 2, 3])

@@ -374,8 +374,6 @@ def _groups(model: nn.Module, tracer: _Tracer, layers: list[str]) -> list[Channe
         name = first if names[first] == 1 else f"{first}#{names[first]}"
         roots = list(dict.fromkeys(axes[first, "out"][np.isin(axes[first, "out"], roots)].tolist()))
         reason = next((reasons[root] for root in roots if root in reasons), "")
-        if names[first] > 1 and not reason:
-            reason = "other channels of its layer are cut apart from it"
         touched = {key for root in roots for key, _ in lies_on[root]}
         some = {key: labels for key, labels in axes.items() if key in touched}
         reductions = _reductions(tracer, roots)
