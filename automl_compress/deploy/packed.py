@@ -104,6 +104,9 @@ def _reference(original: nn.Module) -> Layout:
 def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Read a network that `save_packed` wrote; it gives the same outputs, bit for bit.
 
+    PyTorch rounds some products otherwise where parameters want gradients, as those given here do
+    and those of `Compressor.build` do not: compare networks that agree in that.
+
     No code from the file is run, and a factory that is not shipped only when `model` names it.
 
     Args:
