@@ -41,7 +41,14 @@ from automl_compress.recover.training import (
     hear_nothing,
 )
 from automl_compress.space import Policy
-from automl_compress.workload import ImageSet, Normalization, Task, fixed_parameters, task_of
+from automl_compress.workload import (
+    CLASSIFICATION,
+    ImageSet,
+    Normalization,
+    Task,
+    fixed_parameters,
+    task_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,10 +283,26 @@ def _training(
     fitted, judges = _held_out(images, settings)
     example = images.tensor(normalization, 0, 1)
     task = task_of(original, images, example)
+    if not images.boxed:
+        _check_logits(original, example, images)
     known = partial(knows_mirrored, original, images, normalization, task)
     settings = replace(settings, training=settings.training.mirroring(known))
     loss = _loss(original, example, settings, task)
     return _Training(fitted, judges, normalization, settings, loss, identity, task, trained, fixed)
+
+
+def _check_logits(original: nn.Module, example: Tensor, images: ImageSet) -> None:
+    """Check that a network gives a logit for every class that the images' labels name.
+
+    Raises:
+        WorkloadError: it does not.
+    """
+    with torch.no_grad():
+        output = original(example)
+    classes = int(images.labels.max()) + 1
+    if isinstance(output, Tensor) and output.ndim == 2:
+        classes = max(classes, output.shape[1])
+    CLASSIFICATION.check_output(type(original).__name__, output, classes)
 
 
 def _tell_of_all(listener: Listener, before: int, epochs: int, standing: Standing) -> None:

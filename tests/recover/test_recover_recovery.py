@@ -199,3 +199,20 @@ def test_fixed_parameters_have_the_names_of_the_network_that_was_followed() -> N
     fixed = fixed_parameters(given)
     assert fixed_in(network, given, fixed) == {"0.weight", "0.bias"}
     assert fixed_in(network, given, ()) == set()
+
+
+@pytest.mark.parametrize(
+    ("last", "labels", "said"),
+    [
+        (nn.Unflatten(1, (1, 5)), 5, "must return logits of shape .* but .* returned .1, 1, 5."),
+        (nn.Identity(), 9, "has 5 outputs for 9 classes"),
+    ],
+)
+def test_networks_without_a_logit_for_every_class_are_refused(
+    last: nn.Module, labels: int, said: str
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5), last)
+    pixels = np.random.default_rng(0).integers(0, 256, (18, 3, 8, 8), dtype=np.uint8)
+    images = ImageSet.of(pixels, np.arange(18) % labels)
+    with pytest.raises(ac.InputError, match=said):
+        ac.recover(network, Policy({"channels:0": 3}), images, epochs=1, batch=8)
