@@ -334,6 +334,13 @@ def test_parts_of_a_layer_are_cut_apart() -> None:
     assert compressor.cost(policy)["macs"] == counted_macs(cut, X)
 
 
+def test_a_width_that_code_writes_down_is_named() -> None:
+    """As `x.view(-1, 16 * 5 * 5)` in older tutorials."""
+    layers = (nn.Conv2d(3, 4, 3), Lambda(lambda x: x.view(-1, 4 * 36)), nn.Linear(144, 5))
+    found = {g.name: g.protected for g in Compressor(nn.Sequential(*layers), X).structure.groups}
+    assert "reshapes to [-1, 144], a fixed width; " in found["0"]
+
+
 @pytest.mark.parametrize("place", [4, 2, 3])
 def test_parts_of_channels_at_fixed_places_stay(place: int) -> None:
     assert protected(Halves(place))["first"]

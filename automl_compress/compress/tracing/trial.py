@@ -8,6 +8,7 @@ is protected and says why.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -240,7 +241,7 @@ class _Trial:
         except TraceError:
             raise
         except Exception as reason:
-            return f"a cut network does not run ({type(reason).__name__}: {one_line(reason)[:80]})"
+            return _why_not_run(reason)
         if [name for name, _ in actual] != [name for name, _ in expected]:
             return _MISREAD
         rounding = _Rounding(self._probe, expected, blinded)
@@ -252,6 +253,17 @@ class _Trial:
             if got.shape != wanted.shape or not rounding.explains(place, got, wanted):
                 return _MISREAD
         return ""
+
+
+def _why_not_run(reason: Exception) -> str:
+    """Why a cut network fails; what code says that writes a width down can be written otherwise."""
+    fixed = re.search(r"shape '(.*)' is invalid for input of size", str(reason))
+    if fixed:
+        return (
+            f"a cut network does not run (its code reshapes to {fixed[1]}, a fixed width; one "
+            "taken from the tensor, as by flatten(1), can be cut)"
+        )
+    return f"a cut network does not run ({type(reason).__name__}: {one_line(reason)[:80]})"
 
 
 class _Rounding:
