@@ -573,6 +573,42 @@ class ThinnedLate(Thinned):
     many = 2_000
 
 
+class Beside(Near):
+    """The weights, or `None`, are given beside what was attended to."""
+
+    def __init__(self, shown: bool) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
+        weights = (q @ k.transpose(-2, -1) * DEPTH**-0.5).softmax(-1)
+        return self.close(weights @ v), weights if self.shown else None
+
+
+class Shows(Residual):
+    """What is given beside is read, if it is anything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).transpose(1, 2)
+        y, weights = self.attend(x)
+        found: Tensor = self.head((x + y).mean(1))
+        return found if weights is None else found + weights.flatten(1)[:, :5]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_weights_may_be_given_beside_what_is_attended_to(shown: bool) -> None:
+    model, x = lively(Shows(lambda: Beside(shown))).eval().requires_grad_(False), signals(4)
+    compressor = Compressor(model, x[:1], repair="none")
+    assert type(compressor.model.get_submodule("attend")) is SelfAttention
+    torch.testing.assert_close(compressor.model(x), model(x))
+    genes = Policy({"channels:attend.query": 2, "channels:attend.value": 3})
+    built = compressor.build(genes)
+    expected = silenced(model, compressor, compressor.kept_channels(genes))(x)
+    torch.testing.assert_close(built(x), expected)
+    assert compressor.cost(genes)["macs"] == counted_macs(built, x[:1])
+
+
 OTHERS = [
     *(Mixing, Inside, Scaled, Grown, Gated, Shifted, Twice, MeanAsks, Shouting, Long),
     *(KeysStay, Near, Thinned),

@@ -15,6 +15,7 @@ from automl_compress.compress.kinds import LAST_NORMS
 from automl_compress.compress.tracing.window_attention import in_windows, of_windows
 
 Mask = Literal["none", "added", "windows"]
+Beside = Literal["", "none", "weights"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Form:
             turned, and whether in "pairs" of channels or by "halves"; or nothing.
         mask: how a mask is understood: not at all, added to the scores, or as one for each of
             several windows, into which the batch is divided.
+        beside: what is given beside the tokens: `None`, or the weights of all heads; or nothing.
     """
 
     inputs: tuple[str, ...]
@@ -73,6 +75,7 @@ class Form:
     after: str = ""
     turns: tuple[str, str] | tuple[()] = ()
     mask: Mask = "none"
+    beside: Beside = ""
 
 
 class SelfAttention(HeadLayers):
@@ -96,7 +99,7 @@ class SelfAttention(HeadLayers):
             getattr(self, kind).update({name: part for name, part in parts if name not in used})
         self._non_persistent_buffers_set.update(original._non_persistent_buffers_set - used)
 
-    def forward(self, *given: Any, **named: Any) -> Tensor:
+    def forward(self, *given: Any, **named: Any) -> Any:
         """Map (..., tokens, channels) to the same; others may follow, as in the original."""
         arguments = {**dict(zip(self._form.arguments, given, strict=False)), **named}
         x, *numbers = (arguments.pop(n) for n in self._form.arguments[: 1 + self._form.sizes])
@@ -105,15 +108,17 @@ class SelfAttention(HeadLayers):
         tokens = x if x.dim() == 3 else x.reshape(-1, *x.shape[-2:])
         if self._form.before:
             tokens = self.get_submodule(self._form.before)(tokens)
+        weights = None
         if self._form.window:
             mixed = self._in_windows(tokens, size, arguments.values())
         else:
             sources = self._sources(tokens, size)
-            mixed = self._attended(tokens, sources, arguments.values(), turns)
+            mixed, weights = self._attended(tokens, sources, arguments.values(), turns)
         if self._form.after:
             mixed = self.get_submodule(self._form.after)(mixed)
         y = rows(self.get_submodule(self._form.output.partition(".")[0]), mixed)
-        return y if x.dim() == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
+        y = y if x.dim() == 3 else y.reshape(*x.shape[:-2], *y.shape[-2:])
+        return (y, weights if self._form.beside == "weights" else None) if self._form.beside else y
 
     def _in_windows(self, tokens: Tensor, size: Any, masks: Iterable[Any]) -> Tensor:
         """As `_attended`, for every window alone; zeros fill the last ones."""
@@ -121,7 +126,7 @@ class SelfAttention(HeadLayers):
         x = tokens.reshape(-1, height, width, tokens.shape[-1])
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
         windows = in_windows(x, side, side)
-        y = of_windows(self._attended(windows, windows, masks), side, x)
+        y = of_windows(self._attended(windows, windows, masks)[0], side, x)
         return y[:, :height, :width].flatten(1, 2)
 
     def _sources(self, tokens: Tensor, size: Any) -> Tensor:
@@ -137,8 +142,13 @@ class SelfAttention(HeadLayers):
 
     def _attended(
         self, tokens: Tensor, sources: Tensor, masks: Iterable[Any], turns: Tensor | None = None
-    ) -> Tensor:
-        """What is attended to in (n, tokens, channels): (n, targets, channels of all heads)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is attended to in (n, tokens, channels).
+
+        Returns:
+            (n, targets, channels of all heads), and (n, heads, targets, sources) by which weights
+            unless they are across channels.
+        """
         targets = tokens[:, :1] if self._form.first else tokens
         query = in_heads(self.query, targets, self._form.heads)
         key, value = (in_heads(part, sources, self._form.heads) for part in (self.key, self.value))
@@ -148,13 +158,14 @@ class SelfAttention(HeadLayers):
         if turns is not None:
             query, key = self._turned(query, turns), self._turned(key, turns)
         if self._form.across:
-            return joined(self._across(query, key, value), self._form.turned)
+            return joined(self._across(query, key, value), self._form.turned), None
         scores = self._talked(self.scores(query, key), 0)
         if self._bias is not None:
             scores = scores + self._bias(self)
         for mask in (self._form.causal, *masks):
             scores = self._masked(scores, mask)
-        return joined(self.mix(self._talked(scores.softmax(-1), 1), value), self._form.turned)
+        weights = self._talked(scores.softmax(-1), 1)
+        return joined(self.mix(weights, value), self._form.turned), weights
 
     def _across(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Sums of the channels of values; all are (n, heads, tokens, channels of a head)."""

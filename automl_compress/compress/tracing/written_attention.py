@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from automl_compress.compress.attention import HeadLayers
 from automl_compress.compress.kinds import CONVOLUTIONS
 from automl_compress.compress.modules import become, own_copy, runs_its_class
-from automl_compress.compress.tracing.attention_forms import Form, SelfAttention, linear
+from automl_compress.compress.tracing.attention_forms import (
+    Beside,
+    Form,
+    SelfAttention,
+    linear,
+)
 
 _TOKENS: Final = 16
 _MANY_TOKENS: Final = 1025
@@ -43,7 +48,9 @@ class _Call:
     masks: tuple[str, ...]
 
 
-_Example = tuple[tuple[Any, ...], Tensor]
+_Given = Tensor | tuple[Tensor, Tensor | None]
+"""What a module gives: tokens, alone or with something beside them."""
+_Example = tuple[tuple[Any, ...], _Given]
 """What a module is called with, and what it gives."""
 
 
@@ -218,7 +225,10 @@ def _random_copy(module: nn.Module, generator: torch.Generator) -> nn.Module:
 def _forms(module: nn.Module, call: _Call, example: _Example) -> Iterator[Form]:
     """What a module may be, likely ways first."""
     bias, heads = next(_biases(module), ("", 0))
-    first = example[1].shape[-2] == 1
+    tokens, *others = _parts(example[1])
+    assert tokens is not None
+    first = tokens.shape[-2] == 1
+    beside: Beside = "" if not others else "none" if others[0] is None else "weights"
     for layers in _layers(module):
         channels = linear(module, layers.inputs[0]).in_features
         width = linear(module, layers.output).in_features
@@ -241,7 +251,7 @@ def _forms(module: nn.Module, call: _Call, example: _Example) -> Iterator[Form]:
                 yield Form(
                     layers.inputs, layers.output, count, scale, order, turned, causal, before,
                     norms, bias, call.names, len(call.sizes), added, layers.talks, *of_map, first,
-                    across, after,
+                    across, after, beside=beside,
                 )  # fmt: skip
 
 
@@ -373,17 +383,32 @@ def _with_mask(
     return form
 
 
-def _tried(module: nn.Module, *given: Any, **named: Any) -> Tensor | None:
-    """What a module gives, or None where it takes no such input."""
+def _tried(module: nn.Module, *given: Any, **named: Any) -> _Given | None:
+    """What a module gives, or None where it takes no such input or gives something else."""
     try:
         found = module(given[0].clone(), *given[1:], **named)
     except Exception:
         return None
-    return found if isinstance(found, Tensor) else None
+    if isinstance(found, Tensor):
+        return found
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Tensor):
+        return None
+    return found if found[1] is None or isinstance(found[1], Tensor) else None
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _parts(given: _Given) -> tuple[Tensor | None, ...]:
+    return given if isinstance(given, tuple) else (given,)
+
+
+def _same(one: _Given, other: _Given) -> bool:
     """Whether two results differ by rounding alone."""
+    ones, others = _parts(one), _parts(other)
+    return len(ones) == len(others) and all(map(_alike, ones, others))
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
     if one.shape != other.shape:
         return False
     return float((one - other).abs().max()) <= _TOLERANCE * float(other.abs().max())
