@@ -146,6 +146,27 @@ class Joined(Two):
         return self.close(self.second(F.relu(self.first(x) + joined)))
 
 
+class TwoScales(nn.Conv2d):
+    """A convolution of two maps in one, as octave convolutions are written."""
+
+    def forward(self, x: Tensor) -> Any:
+        fine = F.conv2d(x, self.weight[:5], padding=1)
+        return fine, F.conv2d(F.avg_pool2d(x, 2), self.weight[5:], padding=1)
+
+
+class Octaves(Two):
+    """With such a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = TwoScales(16, 8, 3, bias=False)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine, coarse = self.scales(self.second(F.relu(self.first(x))))
+        return self.close(torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1))
+
+
 class Order(Two):
     """Places of a map come in an order that is a parameter of integers."""
 
@@ -315,6 +336,18 @@ def test_halves_of_channels_are_cut_alike() -> None:
     for gone in set(range(4)) - set(kept.tolist()):
         model.second.weight[:, [gone, gone + 4]] = 0
     torch.testing.assert_close(compressor.build(Policy({"channels:first": 3}))(x), model(x))
+
+
+def test_layers_may_give_several_maps() -> None:
+    model = lively(Octaves()).eval()
+    compressor = Compressor(model, X)
+    assert {g.name for g in compressor.structure.groups if not g.protected} == {"first"}
+    policy = Policy({"channels:first": 3, "weight_bits:second": 4})
+    built = compressor.build(policy)
+    for network, genes in ((model, Policy({})), (built, policy)):
+        costs = compressor.cost(genes)
+        assert costs["params"] == sum(p.numel() for p in network.parameters())
+        assert costs["macs"] == counted_macs(network, X)
 
 
 def test_parts_of_a_layer_are_cut_apart() -> None:

@@ -235,8 +235,10 @@ def _measure_layers(model: nn.Module, example_input: Tensor) -> tuple[tuple[Laye
 
     def watch(name: str) -> Any:
         def hook(
-            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> None:
+            if not isinstance(output, Tensor):
+                return  # code of its own computes something else with the weights
             counted = layer_input(inputs, named) if isinstance(module, TRANSPOSED) else output
             channels = counted.shape[channel_axis(module, counted)]
             positions[name] += counted.numel() // channels

@@ -319,9 +319,10 @@ def _run(model: nn.Module, probe: Tensor, *modes: Any) -> Run:
     found: Run = []
 
     def watch(name: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-            if not is_functorch_wrapped_tensor(output):  # which nobody may read outside
-                found.append((name, output.clone()))  # what follows may work in place
+        def keep(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+            for part in tensors_in(output):
+                if not is_functorch_wrapped_tensor(part):  # which nobody may read outside
+                    found.append((name, part.clone()))  # what follows may work in place
 
         return keep
 
