@@ -194,10 +194,13 @@ class Tempered(Two):
 class Remembering(Two):
     """What it computed is kept, a number at first and then a tensor."""
 
+    def keep(self, what: Any) -> None:
+        self.kept: Any = what
+
     def forward(self, x: Tensor) -> Tensor:
-        self.kept: Any = 0.0
+        self.keep(0.0)
         first = F.relu(self.first(x))
-        self.kept = self.kept + first.detach()
+        self.keep(self.kept + first.detach())
         return self.close(self.second(first))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -150,9 +151,11 @@ def _hold_tensors(module: nn.Module) -> None:
 
 
 def _assigned_names(kind: type[nn.Module]) -> set[str]:
-    """Attributes that `forward` sets, maybe to a tensor at one time and a number at another."""
-    code = getattr(kind.forward, "__code__", None)
-    steps = () if code is None else dis.get_instructions(code)
+    """Attributes that methods set, maybe to a tensor at one time and to a number at another."""
+    classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    methods = [m for c in classes for name, m in vars(c).items() if name != "__init__"]
+    codes = [m.__code__ for m in methods if isinstance(m, FunctionType)]
+    steps = (step for code in codes for step in dis.get_instructions(code))
     return {step.argval for step in steps if step.opname == "STORE_ATTR"}
 
 
