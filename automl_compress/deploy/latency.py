@@ -22,7 +22,8 @@ from automl_compress.compress.modules import own_copy
 from automl_compress.deploy.onnx import onnx_content
 from automl_compress.deploy.runtime import Runner, library_version
 from automl_compress.errors import InputError
-from automl_compress.settings import significant
+from automl_compress.settings import shown, significant
+from automl_compress.user_code import user_code
 
 Provider = Literal["onnxruntime", "torch"]
 PROVIDERS: Final[tuple[Provider, ...]] = ("onnxruntime", "torch")
@@ -115,6 +116,10 @@ def latencies(
         InputError: a setting is wrong, or a network cannot be exported or loaded.
     """
     _check(models, batch, threads, runs, provider)
+    if not isinstance(example_input, Tensor):
+        raise InputError(
+            f"an example input must be one tensor, but is {shown(example_input)}; make it one"
+        )
     inputs = example_input[:1].expand(batch, *example_input.shape[1:]).contiguous()
     if provider == "torch":
         runtime = f"torch {torch.__version__}"
@@ -122,7 +127,8 @@ def latencies(
     else:
         runtime = f"onnxruntime {library_version()}"
         calls = {name: _onnx_call(model, inputs, threads) for name, model in models.items()}
-    with _torch_threads(threads):
+    what = f"the network on inputs of shape {tuple(inputs.shape[1:])}"
+    with _torch_threads(threads), user_code(what, InputError, "check the input's shape"):
         seconds = interleaved(calls, runs)
     return {name: _latency(taken, batch, threads, runtime) for name, taken in seconds.items()}
 
@@ -151,12 +157,20 @@ def _check(
     provider: str,
 ) -> None:
     for name, value in (("batch", batch), ("threads", threads), ("runs", runs)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, but is {value}; raise it")
+        if not isinstance(value, int) or value < 1:
+            raise InputError(
+                f"{name} must be at least 1, but is {shown(value)}; give a whole number from 1"
+            )
     if provider not in PROVIDERS:
         raise InputError(
             f"provider must be one of {', '.join(PROVIDERS)}, but is '{provider}'; correct it"
         )
+    for model in models.values():
+        if not isinstance(model, nn.Module | Path | str):
+            raise InputError(
+                f"latencies are of networks and of ONNX files, but one is of {shown(model)}; give "
+                "the network itself or a path"
+            )
     files = [model for model in models.values() if not isinstance(model, nn.Module)]
     if provider == "torch" and files:
         raise InputError(

@@ -47,7 +47,8 @@ from automl_compress.deploy.runtime import (
     require_onnx,
 )
 from automl_compress.errors import InputError
-from automl_compress.settings import one_line
+from automl_compress.settings import one_line, shown
+from automl_compress.user_code import user_code
 from automl_compress.workload import replacing
 
 if TYPE_CHECKING:
@@ -126,6 +127,11 @@ def export_onnx(
             than tensors, calibration inputs are missing, or the file cannot be written.
     """
     require_onnx()
+    if not isinstance(path, str | Path):
+        raise InputError(
+            f"an ONNX file must be given by its path, but is {shown(path)}; give the network "
+            "first and then the path"
+        )
     path = Path(path)
     _check_folder(path)
     _check_inputs(example_input, calibration, images)
@@ -178,7 +184,13 @@ def onnx_content(
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that shares the values of the model's parameters."""
+    """A copy in evaluation mode that shares the values of the model's parameters.
+
+    Raises:
+        InputError: it is no network.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a network must be an nn.Module, but is {shown(model)}; give the module")
     model = unwrapped(model)
     return own_copy(model, shared_parameters(model)).cpu().eval()
 
@@ -191,9 +203,14 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_inputs(example: Tensor, calibration: Tensor | None, images: Tensor | None) -> None:
-    for name, inputs in (("calibration", calibration), ("images", images)):
-        if inputs is None:
+    given = {"example_input": example, "calibration": calibration, "images": images}
+    for name, inputs in given.items():
+        if inputs is None and name != "example_input":
             continue
+        if not isinstance(inputs, Tensor):
+            raise InputError(
+                f"{name} must be one tensor of inputs, but is {shown(inputs)}; stack them"
+            )
         if inputs.shape[1:] != example.shape[1:] or inputs.dtype != example.dtype:
             raise InputError(
                 f"{name} must hold inputs like the example, {tuple(example.shape[1:])} "
@@ -205,8 +222,13 @@ def _check_inputs(example: Tensor, calibration: Tensor | None, images: Tensor | 
 
 
 def _expected(network: nn.Module, inputs: Tensor) -> dict[str, Any]:
-    """(n, ...) what PyTorch computes, by output name."""
-    with torch.no_grad():
+    """(n, ...) what PyTorch computes, by output name.
+
+    Raises:
+        InputError: the network fails.
+    """
+    what = f"the network on inputs of shape {tuple(inputs.shape[1:])}"
+    with user_code(what, InputError, "check the inputs' shape"), torch.no_grad():
         found = [_named(network(part)) for part in torch.split(inputs.cpu(), _BATCH)]
     return {name: torch.cat([part[name] for part in found]).numpy() for name in found[0]}
 

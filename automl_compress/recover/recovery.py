@@ -40,6 +40,7 @@ from automl_compress.recover.training import (
     Trainer,
     hear_nothing,
 )
+from automl_compress.settings import shown
 from automl_compress.space import Policy
 from automl_compress.workload import (
     CLASSIFICATION,
@@ -86,8 +87,9 @@ def recover(
             trained, unless all are.
         policy: kept channels and bits.
         images: training images; `ImageSet.of(pixels, labels)` makes them from arrays, of class
-            indices or of boxes, see `workload.boxes`.
-        normalization: what turns their pixels into the network's input; None scales to 0..1.
+            indices or of boxes, see `workload.boxes`; a workload's are its `splits.train`.
+        normalization: what turns their pixels into the network's input; None scales to 0..1. A
+            workload's is its `normalization`.
         **settings: those of `RecoverySettings` and its training, such as `epochs=10`.
 
     Returns:
@@ -98,6 +100,16 @@ def recover(
             trained.
         EngineError: the loss is not finite.
     """
+    if not isinstance(images, ImageSet):
+        raise InputError(
+            f"training images must be an ImageSet, but are {shown(images)}; make one of arrays, "
+            "ImageSet.of(pixels, labels), or take a workload's splits.train"
+        )
+    if not isinstance(normalization, Normalization | None):
+        raise InputError(
+            f"a normalization must be a Normalization, but is {shown(normalization)}; make one: "
+            "Normalization(mean, std)"
+        )
     default = DETECTOR_RECOVERY if images.boxed else None
     chosen = RecoverySettings.from_section(section_of(**settings), default)
     scaling = normalization or Normalization.unit(images.shape[0])
@@ -149,11 +161,11 @@ def recover_policy(
             f"a network that is trained further is not cut again, but 'stages' is "
             f"{settings.stages}; leave it out"
         )
+    compressor.cost.check(policy)
     original = compressor.model if teacher is None else teacher
     networks = [original, compressor.model, *([] if trained is None else [trained])]
     identity = _identity(networks, policy, images, normalization, settings, fixed)
     training = _training(original, images, normalization, settings, identity, trained, fixed)
-    compressor.cost.check(policy)
     channels = {group.name: group.channels for group in compressor.structure.groups}
     policies = policies_towards(policy, channels, settings.stages)
     for stage, early in enumerate(policies[:-1]):

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from automl_compress.errors import SpaceError
+from automl_compress.settings import shown
 from automl_compress.space.genes import Gene, Value
 from automl_compress.space.policy import Policy, canonical
+from automl_compress.space.rules import SpaceRules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from automl_compress.space.rules import SpaceRules
 
 Indices = NDArray[np.int64]
 """(n_genes,) index of the chosen value of every gene, in the space's order."""
@@ -77,6 +77,11 @@ class SearchSpace:
         # The one import that goes against the data flow: the public one-liner, on call only.
         from automl_compress.compress.derive import derive_space
 
+        if not isinstance(rules, SpaceRules | None):
+            raise SpaceError(
+                f"a search space is derived by SpaceRules, but was given {shown(rules)}; read "
+                "those of a file by load_rules(PATH)"
+            )
         return derive_space(model, example_input, rules, time_limit).space
 
     @property

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from automl_compress.errors import WorkloadError
+from automl_compress.settings import shown
 
 Pixels: TypeAlias = NDArray[np.uint8 | np.float32]
 """Images as (n, c, h, w): uint8 in 0..255, or float32 that is already normalised."""
@@ -191,6 +192,11 @@ class Normalization:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise WorkloadError(
+                    f"{name} must hold one number a channel, but is {shown(value)}; give a tuple"
+                )
         if not self.mean or len(self.mean) != len(self.std):
             raise WorkloadError(
                 f"mean and std must hold one number a channel each, but hold {len(self.mean)} "

@@ -15,6 +15,7 @@ from scipy.stats import binom
 
 from automl_compress.compress import Compressor
 from automl_compress.deploy.latency import (
+    PROVIDERS,
     WARMUP,
     interleaved,
     latencies,
@@ -118,6 +119,7 @@ def test_a_process_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatc
         ("batch must be at least 1, but is 0", {"batch": 0}),
         ("threads must be at least 1, but is -1", {"threads": -1}),
         ("runs must be at least 1, but is 0", {"runs": 0}),
+        ("runs must be at least 1, but is '9'", {"runs": "9"}),
         ("provider must be one of onnxruntime, torch, but is 'tflite'", {"provider": "tflite"}),
         ("'model.onnx' is a file", {"provider": "torch"}),
         ("'model.onnx' does not", {}),
@@ -127,6 +129,19 @@ def test_wrong_settings_are_refused_in_one_line(text: str, named: dict[str, Any]
     with pytest.raises(InputError, match=re.escape(text)) as caught:
         latency("model.onnx", example("mlp"), **named)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_network_or_input_is_refused_in_one_line() -> None:
+    images = example("mlp")
+    for wrong, told in (
+        ((3, images), "one is of 3; give the network itself or a path"),
+        ((network("mlp"), images.numpy()), "must be one tensor, but is array("),
+    ):
+        with pytest.raises(InputError, match=re.escape(told)):
+            latency(*wrong)
+    for provider in PROVIDERS:
+        with pytest.raises(InputError, match=r"the network on inputs of shape .* must not fail"):
+            latency(network("mlp"), torch.zeros(1, 7, 3), provider=provider)
 
 
 def test_files_that_are_no_networks_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from automl_compress import Study
 from automl_compress.engine.contestant import Contestant, Standing
 from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
-from automl_compress.errors import InputError, InterruptedStudy, StudyError
+from automl_compress.errors import InputError, InterruptedStudy, SpaceError, StudyError
 from automl_compress.evaluate import objective_values, references
 from automl_compress.ledger import Ledger
 from automl_compress.search import RungOffer
@@ -231,6 +231,8 @@ def test_rules_in_python_are_stated_as_a_file_holds_them() -> None:
         Study(**settings, space={"weight_bits": [9]})
     with pytest.raises(StudyError, match="is a SearchSpace; give the SpaceRules it was made by"):
         Study(**settings, space=SearchSpace((Gene("weight_bits:a", "weight_bits", (4, 8)),)))
+    with pytest.raises(SpaceError, match=r"by SpaceRules, but was given 'a.yaml'; .* load_rules"):
+        SearchSpace.from_model(torch.nn.Linear(4, 2), torch.ones(1, 4), "a.yaml")  # type: ignore[arg-type]
 
 
 def test_workers_or_an_address_make_a_serial_study_a_clusters() -> None:

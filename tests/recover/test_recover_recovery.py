@@ -149,6 +149,13 @@ def test_statistics_are_renewed_only_where_held_out_images_say_so(
 def test_wrong_settings_are_refused_before_anything_is_built(digits: Workload) -> None:
     with pytest.raises(ac.InputError, match="did you mean 'epochs'"):
         ac.recover(digits.model, Policy({}), digits.splits.train, epoch=3)
+    wrong: Any = digits.splits.train.images
+    with pytest.raises(ac.InputError, match=r"must be an ImageSet, but are .* splits.train"):
+        ac.recover(digits.model, Policy({}), wrong)
+    with pytest.raises(ac.InputError, match=r"must be a Normalization, but is \(0, 1\); make one"):
+        ac.recover(digits.model, Policy({}), digits.splits.train, (0, 1))  # type: ignore[arg-type]
+    with pytest.raises(ac.InputError, match="compressed by a Policy, but was given a dict"):
+        ac.recover(digits.model, {}, digits.splits.train)  # type: ignore[arg-type]
 
 
 class _Attentive(nn.Module):

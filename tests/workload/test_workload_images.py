@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,11 @@ def test_image_set_refuses_labels_that_do_not_match(refused: Refused) -> None:
     refused(lambda: ImageSet.of(np.zeros((2, 1, 4, 4), np.uint8), [0]), "(2,)", "(1,)")
     refused(lambda: ImageSet.of(np.zeros((2, 1, 4, 4), np.uint8), [0, 1.5]), "whole", "float64")
     refused(lambda: ImageSet.of(np.zeros((2, 1, 4, 4), np.uint8), [0, -1]), "reach down to -1")
+
+
+def test_one_number_for_all_channels_is_refused(refused: Callable[..., None]) -> None:
+    wrong: Any = 0.5
+    refused(lambda: Normalization(wrong, wrong), "mean must hold one number a channel, but is 0.5")
 
 
 def test_normalization_is_that_of_torchvision() -> None:
