@@ -249,6 +249,11 @@ def as_stated(value: Any, name: Callable[[Any], Any] = lambda other: other) -> A
     return name(value)
 
 
+def each(texts: str | Iterable[str]) -> list[str]:
+    """The texts of what takes several, where one alone may be given too."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
 def read_assignment(text: str, error: type[InputError] = InputError) -> tuple[tuple[str, ...], str]:
     """The path of keys and the value's text of `KEY.SUBKEY=VALUE`, as `--set` takes it.
 

@@ -13,6 +13,7 @@ from automl_compress.errors import InputError
 from automl_compress.settings import (
     Origin,
     Section,
+    each,
     one_line,
     put_value,
     read_assignment,
@@ -35,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_settings(
-    path: Path, overrides: Iterable[str] = (), error: type[InputError] = InputError
+    path: Path, overrides: str | Iterable[str] = (), error: type[InputError] = InputError
 ) -> Section:
     """Read a YAML file whose top level is a mapping.
 
@@ -56,7 +57,7 @@ def read_settings(
     values = _parse(text, str(path), origins, error)
     if not isinstance(values, dict):
         raise error(f"{path} must hold a mapping (key: value), but holds {shown(values)}")
-    for override in overrides:
+    for override in each(overrides):
         _override(values, override, origins, error)
     return Section(values, origins, (), error)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from automl_compress.errors import InputError, SpaceError
+from automl_compress.recover import section_of
 from automl_compress.settings import Origin, Section, as_stated, shown, significant, suggestion
 from automl_compress.settings_file import read_settings
 from automl_compress.space import SpaceRules, load_rules
@@ -151,6 +152,8 @@ def test_set_replaces_adds_and_nests(tmp_path: Path) -> None:
     assert str(section.origin("a", "b")) == "--set a.b"
     assert str(section.origin("a", "c")) == f"{path}, line 1"
     assert str(section.origin("d", "g")) == "--set d"
+    assert read_settings(path, "d=y").plain()["d"] == "y"
+    assert section_of("epochs=2").plain() == section_of(["epochs=2"]).plain() == {"epochs": 2}
 
 
 def test_the_last_set_wins(tmp_path: Path) -> None:

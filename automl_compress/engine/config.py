@@ -85,7 +85,7 @@ class StudyConfig:
     base: Path = Path()
 
 
-def read_config(path: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
+def read_config(path: str | Path, overrides: str | Iterable[str] = ()) -> StudyConfig:
     """Read a sweep file.
 
     Args:

@@ -15,6 +15,7 @@ from automl_compress.engine.config import StudyConfig, config_of_mapping
 from automl_compress.engine.restore import stated_config
 from automl_compress.errors import StudyError
 from automl_compress.ledger import LEDGER, Ledger, Manifest
+from automl_compress.settings import as_stated, each, shown
 from automl_compress.workload import Workload
 
 
@@ -22,7 +23,7 @@ def extended_config(
     folder: Path,
     manifest: Manifest,
     evaluations: int,
-    strategies: Sequence[str],
+    strategies: str | Sequence[str],
     workload: Workload | None = None,
 ) -> StudyConfig:
     """The settings of a study that goes on beyond its end.
@@ -31,7 +32,7 @@ def extended_config(
         folder: the study's.
         manifest: of a finished study.
         evaluations: how many more each contestant is charged; 0 or more.
-        strategies: who competes besides those that did.
+        strategies: one, or several, who compete besides those that did.
         workload: given again, where the study was given a loaded one.
 
     Raises:
@@ -43,12 +44,15 @@ def extended_config(
             f"only a finished study can be extended, but '{folder}' is {manifest.status}; run "
             f"'resume {folder}' first"
         )
-    if evaluations < 0 or not (evaluations or strategies):
+    counted = as_stated(evaluations)
+    if not isinstance(counted, int) or counted < 0 or not (counted or strategies):
         raise StudyError(
-            f"a study must be extended by evaluations, at least 1, or by a strategy, but there are "
-            f"{evaluations} evaluations and {len(strategies)} strategies; give more of either"
+            "a study must be extended by evaluations, at least 1, or by a strategy, but there are "
+            f"{shown(evaluations)} evaluations and {len(strategies)} strategies; give more of "
+            "either"
         )
     config = stated_config(manifest, workload)
+    strategies = each(strategies)
     if again := sorted(set(strategies) & set(config.strategies)):
         raise StudyError(
             f"a study must be extended by strategies that it lacks, but '{again[0]}' takes part "
@@ -57,7 +61,7 @@ def extended_config(
     settings = {
         **manifest.config,
         **({} if workload is None else {"workload": workload}),
-        "budget": {"evaluations": manifest.budget + evaluations},
+        "budget": {"evaluations": manifest.budget + counted},
         "strategies": [*config.strategies, *strategies],
     }
     return config_of_mapping(settings, config.base)

@@ -63,12 +63,12 @@ class Study:
         self.config = config_of_mapping(settings)
 
     @classmethod
-    def from_file(cls, path: str | Path, overrides: Iterable[str] = ()) -> Study:
+    def from_file(cls, path: str | Path, overrides: str | Iterable[str] = ()) -> Study:
         """The study a sweep file states.
 
         Args:
             path: the YAML file.
-            overrides: `key.subkey=value` texts.
+            overrides: one `key.subkey=value` text, or several.
 
         Raises:
             InputError: the file is wrong; the message names file, key and line.
@@ -187,7 +187,7 @@ class Study:
         cls,
         folder: str | Path | StudyResult,
         evaluations: int = 0,
-        strategies: Sequence[str] = (),
+        strategies: str | Sequence[str] = (),
         listener: Listener = ignore,
         *,
         workload: Workload | None = None,
@@ -202,7 +202,8 @@ class Study:
         Args:
             folder: the study's folder, or what the study returned.
             evaluations: how many more each contestant is charged.
-            strategies: who competes besides those that did, with the study's seeds.
+            strategies: one, or several, who compete besides those that did, with the study's
+                seeds.
             listener: hears as in `run`.
             workload: given again, where the study was given a loaded one.
             **engine: engine settings to change, such as `workers=2`; see `with_engine`.

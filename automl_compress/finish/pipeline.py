@@ -31,6 +31,7 @@ from automl_compress.recover.gradual import without_bits
 from automl_compress.report import Pick, pick_network
 from automl_compress.report.pick import read_limits
 from automl_compress.report.recovered import DOCUMENT
+from automl_compress.settings import each
 from automl_compress.workload import Workload, card_data, load_workload
 
 SPARSE: Final = Path("sparse") / "weights.safetensors"
@@ -42,7 +43,7 @@ _ENDINGS: Final = {"packed": ".packed", "onnx": ".onnx", "torch": ".safetensors"
 def run_pipeline(
     sweep: str | Path,
     out: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     *,
     audience: Audience = NOBODY,
     **engine: Any,
@@ -82,7 +83,7 @@ def run_pipeline(
         if given is not None and settings.sparsify is not None:
             workload, data = given
             weights = _sparsify(stages, workload, settings.sparsify, data)
-            sparse = [*overrides, f"workload.weights={json.dumps(str(weights))}"]
+            sparse = [*each(overrides), f"workload.weights={json.dumps(str(weights))}"]
             study = Study.from_file(sweep, sparse).with_engine(**engine)
             study = study.with_given(workload.model)
         _search(stages, study, weights)

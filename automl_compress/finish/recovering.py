@@ -32,7 +32,7 @@ from automl_compress.workload import CLASSIFICATION, Workload
 def recover_networks(
     folder: str | Path | StudyResult,
     rules: str | Policy | Sequence[str | Policy],
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     *,
     force: bool = False,
     asha: bool = False,
@@ -87,7 +87,7 @@ def recover_networks(
 
 
 def _settings(
-    result: StudyResult, overrides: Sequence[str], settings: Mapping[str, Any]
+    result: StudyResult, overrides: str | Sequence[str], settings: Mapping[str, Any]
 ) -> RecoverySettings:
     """How a study's networks are trained, once it is seen that they can be."""
     boxed = quality_name(result.manifest.baseline) != CLASSIFICATION.quality

@@ -18,6 +18,7 @@ from automl_compress.settings import (
     Origin,
     Section,
     as_stated,
+    each,
     put_value,
     read_assignment,
 )
@@ -226,7 +227,7 @@ DETECTOR_RECOVERY: Final = RecoverySettings(
 """Recovery of a detector."""
 
 
-def section_of(texts: Iterable[str] = (), **values: Any) -> Section:
+def section_of(texts: str | Iterable[str] = (), **values: Any) -> Section:
     """Settings given in Python or as `key.subkey=value` texts, whose values are JSON or words.
 
     Raises:
@@ -234,7 +235,7 @@ def section_of(texts: Iterable[str] = (), **values: Any) -> Section:
     """
     tree: dict[str, Any] = {k: as_stated(v) for k, v in values.items() if v is not None}
     origins: dict[tuple[str, ...], Origin] = {(): Origin("settings")}
-    for text in texts:
+    for text in each(texts):
         keys, raw = read_assignment(text)
         origins[keys] = Origin(f"--set {'.'.join(keys)}")
         put_value(tree, keys, _value(raw))

@@ -151,13 +151,15 @@ def test_what_failed_is_tried_again_as_if_it_had_never_failed(study: Path, first
     [
         (0, [], "at least 1, or by a strategy"),
         (-3, ["random"], "at least 1"),
+        (2.5, ["random"], "but there are 2.5 evaluations and 1 strategies"),
         (5, ["nsga2"], "'nsga2' takes part already"),
+        (5, "nsga2", "'nsga2' takes part already"),
         (5, ["randm"], "did you mean 'random'"),
         (5, ["random", "random"], "each once"),
     ],
 )
 def test_what_cannot_be_added_is_refused(
-    evaluations: int, strategies: list[str], said: str, study: Path, first: Path
+    evaluations: int, strategies: str | list[str], said: str, study: Path, first: Path
 ) -> None:
     with pytest.raises(StudyError, match=said):
         Study.extend(study, evaluations, strategies)
