@@ -39,6 +39,7 @@ from automl_compress.ledger import (
     StudyResult,
     study_folder,
 )
+from automl_compress.settings import shown
 from automl_compress.space import Policy
 from automl_compress.workload import Workload
 
@@ -126,7 +127,10 @@ class Study:
             EngineError: the run failed; `resume` goes on from what is saved.
             InterruptedStudy: the user stopped it; `resume` goes on.
         """
-        folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="automl_compress_"))
+        if not callable(listener):
+            raise StudyError(f"a listener must be a function, but is {shown(listener)}; give one")
+        temporary = Path(tempfile.mkdtemp(prefix="automl_compress_")) if out is None else out
+        folder = study_folder(temporary)
         with _writable(folder):
             _check_unused(folder, self.config.name)
         study = self._with(tuned(self.config))

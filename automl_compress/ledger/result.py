@@ -107,7 +107,7 @@ def study_folder(given: str | Path | StudyResult) -> Path:
     if not isinstance(given, str | Path):
         raise StudyError(
             f"a study's folder must be given by its path or a StudyResult, but is {shown(given)}; "
-            "give the folder a search wrote"
+            "give one of these"
         )
     return Path(given)
 

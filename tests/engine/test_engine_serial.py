@@ -205,13 +205,18 @@ def test_what_is_not_installed_is_told_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_network_or_its_settings_are_no_workload() -> None:
+def test_a_network_or_its_settings_are_no_workload_and_a_listener_no_folder() -> None:
     settings: Any = {"study": "s", "budget": {"evaluations": np.int64(1)}}
     network, config = torch.nn.Linear(1, 1), WorkloadConfig.of(model="digits_cnn")
     with pytest.raises(StudyError, match=r"a network alone; .* Workload.of\(network, train, test"):
         Study(**settings, workload=network)
     with pytest.raises(StudyError, match=r"is a WorkloadConfig; give load_workload"):
         Study(**settings, workload=config)
+    stated: Any = Study(**settings, workload={"model": "digits_cnn"})
+    with pytest.raises(StudyError, match="by its path or a StudyResult, but is <built-in function"):
+        stated.run(print)
+    with pytest.raises(StudyError, match="a listener must be a function, but is 'a'; give one"):
+        stated.run(listener="a")
     with pytest.raises(StudyError, match="must be a mapping or Workload, but is 'digits_cnn'"):
         Study(**settings, workload="digits_cnn")
 
