@@ -168,24 +168,6 @@ def _shared(value: object, memo: dict[int, object]) -> object:
     return copy.deepcopy(value, memo)
 
 
-_PARALLEL: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers of `torch.compile` and of parallel training.
-
-    They would be compiled again for every candidate, or cannot be copied.
-    """
-    while True:
-        inner = model._modules.get("_orig_mod")
-        if isinstance(model, _PARALLEL):
-            model = model.module
-        elif type(model).__name__ == "OptimizedModule" and inner is not None:
-            model = inner
-        else:
-            return model
-
-
 def shared_parameters(model: nn.Module) -> dict[int, nn.Parameter]:
     """What `copy.deepcopy` must know so that a copy's parameters share the values of a model's.
 

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress.channel_maps import ChannelMap
-from automl_compress.compress.modules import become, own_copy, shared_parameters, unwrapped
+from automl_compress.compress.modules import become, own_copy, shared_parameters
 from automl_compress.compress.quantize import InputQuantizer, is_quantized
 from automl_compress.deploy.runtime import (
     INTEGER_LAYERS,
@@ -49,7 +49,7 @@ from automl_compress.deploy.runtime import (
 from automl_compress.errors import InputError
 from automl_compress.settings import one_line, shown
 from automl_compress.user_code import user_code
-from automl_compress.workload import replacing
+from automl_compress.workload import replacing, unwrapped
 
 if TYPE_CHECKING:
     import onnx_ir as ir

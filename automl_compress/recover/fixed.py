@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from automl_compress.compress.modules import trainable, unwrapped
+from automl_compress.compress.modules import trainable
 from automl_compress.recover.training_mode import training_heads
-from automl_compress.workload import Workload
+from automl_compress.workload import Workload, unwrapped
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -26,6 +26,7 @@ from automl_compress.workload.workload import (
     load_workload,
     task_of,
 )
+from automl_compress.workload.wrappers import unwrapped
 
 __all__ = [
     "BOXED",
@@ -65,4 +66,5 @@ __all__ = [
     "torchvision_example",
     "torchvision_tasks",
     "trained_normalization",
+    "unwrapped",
 ]

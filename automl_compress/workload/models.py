@@ -24,6 +24,7 @@ from automl_compress.workload.torchvision_detectors import (
     looking_once,
     untrainable,
 )
+from automl_compress.workload.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def fitting(name: str, model: Any) -> nn.Module:
 
     Args:
         name: of the network, for messages.
-        model: the network; synchronized BatchNorms in it become local.
+        model: the network, also in wrappers; synchronized BatchNorms in it become local.
 
     Raises:
         WorkloadError: it is none, or none of float32 whose parameters have sizes.
@@ -129,6 +130,7 @@ def fitting(name: str, model: Any) -> nn.Module:
             f"model '{name}' must return a torch.nn.Module that runs its own Python code, but "
             f"returned one of type {type(model).__name__}; return the network itself"
         )
+    model = unwrapped(model)
     _check_parameters(name, model)
     make_local(model)
     return looking_once(model)

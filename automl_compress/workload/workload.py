@@ -34,6 +34,7 @@ from automl_compress.workload.task import CLASSIFICATION, Task, shown_output
 from automl_compress.workload.torchvision_detectors import SingleStage
 from automl_compress.workload.user_data import MemorySource
 from automl_compress.workload.weights import check_there, load_weights
+from automl_compress.workload.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Workload:
         """A trained network and its data, at hand in Python.
 
         Args:
-            model: the network; it is copied.
+            model: the network, also one of `torch.compile` or parallel training; it is copied.
             train: what it was trained on: a torch map-style data set of (image, label), see
                 `FactorySource`, without random augmentation; or an `ImageSet`.
             test: the same of images it was not trained on.
@@ -166,6 +167,7 @@ class Workload:
             WorkloadError: network and data do not fit, or one of them cannot be used.
         """
         stated = {"mean": mean, "std": std, "validation_images": validation_images, "seed": seed}
+        model = unwrapped(model) if isinstance(model, nn.Module) else model
         section = _in_python(name=name or type(model).__name__, **stated)
         name = section.get("name", str)
         if name in MODELS or is_factory(name):

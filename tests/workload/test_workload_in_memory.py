@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def test_torch_data_sets_and_arrays_are_alike_and_the_network_is_left_alone() ->
     network.linear.weight.data.zero_()
     assert workload.model.linear.weight.abs().sum() > 0
     assert workload.identity != Workload.of(network, train, test, mean=[0.5], std=[0.25]).identity
+
+
+@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel])
+def test_wrapped_networks_are_those_inside(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    network, train, test = Net(), _images(12), _images(10, seed=1)
+    workload = Workload.of(wrap(network), train, test)
+    assert type(workload.model) is Net
+    assert workload.name == "Net"
+    assert workload.identity == Workload.of(network, train, test).identity
 
 
 def test_held_out_training_images_are_searched_by() -> None:

@@ -18,7 +18,6 @@ from automl_compress.compress.modules import (
     become,
     own_copy,
     shared_parameters,
-    unwrapped,
     works_in_place,
 )
 from automl_compress.compress.tracing.window_attention import ShiftedWindows, is_window_attention
@@ -26,6 +25,7 @@ from automl_compress.compress.tracing.written_attention import replace_written_a
 from automl_compress.errors import TraceError
 from automl_compress.settings import one_line
 from automl_compress.workload.synchronized import make_local
+from automl_compress.workload.wrappers import unwrapped
 
 
 def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
