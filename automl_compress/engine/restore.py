@@ -60,10 +60,15 @@ def load_estimators(config: StudyConfig) -> tuple[Workload, NetworkEstimator, Ne
     The last repairs networks as `final_repair` says, and counts in float32 and on all images.
 
     Raises:
-        InputError: the network or its data cannot be loaded or do not fit.
+        InputError: the network or its data cannot be loaded or do not fit, or a network that was
+            given loaded has been changed since.
     """
     given = config.workload
-    workload = given if isinstance(given, Workload) else load_workload(given)
+    if isinstance(given, Workload):
+        given.check_unchanged()
+        workload = given
+    else:
+        workload = load_workload(given)
     search = NetworkEstimator(workload, config.estimate)
     repair = config.final_repair
     final = replace(

@@ -188,6 +188,20 @@ class Workload:
         splits = load_splits(data)
         return _fitted(WorkloadConfig(name, data), fitting(name, copied), splits)
 
+    def check_unchanged(self) -> None:
+        """Check that the network is still the one that the identity names.
+
+        Raises:
+            WorkloadError: it was changed in place.
+        """
+        now = _identity(self.name, self.arguments, self.model, self.splits, self.normalization)
+        if now != self.identity:
+            raise WorkloadError(
+                f"a workload's network must stay as it was, but that of '{self.name}' was changed "
+                "after the workload was made; make a new one of it: Workload.of(network, train, "
+                "test)"
+            )
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the network's outputs."""

@@ -20,7 +20,7 @@ from automl_compress.engine import Study, restore_study
 from automl_compress.engine.contestant import Standing
 from automl_compress.engine.extension import reopen
 from automl_compress.engine.lock import locked
-from automl_compress.errors import InterruptedStudy, StudyError
+from automl_compress.errors import InterruptedStudy, StudyError, WorkloadError
 from automl_compress.ledger import TIMING_COLUMNS, StudyResult
 from automl_compress.workload import WorkloadConfig, load_workload
 
@@ -256,6 +256,9 @@ def test_a_study_of_a_loaded_workload_goes_on_with_it_alone(first: Path, tmp_pat
     with pytest.raises(StudyError, match="have changed"):
         restore_study(folder, other)
     assert restore_study(folder, mine).workload is mine
+    next(mine.model.parameters()).add_(1.0)
+    with pytest.raises(WorkloadError, match="was changed after the workload was made; make a new"):
+        restore_study(folder, mine)
 
 
 def test_a_study_that_another_process_runs_is_left_alone(study: Path) -> None:
