@@ -154,6 +154,11 @@ def _check_parameters(name: str, model: nn.Module) -> None:
                 f"the parameters of model '{name}' must have their sizes, but '{path}' has none "
                 "yet; call the network on an input before it is returned"
             )
+        if parameter.is_meta:
+            raise WorkloadError(
+                f"the parameters of model '{name}' must have values, but '{path}' is on the device "
+                "'meta' and has none; load its weights before"
+            )
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise WorkloadError(
                 f"model '{name}' must be float32, but '{path}' is {parameter.dtype}; "

@@ -15,7 +15,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     They would be compiled again for every candidate, or cannot be copied.
     """
     while True:
-        inner = model._modules.get("_orig_mod")
+        inner = getattr(model, "_orig_mod", None)
         if isinstance(model, _PARALLEL):
             model = model.module
         elif type(model).__name__ == "OptimizedModule" and inner is not None:

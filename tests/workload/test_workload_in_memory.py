@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.jit import ScriptModule
 from torch.utils.data import TensorDataset
 
 from automl_compress.deploy import load_packed, save_packed
@@ -102,6 +103,9 @@ def test_what_does_not_fit_is_refused(refused: Refused) -> None:
     refused(given(name="a.b:c"), "called 'a.b:c'", "another name")
     refused(given(Net(2)), "2 outputs for 3 classes")
     refused(given(lambda x: x), "'function' must return a torch.nn.Module")
+    refused(given(Net().to("meta")), "must have values, but 'layers.0.weight' is on the device")
+    scripted = ScriptModule()
+    refused(given(scripted), "'ScriptModule' must return a torch.nn.Module that runs its own")
     refused(given(classes=("a", "b")), "labels of the given data must be in 0..1, but reach to 2")
     refused(given(first=[]), "the train set of the given data must hold images")
     refused(given(first=iter([])), "the train set of the given data must have a length")
