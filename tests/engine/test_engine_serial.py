@@ -214,7 +214,7 @@ def test_a_network_or_its_settings_are_no_workload_and_a_listener_no_folder() ->
         Study(**settings, workload=config)
     stated: Any = Study(**settings, workload={"model": "digits_cnn"})
     with pytest.raises(StudyError, match="by its path or a StudyResult, but is <built-in function"):
-        stated.run(print)
+        stated.run(len)
     with pytest.raises(StudyError, match="a listener must be a function, but is 'a'; give one"):
         stated.run(listener="a")
     with pytest.raises(StudyError, match="must be a mapping or Workload, but is 'digits_cnn'"):
