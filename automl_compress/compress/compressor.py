@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -42,6 +42,7 @@ from automl_compress.compress.tracing.trace import TIME_LIMIT, trace
 from automl_compress.errors import InputError, SpaceError
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Task
+from automl_compress.workload.torch_modes import usual_modes
 
 _CACHED_SCALES: Final = 20_000
 STATISTICS_IMAGES: Final = 64
@@ -72,6 +73,7 @@ class Compressor:
             images are not like the example.
     """
 
+    @usual_modes()
     def __init__(
         self,
         model: nn.Module,
@@ -88,7 +90,7 @@ class Compressor:
         score = find_criterion(criterion, task)
         if calibration is not None:
             _check_calibration(calibration, example_input)
-        self._again = partial(
+        self._again: Callable[..., Compressor] = partial(
             Compressor,
             example_input=example_input,
             calibration=calibration,
@@ -340,6 +342,7 @@ def _of_channels(sample: Tensor, channels: Tensor, weight: Tensor) -> Tensor:
     return per_channel[:, :, channels].flatten(2)
 
 
+@usual_modes()
 def compress(
     model: nn.Module,
     policy: Policy,

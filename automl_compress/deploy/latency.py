@@ -24,6 +24,7 @@ from automl_compress.deploy.runtime import Runner, library_version
 from automl_compress.errors import InputError
 from automl_compress.settings import shown, significant
 from automl_compress.user_code import user_code
+from automl_compress.workload.torch_modes import usual_modes
 
 Provider = Literal["onnxruntime", "torch"]
 PROVIDERS: Final[tuple[Provider, ...]] = ("onnxruntime", "torch")
@@ -94,6 +95,7 @@ def latency(
     return latencies({"": model}, example_input, batch, threads, runs, provider)[""]
 
 
+@usual_modes()
 def latencies(
     models: Mapping[str, nn.Module | Path | str],
     example_input: Tensor,

@@ -50,6 +50,7 @@ from automl_compress.errors import InputError
 from automl_compress.settings import one_line, shown
 from automl_compress.user_code import user_code
 from automl_compress.workload import replacing, unwrapped
+from automl_compress.workload.torch_modes import usual_modes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -99,6 +100,7 @@ class OnnxReport:
     differences: dict[str, float]
 
 
+@usual_modes()
 def export_onnx(
     model: nn.Module,
     path: Path | str,

@@ -34,6 +34,7 @@ from automl_compress.deploy.tensor_files import damaged, read_file, write_stream
 from automl_compress.errors import DeployError
 from automl_compress.settings import one_line
 from automl_compress.space import Policy
+from automl_compress.workload.torch_modes import usual_modes
 
 FORMAT: Final = "packed"
 VERSION: Final = 3
@@ -46,6 +47,7 @@ _BROKEN: Final = (
 """What reading damaged content may raise."""
 
 
+@usual_modes()
 def save_packed(
     model: nn.Module,
     path: str | Path,
@@ -101,6 +103,7 @@ def _reference(original: nn.Module) -> Layout:
     return describe(working_copy(original, share=True), None, None, None)
 
 
+@usual_modes()
 def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Read a network that `save_packed` wrote; it gives the same outputs, bit for bit.
 

@@ -42,6 +42,7 @@ from automl_compress.ledger import (
 from automl_compress.settings import shown
 from automl_compress.space import Policy
 from automl_compress.workload import Workload
+from automl_compress.workload.torch_modes import usual_modes
 
 
 class Study:
@@ -112,6 +113,7 @@ class Study:
         study.given = self.given
         return study
 
+    @usual_modes()
     def run(self, out: str | Path | None = None, listener: Listener = ignore) -> StudyResult:
         """Search, and measure the finalists on the final test images.
 
@@ -145,6 +147,7 @@ class Study:
                 return study._run(prepared, folder, listener, ray)
 
     @classmethod
+    @usual_modes()
     def resume(
         cls,
         folder: str | Path | StudyResult,
@@ -187,6 +190,7 @@ class Study:
             return study._run(replace(prepared, manifest=kept), place, listener)
 
     @classmethod
+    @usual_modes()
     def extend(
         cls,
         folder: str | Path | StudyResult,

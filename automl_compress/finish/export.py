@@ -19,11 +19,13 @@ from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
 from automl_compress.space import Policy
 from automl_compress.workload import Normalization, Workload
+from automl_compress.workload.torch_modes import usual_modes
 
 COMPARED_IMAGES: Final = 1_000
 """Test images on which a file's outputs are compared with the network's, at most."""
 
 
+@usual_modes()
 def export_network(
     folder: str | Path | StudyResult,
     rule: str | Policy,

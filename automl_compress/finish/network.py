@@ -14,8 +14,10 @@ from automl_compress.ledger import StudyResult
 from automl_compress.report import pick_network
 from automl_compress.space import Policy
 from automl_compress.workload import Workload
+from automl_compress.workload.torch_modes import usual_modes
 
 
+@usual_modes()
 def load_network(
     folder: str | Path | StudyResult,
     rule: str | Policy,

@@ -33,6 +33,7 @@ from automl_compress.report.pick import read_limits
 from automl_compress.report.recovered import DOCUMENT
 from automl_compress.settings import each
 from automl_compress.workload import Workload, card_data, load_workload
+from automl_compress.workload.torch_modes import usual_modes
 
 SPARSE: Final = Path("sparse") / "weights.safetensors"
 DISTILLED: Final = "distilled.safetensors"
@@ -40,6 +41,7 @@ EXPORTED: Final = "exported"
 _ENDINGS: Final = {"packed": ".packed", "onnx": ".onnx", "torch": ".safetensors"}
 
 
+@usual_modes()
 def run_pipeline(
     sweep: str | Path,
     out: str | Path | None = None,

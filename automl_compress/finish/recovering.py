@@ -27,8 +27,10 @@ from automl_compress.report import Pick, pick_network, write_report
 from automl_compress.report.recovered import DOCUMENT
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Workload
+from automl_compress.workload.torch_modes import usual_modes
 
 
+@usual_modes()
 def recover_networks(
     folder: str | Path | StudyResult,
     rules: str | Policy | Sequence[str | Policy],

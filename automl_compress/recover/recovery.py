@@ -50,6 +50,7 @@ from automl_compress.workload import (
     fixed_parameters,
     task_of,
 )
+from automl_compress.workload.torch_modes import usual_modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,7 @@ class Recovered:
     seconds: float
 
 
+@usual_modes()
 def recover(
     model: nn.Module,
     policy: Policy,

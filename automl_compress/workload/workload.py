@@ -31,6 +31,7 @@ from automl_compress.workload.models import (
 )
 from automl_compress.workload.splits import Splits, load_normalization, load_splits
 from automl_compress.workload.task import CLASSIFICATION, Task, shown_output
+from automl_compress.workload.torch_modes import usual_modes
 from automl_compress.workload.torchvision_detectors import SingleStage
 from automl_compress.workload.user_data import MemorySource
 from automl_compress.workload.weights import check_there, load_weights
@@ -132,6 +133,7 @@ class Workload:
     fixed: frozenset[str] = frozenset()
 
     @classmethod
+    @usual_modes()
     def of(
         cls,
         model: nn.Module,
@@ -207,6 +209,7 @@ class Workload:
         """Names of the classes, in the order of the network's outputs."""
         return self.splits.classes
 
+    @usual_modes()
     def example_input(self) -> torch.Tensor:
         """The first training image as network input, (1, c, h, w) float32."""
         return self.splits.train.tensor(self.normalization, 0, 1)
@@ -219,6 +222,7 @@ def _in_python(**values: Any) -> Section:
     return Section(given, {(): Origin("Workload.of")}, (), WorkloadError)
 
 
+@usual_modes()
 def load_workload(config: WorkloadConfig) -> Workload:
     """Build the network, load or train its weights, load its data, and check that they fit.
 

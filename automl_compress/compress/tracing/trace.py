@@ -37,6 +37,7 @@ from automl_compress.compress.tracing.trial import tried_groups
 from automl_compress.compress.tracing.working_copy import comparable_copy, working_copy
 from automl_compress.errors import TraceError
 from automl_compress.settings import one_line
+from automl_compress.workload.torch_modes import usual_modes
 
 _MAP_BYTES: Final = 2
 """Of an output channel of a channel map: its source."""
@@ -46,6 +47,7 @@ TIME_LIMIT: Final = 120.0
 """Seconds a trace may take by default."""
 
 
+@usual_modes()  # in inference mode, views do not know what they view
 def trace(
     model: nn.Module, example_input: Tensor, time_limit: float = TIME_LIMIT
 ) -> tuple[nn.Module, Structure]:
@@ -65,8 +67,7 @@ def trace(
             is of another type than float32, or takes more than one tensor.
     """
     _check_input(example_input)
-    with torch.inference_mode(False):  # inside it, views do not know what they view
-        return _trace(model, example_input.detach().clone(), time_limit)
+    return _trace(model, example_input.detach().clone(), time_limit)
 
 
 def _check_input(example_input: object) -> None:
