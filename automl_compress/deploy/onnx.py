@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -68,6 +69,8 @@ _BATCH: Final = 8
 _TINY: Final = 1e-12
 SAFE_BITS: Final = 7
 """Two products with integers of so many bits never saturate a sum of 16 bits."""
+_EXPORTING: Final = threading.Lock()
+"""PyTorch exports one network at a time, and what quiets it is the whole process's."""
 
 
 @dataclass(frozen=True)
@@ -379,7 +382,7 @@ def _exported(network: nn.Module, example_input: Tensor, names: list[str]) -> An
     two = example_input[:1].cpu().expand(2, *example_input.shape[1:]).contiguous()
     program: Any
     try:
-        with _quiet():
+        with _EXPORTING, _quiet():
             program = torch.onnx.export(
                 network,
                 (two,),

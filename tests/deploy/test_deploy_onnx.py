@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +413,28 @@ def test_what_exporters_print_and_log_is_left_out(capsys: pytest.CaptureFixture[
         assert not logging.getLogger("torch.fx.experimental").isEnabledFor(logging.WARNING)
     print("the message", file=sys.stderr)
     assert capsys.readouterr().err == "the message\n"
+
+
+def test_threads_export_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+
+    def export(*_: object, **__: object) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+            met.append(True)
+        raise ValueError("no program")
+
+    def write(name: str) -> None:
+        with pytest.raises(InputError, match="no program"):
+            export_onnx(nn.Linear(2, 2), tmp_path / name, torch.ones(1, 2))
+
+    met: list[bool] = []
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, "ab"))
+    assert not met
 
 
 def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
