@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final, TypeVar
 
 from automl_compress.errors import InputError
@@ -239,7 +239,7 @@ def as_stated(value: Any, name: Callable[[Any], Any] = lambda other: other) -> A
         name: makes of everything else what a file says of it.
     """
     if isinstance(value, Mapping):
-        return {key: as_stated(item, name) for key, item in value.items()}
+        return {str(key): as_stated(item, name) for key, item in value.items()}
     if isinstance(value, list | tuple | range):
         return [as_stated(item, name) for item in value]
     if isinstance(value, PurePath):
@@ -250,8 +250,32 @@ def as_stated(value: Any, name: Callable[[Any], Any] = lambda other: other) -> A
 
 
 def each(texts: str | Iterable[str]) -> list[str]:
-    """The texts of what takes several, where one alone may be given too."""
-    return [texts] if isinstance(texts, str) else list(texts)
+    """The texts of what takes several, where one alone may be given too.
+
+    Raises:
+        InputError: they are something else.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Iterable):
+        raise InputError(f"one text or several must be given, but are {shown(texts)}; correct it")
+    return list(texts)
+
+
+def file_path(given: object, what: str, error: type[InputError] = InputError) -> Path:
+    """The path of a file that is given in Python.
+
+    Args:
+        given: a text or a path.
+        what: it is, at the head of the message.
+        error: what is raised.
+
+    Raises:
+        InputError: of that class: it is something else, or names no file.
+    """
+    if isinstance(given, str | Path) and Path(given).name:
+        return Path(given)
+    raise error(f"{what} must be given by its path, but is {shown(given)}; correct it")
 
 
 def read_assignment(text: str, error: type[InputError] = InputError) -> tuple[tuple[str, ...], str]:

@@ -88,8 +88,6 @@ class Compressor:
         task: Task = CLASSIFICATION,
     ) -> None:
         score = find_criterion(criterion, task)
-        if calibration is not None:
-            _check_calibration(calibration, example_input)
         self._again: Callable[..., Compressor] = partial(
             Compressor,
             example_input=example_input,
@@ -103,6 +101,8 @@ class Compressor:
             task=task,
         )
         self.model, self.structure = trace(model, example_input, time_limit)
+        if calibration is not None:
+            _check_calibration(calibration, example_input)
         self.cost = CostModel(self.structure)
         self._order = channel_order(self.model, self.structure.groups, score, calibration, seed)
         self._kernel_scores: dict[str, Tensor] = {}

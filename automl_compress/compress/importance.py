@@ -7,7 +7,7 @@ layers are scored together; what stands for a channel in them is said at each cr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -22,6 +22,7 @@ from automl_compress.compress.modules import find_part, own_copy
 from automl_compress.compress.structure import ChannelGroup, GroupMember
 from automl_compress.compress.taylor import taylor_importance
 from automl_compress.errors import InputError
+from automl_compress.settings import shown
 from automl_compress.user_code import check_known_or_own, is_factory, resolve, user_code
 from automl_compress.workload import CLASSIFICATION, Task
 
@@ -195,6 +196,10 @@ def find_criterion(criterion: str | Criterion, task: Task = CLASSIFICATION) -> C
         InputError: there is none of that name.
     """
     if not isinstance(criterion, str):
+        if not callable(criterion):
+            raise InputError(
+                f"a criterion must be a name or a function, but is {shown(criterion)}; correct it"
+            )
         return criterion
     check_criterion(criterion)
     if is_own_criterion(criterion):
@@ -230,6 +235,11 @@ def channel_order(
         return {}
     with torch.no_grad():
         scores = criterion(model, cuttable, images, seed)
+    if not isinstance(scores, Mapping):
+        raise InputError(
+            f"a criterion must give scores by the group's name, but gave {shown(scores)}; correct "
+            "the criterion"
+        )
     for group in cuttable:
         found = np.asarray(scores.get(group.name))
         if found.shape != (group.channels,) or not np.isfinite(found).all():

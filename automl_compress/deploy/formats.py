@@ -23,7 +23,7 @@ from automl_compress.deploy.packed import load_packed, save_packed
 from automl_compress.deploy.runtime import Runner
 from automl_compress.deploy.state import load_state, save_state
 from automl_compress.errors import DeployError
-from automl_compress.settings import suggestion
+from automl_compress.settings import shown, suggestion
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, BoxTask, Task
 from automl_compress.workload.box_task import SURE
@@ -169,9 +169,9 @@ def export_format(name: str) -> Format:
     Raises:
         DeployError: there is none.
     """
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise DeployError(
-            f"--format must be one of {', '.join(FORMATS)}, but is '{name}'"
-            f"{suggestion(name, FORMATS)}; choose one of them"
+            f"a format must be one of {', '.join(FORMATS)}, but is {shown(name)}"
+            f"{suggestion(str(name), FORMATS)}; choose one of them"
         )
     return FORMATS[name]

@@ -163,9 +163,9 @@ def _check(
             raise InputError(
                 f"{name} must be at least 1, but is {shown(value)}; give a whole number from 1"
             )
-    if provider not in PROVIDERS:
+    if not isinstance(provider, str) or provider not in PROVIDERS:
         raise InputError(
-            f"provider must be one of {', '.join(PROVIDERS)}, but is '{provider}'; correct it"
+            f"provider must be one of {', '.join(PROVIDERS)}, but is {shown(provider)}; correct it"
         )
     for model in models.values():
         if not isinstance(model, nn.Module | Path | str):

@@ -48,7 +48,7 @@ from automl_compress.deploy.runtime import (
     require_onnx,
 )
 from automl_compress.errors import InputError
-from automl_compress.settings import one_line, shown
+from automl_compress.settings import file_path, one_line, shown
 from automl_compress.user_code import user_code
 from automl_compress.workload import replacing, unwrapped
 from automl_compress.workload.torch_modes import usual_modes
@@ -132,12 +132,7 @@ def export_onnx(
             than tensors, calibration inputs are missing, or the file cannot be written.
     """
     require_onnx()
-    if not isinstance(path, str | Path):
-        raise InputError(
-            f"an ONNX file must be given by its path, but is {shown(path)}; give the network "
-            "first and then the path"
-        )
-    path = Path(path)
+    path = file_path(path, "an ONNX file")
     _check_folder(path)
     _check_inputs(example_input, calibration, images)
     network = _frozen(model)

@@ -17,6 +17,7 @@ executed.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ from automl_compress.deploy.layout_bytes import Written, in_order, read_varint, 
 from automl_compress.deploy.tensor_bytes import decode, encode
 from automl_compress.deploy.tensor_files import damaged, read_file, write_stream
 from automl_compress.errors import DeployError
-from automl_compress.settings import one_line
+from automl_compress.settings import file_path, one_line, shown
 from automl_compress.space import Policy
 from automl_compress.workload.torch_modes import usual_modes
 
@@ -81,6 +82,8 @@ def save_packed(
         TraceError: the network cannot be copied.
         WorkloadError: the arguments do not fit the architecture.
     """
+    place = file_path(path, "a packed file", DeployError)
+    _check_words(policy, architecture, arguments)
     network = working_copy(model, share=True)
     layout = describe(network, policy, architecture, arguments)
     if original is None:
@@ -95,7 +98,27 @@ def save_packed(
     for part in parts:
         checksum = zlib.crc32(part, checksum)
     parts.insert(0, checksum.to_bytes(_CHECKSUM, "little"))
-    return write_stream(Path(path), parts, FORMAT, VERSION)
+    return write_stream(place, parts, FORMAT, VERSION)
+
+
+def _check_words(policy: object, architecture: object, arguments: object) -> None:
+    """Check what a file says in words of its network."""
+    if not isinstance(policy, Policy):
+        raise DeployError(
+            "a packed file must be given the policy its network was built by, but is given "
+            f"{shown(policy)}; give that after the path"
+        )
+    if not isinstance(architecture, str | None):
+        raise DeployError(
+            f"an architecture must be a factory's name, but is {shown(architecture)}; correct it"
+        )
+    try:
+        json.dumps(arguments)
+    except (TypeError, ValueError) as reason:
+        raise DeployError(
+            f"a factory's arguments must be plain JSON values, but are {shown(arguments)}; leave "
+            "out what is none"
+        ) from reason
 
 
 def _reference(original: nn.Module) -> Layout:
@@ -126,16 +149,17 @@ def load_packed(path: str | Path, model: nn.Module | str | None = None) -> nn.Mo
             belongs to another network.
         WorkloadError: the factory fails.
     """
-    head, content = _read(Path(path))
+    place = file_path(path, "a packed file", DeployError)
+    head, content = _read(place)
     original = original_network(head.architecture, head.arguments, model)
     reference = _reference(original)
-    layout = _layout(Path(path), head, reference)
+    layout = _layout(place, head, reference)
     if not _has_room(original, reference, layout):
-        raise _made_from_another(Path(path))
+        raise _made_from_another(place)
     try:
         tensors = decode(layout, content)
     except _BROKEN as reason:
-        raise damaged(Path(path), one_line(reason)) from reason
+        raise damaged(place, one_line(reason)) from reason
     return rebuild(layout, tensors, original)
 
 

@@ -22,7 +22,7 @@ from automl_compress.evaluate.draw import DRAWS
 from automl_compress.evaluate.fast_form import PRECISIONS
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.search import check_strategy
-from automl_compress.settings import LARGEST_SEED, Origin, Section, as_stated
+from automl_compress.settings import LARGEST_SEED, Origin, Section, as_stated, file_path
 from automl_compress.settings_file import read_settings
 from automl_compress.space import SearchSpace, SpaceRules, load_rules
 from automl_compress.space.rules import rules_from_section
@@ -95,8 +95,8 @@ def read_config(path: str | Path, overrides: str | Iterable[str] = ()) -> StudyC
     Raises:
         InputError: the file is wrong; the message names file, key and line.
     """
-    section = read_settings(Path(path), overrides, StudyError)
-    return config_of_section(section, Path(path).parent)
+    place = file_path(path, "a sweep file", StudyError)
+    return config_of_section(read_settings(place, overrides, StudyError), place.parent)
 
 
 def config_of_mapping(values: Mapping[str, Any], base: Path = Path()) -> StudyConfig:

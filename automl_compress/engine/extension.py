@@ -44,7 +44,7 @@ def extended_config(
             f"only a finished study can be extended, but '{folder}' is {manifest.status}; run "
             f"'resume {folder}' first"
         )
-    counted = as_stated(evaluations)
+    counted, strategies = as_stated(evaluations), each(strategies)
     if not isinstance(counted, int) or counted < 0 or not (counted or strategies):
         raise StudyError(
             "a study must be extended by evaluations, at least 1, or by a strategy, but there are "
@@ -52,7 +52,6 @@ def extended_config(
             "either"
         )
     config = stated_config(manifest, workload)
-    strategies = each(strategies)
     if again := sorted(set(strategies) & set(config.strategies)):
         raise StudyError(
             f"a study must be extended by strategies that it lacks, but '{again[0]}' takes part "

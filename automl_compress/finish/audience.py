@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from automl_compress.engine.engine import Listener as SearchListener
 from automl_compress.engine.engine import ignore
+from automl_compress.errors import InputError
 from automl_compress.recover import Listener
 from automl_compress.recover.training import hear_nothing
+from automl_compress.settings import shown
 
 
 def _say_nothing(_: str) -> None:
@@ -40,5 +42,24 @@ class Audience:
     training: Callable[[], Listener] = _training_unheard
     search: Callable[[int, int], AbstractContextManager[SearchListener]] = _search_unheard
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not callable(value):
+                raise InputError(
+                    f"'{name}' of an Audience must be a function, but is {shown(value)}; give one"
+                )
+
 
 NOBODY = Audience()
+
+
+def check_audience(given: object) -> None:
+    """Check that it is an audience, before anything is done.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(given, Audience):
+        raise InputError(
+            f"an audience must be an Audience, but is {shown(given)}; give Audience(say=...)"
+        )

@@ -10,13 +10,14 @@ import numpy as np
 from automl_compress.deploy.detector import DetectorFile
 from automl_compress.deploy.formats import Format, Source, export_format
 from automl_compress.engine import Restored, restore_study
-from automl_compress.errors import StudyError
+from automl_compress.errors import DeployError, StudyError
 from automl_compress.evaluate import QUALITIES, quality_name
-from automl_compress.finish.audience import NOBODY, Audience
+from automl_compress.finish.audience import NOBODY, Audience, check_audience
 from automl_compress.finish.folder import recovered_file
 from automl_compress.finish.network import network_of
 from automl_compress.ledger import StudyResult
 from automl_compress.report import Pick, pick_network
+from automl_compress.settings import file_path
 from automl_compress.space import Policy
 from automl_compress.workload import Normalization, Workload
 from automl_compress.workload.torch_modes import usual_modes
@@ -52,8 +53,9 @@ def export_network(
     Raises:
         InputError: the folder, the rule, the format or the output is wrong; nothing is written.
     """
+    check_audience(audience)
     chosen_format = export_format(format_name)
-    result, output = StudyResult(folder), Path(output)
+    result, output = StudyResult(folder), file_path(output, "an exported file", DeployError)
     if raw and (format_name != "onnx" or result.manifest.workload.get("task") != "detection"):
         raise StudyError(
             "--raw must be given for detectors in the format onnx only, for nothing else has its "

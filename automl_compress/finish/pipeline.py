@@ -20,7 +20,7 @@ from automl_compress.engine import Restored, Study, restore_study
 from automl_compress.engine.lock import locked
 from automl_compress.engine.pipeline import PipelineSettings, SparsifyStage
 from automl_compress.errors import InterruptedStudy, StudyError
-from automl_compress.finish.audience import NOBODY, Audience
+from automl_compress.finish.audience import NOBODY, Audience, check_audience
 from automl_compress.finish.export import export_network
 from automl_compress.finish.folder import NETWORK, finish_writing, folder_of
 from automl_compress.finish.stages import Stages, checkpoint_of, content
@@ -68,6 +68,7 @@ def run_pipeline(
         EngineError: a stage failed.
         InterruptedStudy: the user stopped it; the same command goes on.
     """
+    check_audience(audience)
     study = Study.from_file(sweep, overrides).with_engine(**engine)
     settings = study.config.pipeline
     if settings is None:

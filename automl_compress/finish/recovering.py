@@ -12,7 +12,7 @@ from automl_compress.engine import restore_study
 from automl_compress.engine.lock import locked
 from automl_compress.errors import EngineError, InputError, InterruptedStudy, StudyError
 from automl_compress.evaluate import quality_name
-from automl_compress.finish.audience import NOBODY, Audience
+from automl_compress.finish.audience import NOBODY, Audience, check_audience
 from automl_compress.finish.folder import finish_writing, folder_of, how_recovered, recovered_file
 from automl_compress.finish.task import RecoveryTask
 from automl_compress.ledger import StudyResult
@@ -25,6 +25,7 @@ from automl_compress.recover import (
 from automl_compress.recover.fixed import untrained_parts
 from automl_compress.report import Pick, pick_network, write_report
 from automl_compress.report.recovered import DOCUMENT
+from automl_compress.settings import shown
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Workload
 from automl_compress.workload.torch_modes import usual_modes
@@ -66,11 +67,14 @@ def recover_networks(
         EngineError: a loss is not finite.
         InterruptedStudy: the user stopped it; the same call goes on.
     """
+    check_audience(audience)
     if further and asha:
         raise InputError("--further trains one network after the other; leave --asha out")
     stated = [rules] if isinstance(rules, str | Policy) else rules
-    if not stated:
-        raise InputError("networks to recover must be picked by a rule, but there is none; add it")
+    if not isinstance(stated, Sequence) or not stated:
+        raise InputError(
+            f"networks to recover must be picked by a rule, but are by {shown(rules)}; give one"
+        )
     place = StudyResult(folder).folder  # holds a study
     with locked(place):
         result = StudyResult(place)

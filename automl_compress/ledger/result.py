@@ -323,10 +323,16 @@ class StudyResult:
             folder: made when missing; may be the study's own folder.
 
         Raises:
-            StudyError: the folder holds another study.
+            StudyError: the folder holds another study, or cannot be made.
         """
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        target = study_folder(folder)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as reason:
+            raise StudyError(
+                f"a copy is written into a folder, but '{target}' cannot be made "
+                f"({reason.strerror}); choose another"
+            ) from reason
         if target.resolve() != self.folder.resolve():
             if (target / MANIFEST).exists():
                 raise StudyError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from automl_compress.errors import SpaceError
+from automl_compress.settings import shown
 
 Kind: TypeAlias = Literal["channels", "weight_bits", "activation_bits", "kernel_sparsity"]
 Value: TypeAlias = int | float
@@ -47,17 +49,21 @@ class Gene:
     values: tuple[Value, ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise SpaceError(
-                f"a gene's kind must be one of {', '.join(KINDS)}, but '{self.name}' has "
-                f"'{self.kind}'; correct it"
+                f"a gene's kind must be one of {', '.join(KINDS)}, but that of "
+                f"{shown(self.name)} is {shown(self.kind)}; correct it"
             )
-        if not self.name.startswith(f"{self.kind}:") or not self.target:
+        named = isinstance(self.name, str) and self.name.startswith(f"{self.kind}:")
+        if not named or not self.target:
             raise SpaceError(
-                f"a gene's name must be '{self.kind}:TARGET', but is '{self.name}'; rename it"
+                f"a gene's name must be '{self.kind}:TARGET', but is {shown(self.name)}; rename it"
             )
-        if not self.values:
-            raise SpaceError(f"gene '{self.name}' must have a value, but has none; add one")
+        if not isinstance(self.values, Sequence) or not self.values:
+            raise SpaceError(
+                f"gene '{self.name}' must have a tuple of values, but has {shown(self.values)}; "
+                "give one"
+            )
         for value in self.values:
             check_value(self.kind, value, f"gene '{self.name}'")
         descending = self.kind == "kernel_sparsity"

@@ -7,14 +7,14 @@ pattern, protected layers. `compress.derive` resolves them against a network.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from automl_compress.errors import SpaceError
-from automl_compress.settings import Origin, Section
+from automl_compress.settings import Origin, Section, file_path, shown
 from automl_compress.space.genes import LAYER_KINDS, Kind, check_value
 
 BitKind = Literal["weight_bits", "activation_bits"]
@@ -176,7 +176,9 @@ def load_rules(path: str | Path) -> SpaceRules:
     """
     from automl_compress.settings_file import read_settings  # needs PyYAML, the rest does not
 
-    return rules_from_section(read_settings(Path(path), error=SpaceError))
+    return rules_from_section(
+        read_settings(file_path(path, "a search-space file"), error=SpaceError)
+    )
 
 
 def rules_from_section(section: Section) -> SpaceRules:
@@ -246,6 +248,8 @@ def _check_read(section: Section, kind: Kind, values: tuple[float, ...]) -> None
 
 
 def _check_values(kind: Kind, values: tuple[float, ...], where: str) -> None:
+    if not isinstance(values, Sequence):
+        raise SpaceError(f"{kind} must be a tuple, but {where} has {shown(values)}; correct it")
     for value in values:
         check_value(kind, value, where)
 

@@ -44,6 +44,10 @@ class SearchSpace:
     """
 
     def __init__(self, genes: Sequence[Gene]) -> None:
+        if not isinstance(genes, Sequence) or not all(isinstance(g, Gene) for g in genes):
+            raise SpaceError(
+                f"a search space must be given genes, but is given {shown(genes)}; give a tuple"
+            )
         if not genes:
             raise SpaceError(
                 "a search space must have a gene, but has none; unprotect a layer or add choices"

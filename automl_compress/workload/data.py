@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from automl_compress.errors import WorkloadError
-from automl_compress.settings import LARGEST_SEED, Section
+from automl_compress.settings import LARGEST_SEED, Section, shown
 from automl_compress.user_code import is_factory
 from automl_compress.workload.boxes import BAD_BOXES, BoxedFiles
 from automl_compress.workload.cache import cache_folder
@@ -66,7 +66,7 @@ class DataConfig:
         if self.validation_from not in HALVES:
             raise WorkloadError(
                 f"search-validation images must be from {' or '.join(HALVES)}, but are to "
-                f"be from '{self.validation_from}'; correct it"
+                f"be from {shown(self.validation_from)}; correct it"
             )
         if self.validation_images is not None and self.validation_images < 1:
             raise WorkloadError(

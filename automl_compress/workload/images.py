@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -109,6 +110,11 @@ class ImageSet:
             WorkloadError: they have other shapes, types or values, or hold no image.
         """
         pixels, given = _array(images), _array(labels)
+        if not (pixels.ndim and given.ndim):
+            raise WorkloadError(
+                f"images and labels must be arrays, but are {shown(images)} and {shown(labels)}; "
+                "give pixels (n, c, h, w) and labels (n,)"
+            )
         boxes = given.ndim == 3
         if not boxes and given.size and not np.issubdtype(given.dtype, np.integer):
             raise WorkloadError(
@@ -241,9 +247,9 @@ class Normalization:
 
 
 def _check_numbers(name: str, values: Sequence[float]) -> None:
-    if not all(map(math.isfinite, values)):
+    if not all(isinstance(value, Real) and math.isfinite(value) for value in values):
         raise WorkloadError(
-            f"{name} must hold finite numbers, but is {_listed(values)}; correct it"
+            f"{name} must hold finite numbers, but is {shown(list(values))}; correct it"
         )
 
 

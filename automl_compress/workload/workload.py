@@ -170,7 +170,7 @@ class Workload:
         """
         stated = {"mean": mean, "std": std, "validation_images": validation_images, "seed": seed}
         model = unwrapped(model) if isinstance(model, nn.Module) else model
-        section = _in_python(name=name or type(model).__name__, **stated)
+        section = _in_python(name=name or type(model).__name__, classes=classes, **stated)
         name = section.get("name", str)
         if name in MODELS or is_factory(name):
             raise WorkloadError(
@@ -178,7 +178,7 @@ class Workload:
                 f"but is to be called '{name}'; give another name"
             )
         data = DataConfig(
-            MemorySource(train, test, tuple(classes)),
+            MemorySource(train, test, section.items("classes", str, ())),
             channel_numbers(section, "mean"),
             channel_numbers(section, "std"),
             validation_from,
