@@ -61,7 +61,7 @@ class StudyConfig:
         ladder: rungs between the race and the finalists, from cheap to dear.
         automatic: `BATCH` and `THREADS`, where they are to be found on the machine.
         pipeline: stages before and after the search; None where there is only the search.
-        plain: the settings as given and the precision found, for the manifest.
+        plain: the settings as given, the precision found and the space's rules, for the manifest.
         base: folder of the sweep file, which relative paths start from.
     """
 
@@ -145,16 +145,19 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
     )
     section.close()
     _check_latency(section, config)
-    return replace(config, plain=_plain(section, config.estimate))
+    return replace(config, plain=_plain(section, config))
 
 
-def _plain(section: Section, estimate: EstimateSettings) -> dict[str, Any]:
-    """The settings as given, and the precision, so that another machine goes on with the same.
+def _plain(section: Section, config: StudyConfig) -> dict[str, Any]:
+    """The settings as given, with what would be found otherwise when the study goes on.
 
+    That is the precision, on another machine, and rules, whose file may have been edited by then.
     A workload that was given loaded is none: it must be given again.
     """
     values = {k: v for k, v in section.values().items() if not isinstance(v, Workload)}
-    stated = {**(values.get("estimate") or {}), "precision": estimate.precision}
+    if values.get("space", "auto") != "auto":
+        values["space"] = config.space.to_dict()
+    stated = {**(values.get("estimate") or {}), "precision": config.estimate.precision}
     return {**values, "estimate": stated}
 
 

@@ -201,14 +201,21 @@ def test_a_search_leaves_all_its_files(
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_resume_refuses_changed_settings(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_needs_no_file_of_the_space_and_refuses_changed_settings(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("space.yaml").write_text("weight_bits: [2, 4]\n")
     arguments = ("--set", "engine.kind=serial", "--set", "space=space.yaml")
     arguments += ("--set", "budget.evaluations=2")
     assert main(["search", str(sweep), "--out", "out", *arguments]) == 0
     manifest = Path("out/run.json")
-    manifest.write_text(manifest.read_text().replace('"finished"', '"interrupted"'))
-    Path("space.yaml").write_text("weight_bits: [2, 8]\n")
+    interrupted = manifest.read_text().replace('"finished"', '"interrupted"')
+    manifest.write_text(interrupted)
+    Path("space.yaml").unlink()
+    assert main(["resume", "out"]) == 0
+    changed = json.loads(interrupted)
+    changed["config"]["space"]["weight_bits"] = [2, 8]
+    manifest.write_text(json.dumps(changed))
     capsys.readouterr()
     assert main(["resume", "out"]) == 2
     assert "have changed" in capsys.readouterr().err
