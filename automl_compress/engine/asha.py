@@ -17,7 +17,7 @@ from automl_compress.errors import EngineError, InterruptedStudy
 
 PROMOTED: Final = 3
 """One of so many trainings is promoted, after a ninth and after a third of the epochs."""
-_STOPPED: Final = "stopped; every finished epoch is saved, run the same command to go on"
+_STOPPED: Final = "stopped; every finished epoch is saved, train the same again to go on"
 
 Report = Callable[[int, float], None]
 """Told by a training after each of its epochs: how many are done, and the quality."""

@@ -345,7 +345,7 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as reason:
         raise StudyError(
-            f"--out must be a folder that can be written, but '{folder}' is not "
+            f"a study's folder must be one that can be written, but '{folder}' is not "
             f"({reason.strerror}); choose another"
         ) from reason
 
@@ -354,12 +354,12 @@ def _check_unused(folder: Path, name: str) -> None:
     """Refuse a folder that holds a study already."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
-        raise StudyError(f"--out must be a folder, but '{nearest}' is a file; choose another")
+        raise StudyError(f"a study needs a folder, but '{nearest}' is a file; choose another")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if (folder / MANIFEST).exists():
         held = Manifest.read(folder)
-        remedy = "choose another --out"
+        remedy = "choose another folder"
         if held.study == name:
             remedy = (
                 f"read it with 'report {folder}' or {remedy}"
@@ -367,11 +367,13 @@ def _check_unused(folder: Path, name: str) -> None:
                 else f"go on with 'resume {folder}' or {remedy}"
             )
         raise StudyError(
-            f"--out must hold no study, but '{folder}' holds '{held.study}' ({held.status}); "
-            f"{remedy}"
+            f"a new study's folder must hold no study, but '{folder}' holds "
+            f"'{held.study}' ({held.status}); {remedy}"
         )
     if (folder / LEDGER).exists():
-        raise StudyError(f"--out must hold no ledger, but '{folder}' does; choose another --out")
+        raise StudyError(
+            f"a new study's folder must hold no ledger, but '{folder}' does; choose another folder"
+        )
 
 
 def _unfinished(folder: Path, budget: int) -> list[ContestantRecord]:

@@ -58,7 +58,7 @@ def export_network(
     result, output = StudyResult(folder), file_path(output, "an exported file", DeployError)
     if raw and (format_name != "onnx" or result.manifest.workload.get("task") != "detection"):
         raise StudyError(
-            "--raw must be given for detectors in the format onnx only, for nothing else has its "
+            "'raw' must be given for detectors in the format onnx only, for nothing else has its "
             "post-processing in the file; remove it"
         )
     picked = pick_network(result, rule)

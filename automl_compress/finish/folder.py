@@ -29,7 +29,7 @@ def folder_of(study: Path, policy: Policy) -> Path:
     return study / RECOVERED / policy.key
 
 
-def recovered_file(study: Path, policy: Policy, option: str = "--recovered") -> Path:
+def recovered_file(study: Path, policy: Policy, option: str = "'recovered'") -> Path:
     """The file of a policy's trained network.
 
     Args:
@@ -45,7 +45,7 @@ def recovered_file(study: Path, policy: Policy, option: str = "--recovered") -> 
     if not path.is_file():
         raise StudyError(
             f"{option} needs a network that was trained, but '{study}' has none of the key "
-            f"{policy.key}; run 'recover {study} --pick point:{policy.key}' first"
+            f"{policy.key}; recover its 'point:{policy.key}' first"
         )
     return path
 

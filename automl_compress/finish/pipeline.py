@@ -105,7 +105,7 @@ def _made_and_locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as reason:
         raise StudyError(
-            f"--out must be a folder that can be written, but '{folder}' is not "
+            f"a pipeline's folder must be one that can be written, but '{folder}' is not "
             f"({reason.strerror}); choose another"
         ) from reason
     with locked(folder):
@@ -113,7 +113,7 @@ def _made_and_locked(folder: Path) -> Iterator[None]:
             yield
         except KeyboardInterrupt as reason:
             raise InterruptedStudy(
-                "stopped; finished stages are kept, run the same command to go on"
+                "stopped; finished stages are kept, run the same pipeline to go on"
             ) from reason
 
 
@@ -210,14 +210,14 @@ def _search(stages: Stages, study: Study, weights: Path | None) -> None:
                 study.run(folder, listener)
     except InterruptedStudy as reason:
         raise InterruptedStudy(
-            "stopped; all finished evaluations are saved, run the same command to go on"
+            "stopped; all finished evaluations are saved, run the same pipeline to go on"
         ) from reason
 
 
 def _other_search(folder: Path) -> StudyError:
     return StudyError(
         f"a pipeline must go on with the search it began with, but '{folder}' holds one of other "
-        "settings, weights or data; restore them or choose another --out"
+        "settings, weights or data; restore them or choose another folder"
     )
 
 

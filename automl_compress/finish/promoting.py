@@ -59,10 +59,10 @@ def recover_promoted(order: RecoveryOrder) -> None:
 
 
 def _check(settings: RecoverySettings) -> None:
-    require_ray("--asha", "leave --asha out to train one network after the other")
+    require_ray("'asha'", "leave it out to train one network after the other")
     if not settings.held_out:
         raise InputError(
-            "--asha compares trainings by held-out images, but 'held_out' is 0; raise it"
+            "'asha' compares trainings by held-out images, but 'held_out' is 0; raise it"
         )
 
 

@@ -69,7 +69,7 @@ def recover_networks(
     """
     check_audience(audience)
     if further and asha:
-        raise InputError("--further trains one network after the other; leave --asha out")
+        raise InputError("'further' trains one network after the other; leave 'asha' out")
     stated = [rules] if isinstance(rules, str | Policy) else rules
     if not isinstance(stated, Sequence) or not stated:
         raise InputError(
@@ -149,7 +149,7 @@ class RecoveryOrder:
         if earlier != self.settings.to_dict():
             raise StudyError(
                 f"a network is recovered once, but '{place}' holds it with other settings; give "
-                f"--further to go on from it (epochs so far: {epochs}), or --force to replace it"
+                f"'further' to go on from it (epochs so far: {epochs}), or 'force' to replace it"
             )
         self.audience.say(f"{picked.describe()} is recovered already")
         return True
@@ -175,7 +175,7 @@ def _recover_further(order: RecoveryOrder) -> None:
     """Train on what earlier recoveries left, where this training has not ended."""
     folder = order.result.folder
     waiting = [picked for picked in order.picked if not order.finishes(picked)]
-    files = {p.policy.key: recovered_file(folder, p.policy, "--further") for p in waiting}
+    files = {p.policy.key: recovered_file(folder, p.policy, "'further'") for p in waiting}
     epochs = {key: how_recovered(path.parent)[1] for key, path in files.items()}
 
     def recover(task: RecoveryTask, picked: Pick) -> None:

@@ -80,7 +80,7 @@ class Stages:
         if made is not None and made != content(output):
             raise StudyError(
                 f"a finished stage's file must be what it made, but '{output}' of '{title}' was "
-                "replaced; remove it to make it again, or keep it and use 'export --recovered'"
+                "replaced; remove it to make it again, or keep it and export it with 'recovered'"
             )
 
     def _note(self, name: str, what: str) -> None:

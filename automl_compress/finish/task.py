@@ -116,7 +116,7 @@ class RecoveryTask:
         if before > after:
             self.say(
                 f"  the search-validation images prefer the network before training, {before:.2%} "
-                f"to {after:.2%}; give more epochs, or export it without --recovered"
+                f"to {after:.2%}; give more epochs, or export it without 'recovered'"
             )
 
     @cached_property
@@ -154,7 +154,7 @@ class RecoveryTask:
                 raise StudyError(
                     "a checkpoint must be of the same network, data and settings, but "
                     f"'{place / CHECKPOINT}' is another training's; give its settings to go on, or "
-                    "--force to give it up"
+                    "'force' to give it up"
                 ) from reason
             remove_checkpoints(place)
             return train()

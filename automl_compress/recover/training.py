@@ -265,8 +265,8 @@ class Trainer:
         if checkpoint is None:
             return f"stopped at step {self._step} of {self.steps}; nothing is saved"
         return (
-            f"stopped at step {self._step} of {self.steps}; the state is saved, run the same "
-            "command to go on"
+            f"stopped at step {self._step} of {self.steps}; the state is saved, train the same "
+            "again to go on"
         )
 
     def _save(self, checkpoint: Path) -> None:

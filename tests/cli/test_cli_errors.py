@@ -228,7 +228,7 @@ def test_out_that_cannot_be_made(
     out: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = _refused(capsys, "search", _sweep(GOOD), "--out", out)
-    assert f"--out must be a folder that can be written, but '{out}' is not (" in said
+    assert f"a study's folder must be one that can be written, but '{out}' is not (" in said
 
 
 @pytest.mark.usefixtures("no_figures")

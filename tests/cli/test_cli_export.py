@@ -109,7 +109,7 @@ def test_a_network_outlives_the_file_of_its_search_space(
     [
         (["--pick", "sizes<=2kB"], "a pick must be 'knee', 'point:ID' or limits"),
         (["--pick", "size<=2B"], "the nearest is"),
-        (["--pick", "knee", "--format", "tar"], "--format must be one of onnx, packed, torch"),
+        (["--pick", "knee", "--format", "tar"], "a format must be one of onnx, packed, torch"),
         (["--pick", "knee", "-o", "kept"], "give --force to replace it"),
         (["--pick", "knee", "-o", "."], "is a folder"),
         (["--pick", "knee", "-o", "kept/n", "--format", "onnx"], "kept' is none; give another"),

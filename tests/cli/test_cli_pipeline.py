@@ -287,7 +287,7 @@ def test_another_search_needs_another_folder(capsys: pytest.CaptureFixture[str])
     for change in ("budget.evaluations=11", "pipeline.sparsify.epochs=2"):
         capsys.readouterr()
         assert _run("--set", change) == 2
-        assert "choose another --out" in capsys.readouterr().err
+        assert "choose another folder" in capsys.readouterr().err
     assert _times("**/*") == before
 
 
@@ -302,7 +302,7 @@ def test_a_network_that_was_trained_since_is_not_exported(
     assert _run() == 2
     said = capsys.readouterr().err
     assert "must be what it made" in said
-    assert "use 'export --recovered'" in said
+    assert "export it with 'recovered'" in said
     assert _times("exported/*") == before
 
 
@@ -326,7 +326,7 @@ def test_stopping_an_export_says_how_to_go_on(
     for path in Path("out/exported").iterdir():
         path.unlink()
     assert _run() == 130
-    assert "run the same command to go on" in capsys.readouterr().err
+    assert "run the same pipeline to go on" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("finished")

@@ -141,7 +141,7 @@ def test_interrupted_on_ray_and_run_again(
     out, said = running.communicate(timeout=300)
     assert running.returncode == 130, (out, said)
     assert said.count("\n") == 1
-    assert "run the same command to go on" in said
+    assert "train the same again to go on" in said
     request.getfixturevalue("ray_here")
     capsys.readouterr()
     assert main(command) == 0
@@ -174,6 +174,6 @@ def test_without_ray_one_after_the_other_still_works(
 ) -> None:
     monkeypatch.setattr("automl_compress.engine.start.find_spec", lambda name: None)
     assert main(["recover", str(study), *QUICK, *PICKS, "--epochs", "1"]) == 2
-    assert "leave --asha out" in capsys.readouterr().err
+    assert "leave it out to train" in capsys.readouterr().err
     alone = [word for word in (*QUICK, *PICKS) if word != "--asha"]
     assert main(["recover", str(study), *alone, "--epochs", "1"]) == 0

@@ -87,8 +87,8 @@ def test_other_settings_need_force(study: Path, capsys: pytest.CaptureFixture[st
     assert _recover(study, *arguments, "--epochs", "1") == 0
     assert _recover(study, *arguments, "--epochs", "2") == 2
     error = capsys.readouterr().err
-    assert "--further to go on from it (epochs so far: 1)" in error
-    assert "--force" in error
+    assert "'further' to go on from it (epochs so far: 1)" in error
+    assert "'force' to replace it" in error
     assert _recover(study, *arguments, "--epochs", "2", "--force") == 0
 
 
@@ -189,7 +189,7 @@ def test_a_notebook_gives_texts_policies_and_results(
     assert ac.recover_networks(str(whole), "knee", epochs=1) == whole
     assert ac.recover_networks(result, [policy, f"point:{policy.key}"], epochs=1) == whole
     assert [picked.policy.key for picked in rules[1:]] == [policy.key]
-    with pytest.raises(InputError, match="must be picked by a rule, but there is none"):
+    with pytest.raises(InputError, match="must be picked by a rule, but are by"):
         ac.recover_networks(whole, [])
     with pytest.raises(StudyError, match="a rule such as 'knee' or a policy, but is 3; correct"):
         ac.load_network(whole, 3)  # type: ignore[arg-type]
@@ -352,9 +352,9 @@ def test_what_was_written_is_put_in_its_place(tmp_path: Path, moved: bool) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--pick", "point:1", "--asha"), "leave --asha out"),
+        (("--pick", "point:1", "--asha"), "leave 'asha' out"),
         (("--pick", "point:1", "--set", "stages=2"), "'stages' is 2; leave it out"),
-        (("--pick", "point:1", "--pick", "point:2"), "--further needs a network that was trained"),
+        (("--pick", "point:1", "--pick", "point:2"), "'further' needs a network that was trained"),
     ],
 )
 def test_what_cannot_be_trained_further_is_refused(
@@ -389,7 +389,7 @@ def test_a_training_that_other_settings_began_is_given_up_by_force(
     assert _recover(study, *other) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "--force" in error
+    assert "'force' to give it up" in error
     assert checkpoint.read_bytes() == begun
     assert _recover(study, *other, "--force") == 0
     assert not checkpoint.exists()
