@@ -88,6 +88,10 @@ class Compressor:
         task: Task = CLASSIFICATION,
     ) -> None:
         score = find_criterion(criterion, task)
+        if isinstance(calibration, Tensor):
+            calibration = calibration.cpu()
+        if isinstance(example_input, Tensor):
+            example_input = example_input.cpu()
         self._again: Callable[..., Compressor] = partial(
             Compressor,
             example_input=example_input,

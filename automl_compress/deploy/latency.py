@@ -122,7 +122,7 @@ def latencies(
         raise InputError(
             f"an example input must be one tensor, but is {shown(example_input)}; make it one"
         )
-    inputs = example_input[:1].expand(batch, *example_input.shape[1:]).contiguous()
+    inputs = example_input[:1].cpu().expand(batch, *example_input.shape[1:]).contiguous()
     if provider == "torch":
         runtime = f"torch {torch.__version__}"
         calls = {name: _torch_call(model, inputs) for name, model in models.items()}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from automl_compress.compress import Compressor
+from automl_compress.compress.modules import own_copy
 from automl_compress.evaluate import Evaluation
 from automl_compress.evaluate.estimator import Estimator
 from automl_compress.recover import (
@@ -26,6 +27,7 @@ from automl_compress.recover.settings import Augmentation, TrainingSettings
 from automl_compress.settings import Section
 from automl_compress.space import Policy
 from automl_compress.workload import ImageSet, Workload
+from automl_compress.workload.placement import move
 
 VERSION: Final = 2
 """Raised whenever the same policy would get another answer than before."""
@@ -153,9 +155,9 @@ class TrainedEstimator(Estimator):
                 fixed=self._fixed,
             ).network
         else:
-            network = self._compressor.build(policy)
+            network = own_copy(self._compressor.build(policy))
         found = measure(
-            *(network.to(self._device), self._judges, self._normalization, self._device),
+            *(move(network, self._device), self._judges, self._normalization, self._device),
             self._task,
         )
         return Evaluation(

@@ -26,6 +26,7 @@ from automl_compress.recover.settings import TrainingSettings, find_device
 from automl_compress.recover.sparsity import SparsitySettings, penalty_of
 from automl_compress.recover.training import Listener, Trainer, hear_nothing
 from automl_compress.workload import CARD_VERSION, Splits, Workload, card_path, replacing
+from automl_compress.workload.placement import CPU, move
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ def train_network(
     model, images, scaling = workload.model, workload.splits.train, workload.normalization
     trained = partial(knows_mirrored, model, images, scaling, workload.task)
     settings = settings.mirroring((lambda: True) if sparsity is None else trained)
-    network = trainable_but(own_copy(workload.model), workload.fixed).to(device)
+    network = move(trainable_but(own_copy(workload.model), workload.fixed), device)
     penalty = None
     if sparsity is not None:
         penalty = penalty_of(network, workload.model, workload.example_input(), sparsity)
@@ -113,8 +114,8 @@ def train_network(
     }
     if penalty is not None:
         card["penalty"] = {"before": before, "after": penalty.value()}
-        card["given"] = _qualities(own_copy(workload.model).to(device), workload, device)
-    result = network.cpu().to(memory_format=torch.contiguous_format).eval()
+        card["given"] = _qualities(move(own_copy(workload.model), device), workload, device)
+    result = move(network, CPU).to(memory_format=torch.contiguous_format).eval()
     return Trained(result.requires_grad_(False), card)
 
 

@@ -50,6 +50,7 @@ from automl_compress.workload import (
     fixed_parameters,
     task_of,
 )
+from automl_compress.workload.placement import CPU, move
 from automl_compress.workload.torch_modes import usual_modes
 
 
@@ -232,7 +233,7 @@ class _Training:
         epochs = epochs_of_stages(training.epochs, self.settings.stages)
         learned_steps = self.settings.learned_steps
         network = _starting_network(compressor, policy, learned_steps, self.trained, self.fixed)
-        network = network.to(self.device)
+        network = move(network, self.device)
         trainer = Trainer(
             network,
             self.fitted,
@@ -344,7 +345,7 @@ def _tell_of_all(listener: Listener, before: int, epochs: int, standing: Standin
 
 def _at_rest(network: nn.Module) -> nn.Module:
     """On the processor, in evaluation mode, with the usual order of axes."""
-    return network.cpu().to(memory_format=torch.contiguous_format).eval()
+    return move(network, CPU).to(memory_format=torch.contiguous_format).eval()
 
 
 def _held_out(images: ImageSet, settings: RecoverySettings) -> tuple[ImageSet, ImageSet | None]:
@@ -391,7 +392,7 @@ def _loss(original: nn.Module, example: Tensor, settings: RecoverySettings, task
     teacher = own_copy(original)
     fold_norms(teacher, foldable_norms(original, example))
     device = find_device(settings.training.device)
-    teacher.to(device)
+    move(teacher, device)
     put_in_order(teacher, order_for(teacher, example.to(device)))
     return Distillation(
         teacher,

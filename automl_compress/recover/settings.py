@@ -253,7 +253,11 @@ def find_device(name: str) -> torch.device:
     """The device of a name.
 
     Args:
-        name: `auto` is the first CUDA device where there is one, otherwise the processor.
+        name: `auto` is the first CUDA device where there is one, otherwise the processor; `cuda`
+            is PyTorch's current one.
+
+    Returns:
+        A device that says its index, as those of tensors do.
 
     Raises:
         InputError: the name is unknown, or there is no such device here.
@@ -269,7 +273,10 @@ def find_device(name: str) -> torch.device:
             f"device must exist, but is '{name}' and there are {found} CUDA devices here; "
             "choose another or 'auto'"
         )
-    return torch.device(name)
+    if kind == "cuda" and not index:
+        started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        index = str(torch.cuda.current_device()) if started else "0"
+    return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:

@@ -37,6 +37,7 @@ from automl_compress.workload import (
     Task,
     replacing,
 )
+from automl_compress.workload.placement import move
 
 REPORT_SECONDS: Final = 5.0
 """Seconds between two reports inside an epoch."""
@@ -120,7 +121,7 @@ class Trainer:
         task: Task = CLASSIFICATION,
     ) -> None:
         self.device = find_device(settings.device)
-        self.network = network.to(self.device).eval()
+        self.network = move(network, self.device).eval()
         self.settings = settings
         self._normalization = normalization
         self._judges = judges

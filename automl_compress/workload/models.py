@@ -18,6 +18,7 @@ from automl_compress.workload.alexnet_cifar import CifarAlexNet
 from automl_compress.workload.digits import DigitsCNN
 from automl_compress.workload.fcos_resnet import FcosResNet
 from automl_compress.workload.mobilenet_cifar import CifarMobileNetV2
+from automl_compress.workload.placement import CPU, move
 from automl_compress.workload.synchronized import make_local
 from automl_compress.workload.torchvision_detectors import (
     SingleStage,
@@ -183,4 +184,4 @@ def fixed_parameters(model: nn.Module) -> frozenset[str]:
 
 def frozen(model: nn.Module) -> nn.Module:
     """The network itself, on the CPU, in evaluation mode, without gradients."""
-    return model.cpu().eval().requires_grad_(False)
+    return move(model, CPU).eval().requires_grad_(False)

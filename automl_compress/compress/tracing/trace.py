@@ -59,15 +59,15 @@ def trace(
         time_limit: seconds after which to give up; checked before every basic operation.
 
     Returns:
-        A frozen copy in evaluation mode, whose parameter-free channel shortcuts are replaced by
-        `ChannelMap` modules, and its structure.
+        A frozen copy in evaluation mode, on the processor, whose parameter-free channel shortcuts
+        are replaced by `ChannelMap` modules, and its structure.
 
     Raises:
         TraceError: the network cannot be copied, run or followed, or not within the time limit; it
             is of another type than float32, or takes more than one tensor.
     """
     _check_input(example_input)
-    return _trace(model, example_input.detach().clone(), time_limit)
+    return _trace(model, example_input.detach().cpu().clone(), time_limit)
 
 
 def _check_input(example_input: object) -> None:

@@ -24,12 +24,13 @@ from automl_compress.compress.tracing.window_attention import ShiftedWindows, is
 from automl_compress.compress.tracing.written_attention import replace_written_attention
 from automl_compress.errors import TraceError
 from automl_compress.settings import one_line
+from automl_compress.workload.placement import CPU, move
 from automl_compress.workload.synchronized import make_local
 from automl_compress.workload.wrappers import unwrapped
 
 
 def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
-    """A frozen copy in evaluation mode, as every compressed network is made from.
+    """A frozen copy on the processor in evaluation mode, as compressed networks are made from.
 
     Nothing works in place, computed weights are plain parameters, and wrappers of compilation and
     parallel training are left out. A copy of such a copy, or of a compressed network, is like the
@@ -65,7 +66,7 @@ def _plain_copy(model: nn.Module, share: bool) -> nn.Module:
     _check_network(model)
     model = unwrapped(model)
     try:
-        return own_copy(model, shared_parameters(model) if share else None)
+        return move(own_copy(model, shared_parameters(model) if share else None), CPU)
     except Exception as reason:
         raise TraceError(
             f"a network must be copyable, but copying failed with {type(reason).__name__}: "
