@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from automl_compress.recover.settings import Augmentation
+from automl_compress.workload.placement import sent
 
 LEAST_SEEN: Final = 0.25
 """A box of which less stays inside its image is gone."""
@@ -41,9 +42,10 @@ class Move:
             The same, cut off at the edges; what is nearly gone has class -1.
         """
         left, top, right, bottom, kind, crowd = boxes.unbind(-1)
-        flip = self.mirrored.to(boxes.device)[:, None]
+        moved = torch.stack([self.right, self.down, self.mirrored])[:, :, None]
+        across, down, mirrored = sent(moved.to(boxes.dtype), boxes.device)
+        flip = mirrored > 0
         left, right = torch.where(flip, width - right, left), torch.where(flip, width - left, right)
-        across, down = (x.to(boxes)[:, None] for x in (self.right, self.down))
         edges = (left + across, top + down, right + across, bottom + down)
         inside = [
             edge.clamp(0, limit)
@@ -87,15 +89,16 @@ def augment(
     left = _draw(2 * most + 1, count, generator)
     columns = columns + left
     padded = F.pad(images, (most, most, most, most)).permute(0, 2, 3, 1)
-    every = torch.arange(count)[:, None, None]
-    places = [index.to(images.device) for index in (every, rows[:, :, None], columns[:, None, :])]
-    changed = padded[places[0], places[1], places[2]]
+    every = torch.arange(count, device=images.device)[:, None, None]
+    there = sent(torch.cat([rows, columns], 1), images.device)
+    changed = padded[every, there[:, :height, None], there[:, None, height:]]
     if filled_edges:
         outside = [(i < most) | (i >= most + n) for i, n in ((rows, height), (columns, width))]
-        edges = (outside[0][:, :, None] | outside[1][:, None, :]).to(images.device)
+        edges = sent(outside[0][:, :, None] | outside[1][:, None, :], images.device)
         changed = torch.where(edges[..., None], fill, changed)
     if settings.cutout:
-        blotted = _squares(count, height, width, settings.cutout, generator).to(images.device)
+        blotted = _squares(count, height, width, settings.cutout, generator)
+        blotted = sent(blotted, images.device)
         changed = torch.where(blotted[..., None], fill, changed)
     # Columns of mirrored images are read from right to left, so that they move the other way.
     right = torch.where(mirrored == 1, left - most, most - left)

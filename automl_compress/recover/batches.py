@@ -12,6 +12,7 @@ from automl_compress.errors import WorkloadError
 from automl_compress.recover.augment import augment
 from automl_compress.recover.settings import Augmentation
 from automl_compress.workload import ImageSet, Normalization
+from automl_compress.workload.placement import sent
 
 RESIDENT_BYTES: Final = 4 * 2**30
 """Images up to so many bytes are kept on the device; larger sets are read batch by batch."""
@@ -77,23 +78,25 @@ class Batches:
             generator = _generator(self._seed, _ORDER, epoch)
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
         rows = self._order[1][place * self.size : (place + 1) * self.size]
+        there = sent(rows, self._device)
         generator = _generator(self._seed, _CHANGES, step)
         changed, move = augment(
-            self._pixels(rows), self._augmentation, self._fill, generator, self._boxed
+            self._pixels(rows, there), self._augmentation, self._fill, generator, self._boxed
         )
-        labels = self._labels[rows.to(self._device)]
+        labels = self._labels[there]
         if self._boxed:
             labels = move.boxes(labels, *changed.shape[2:])
         if not self._raw:
             return changed, labels
         return changed.float().div_(255).sub_(self._mean).div_(self._std), labels
 
-    def _pixels(self, rows: Tensor) -> Tensor:
+    def _pixels(self, rows: Tensor, there: Tensor) -> Tensor:
+        """Images of some rows, which the device knows too."""
         if self._resident is not None:
-            return self._resident[rows.to(self._device)]
+            return self._resident[there]
         ordered = rows.sort().values.numpy()  # a file is read forward
         back = torch.from_numpy(np.argsort(np.argsort(rows.numpy())))
-        return torch.from_numpy(np.array(self._images.images[ordered]))[back].to(self._device)
+        return sent(torch.from_numpy(np.array(self._images.images[ordered]))[back], self._device)
 
 
 def _generator(seed: int, purpose: int, place: int) -> torch.Generator:

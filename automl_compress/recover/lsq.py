@@ -275,7 +275,8 @@ class Limits:
 
     def __init__(self, network: nn.Module) -> None:
         self._kernels: list[tuple[Tensor, Tensor]] = []
-        self._steps: list[tuple[nn.Parameter, Tensor]] = []
+        self._steps: list[Tensor] = []
+        self._least: list[Tensor] = []
         for module in network.modules():
             if isinstance(module, CONVOLUTIONS):
                 weight = module.weight.detach()
@@ -290,12 +291,13 @@ class Limits:
             for name in ("scale", "weight_scale"):
                 step = module._parameters.get(name)
                 if step is not None:
-                    self._steps.append((step, SMALLEST * step.detach()))
+                    self._steps.append(step)
+                    self._least.append(SMALLEST * step.detach())
 
     @torch.no_grad()
     def __call__(self) -> None:
         """Put back, in place, what an optimizer's step broke."""
         for weight, alive in self._kernels:
             weight.mul_(alive)
-        for step, least in self._steps:
-            step.clamp_(min=least)
+        if self._steps:
+            torch._foreach_maximum_(self._steps, self._least)

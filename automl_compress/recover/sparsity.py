@@ -86,9 +86,10 @@ class ScalePenalty:
     @torch.no_grad()
     def __call__(self) -> None:
         """Add `strength * sign(scale)`."""
-        for scale in self._scales:
-            if scale.grad is not None:
-                scale.grad.add_(scale.sign(), alpha=self._strength)
+        used = [scale for scale in self._scales if scale.grad is not None]
+        if used:
+            gradients = [scale.grad for scale in used]
+            torch._foreach_add_(gradients, torch._foreach_sign(used), alpha=self._strength)  # type: ignore[arg-type]
 
     def value(self) -> float:
         """Sum of the scales' absolute values."""

@@ -140,6 +140,7 @@ class Trainer:
         self._optimizer = _optimizer(self.network, settings)
         self._average = WeightAverage(self.network, settings.average) if settings.average else None
         self._step = 0
+        self._bfloat16 = uses_bfloat16(settings.precision, self.device)
         with self._chance():
             self._resting = resting_modules(self.network, in_order(few, self._order))
 
@@ -173,6 +174,7 @@ class Trainer:
         first, start = self._step, time.monotonic()
         reported = saved = start
         since, total = self._step, torch.zeros((), device=self.device)
+        start_training(self.network, self._resting)
         while self._step < self.steps:
             total += self._one_step()
             now = time.monotonic()
@@ -191,19 +193,17 @@ class Trainer:
             total.zero_()
             if stopped.is_set():
                 raise InterruptedStudy(self._stopped(checkpoint))
+            start_training(self.network, self._resting)  # measuring ended it
 
     def _one_step(self) -> Tensor:
         """The loss of one step, still on the device."""
-        settings = self.settings
-        rate = learning_rate(self._step, self.steps, settings.rate, settings.warmup)
+        rate = learning_rate(self._step, self.steps, self.settings.rate, self.settings.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         inputs, labels = self._batches(self._step)
         inputs = in_order(inputs, self._order)
-        bfloat16 = uses_bfloat16(settings.precision, self.device)
-        start_training(self.network, self._resting)
         with self._chance(), torch.enable_grad():
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
                 loss = self._loss(self.network, inputs, labels)
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -213,7 +213,7 @@ class Trainer:
         if self._after_step is not None:
             self._after_step()
         if self._average is not None:
-            self._average.update(self.network)
+            self._average.update()
         self._step += 1
         return loss.detach()
 
@@ -250,9 +250,8 @@ class Trainer:
 
     def _check(self, total: float, checkpoint: Path | None) -> None:
         """Stop a training that has diverged before its state is saved."""
-        if math.isfinite(total) and all(
-            bool(p.isfinite().all()) for p in self.network.parameters()
-        ):
+        finite = [parameter.isfinite().all() for parameter in self.network.parameters()]
+        if math.isfinite(total) and bool(torch.stack(finite).all()):
             return
         kept = "nothing is kept"
         if checkpoint is not None and checkpoint.exists():
@@ -284,9 +283,9 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         try:
-            content: dict[str, Any] = torch.load(
-                checkpoint, map_location=self.device, weights_only=True
-            )
+            # On the processor, where optimizers keep their counts: on a device, these would be
+            # waited for in every step.
+            content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
             identity = content["identity"]
         except Exception as reason:
             raise InputError(

@@ -26,6 +26,7 @@ from automl_compress.errors import WorkloadError
 from automl_compress.workload.box_task import SURE, BoxTask, Suppression
 from automl_compress.workload.detection_loss import detector_distance, detector_loss
 from automl_compress.workload.mean_precision import require_detection
+from automl_compress.workload.placement import sent
 from automl_compress.workload.task import check_finite_output, shown_output
 
 EXTRA: Final = 5
@@ -127,13 +128,13 @@ class Detection(BoxTask):
             (n, classes, places) logits of the classes; (n, 4, places) distances to the left,
             top, right and bottom edge in pixels; (n, places) logits of the centre.
         """
-        strides = self.places[:, 2].to(outputs)
+        strides = sent(self.places[:, 2], outputs.device).to(outputs.dtype)
         distances = outputs[:, self.classes : self.classes + 4].clamp(max=_LARGEST).exp()
         return outputs[:, : self.classes], distances * strides, outputs[:, -1]
 
     def boxes(self, distances: Tensor) -> Tensor:
         """(n, places, 4) left, top, right, bottom from (n, 4, places) distances, in pixels."""
-        x, y, _ = self.places.to(distances).unbind(1)
+        x, y, _ = sent(self.places, distances.device).to(distances.dtype).unbind(1)
         left, top, right, bottom = distances.unbind(1)
         return torch.stack([x - left, y - top, x + right, y + bottom], -1)
 

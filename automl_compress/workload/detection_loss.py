@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from automl_compress.workload.placement import sent
+
 if TYPE_CHECKING:
     from automl_compress.workload.detection import Detection
 
@@ -60,7 +62,7 @@ def targets_of(task: Detection, boxes: Tensor) -> Targets:
         task: its classes and grids.
         boxes: (n, m, 6), see `workload.boxes`.
     """
-    places = task.places.to(boxes.device)
+    places = sent(task.places, boxes.device)
     x, y, stride = places.unbind(1)
     left, top, right, bottom, kind, crowd = (part[..., None] for part in boxes.unbind(-1))
     edges = torch.stack([x - left, y - top, right - x, bottom - y], 2)  # (n, m, 4, places)
@@ -90,8 +92,8 @@ def _reaches(task: Detection, stride: Tensor) -> tuple[Tensor, Tensor]:
     """(places,) least and largest distance of the farthest edge that a place takes."""
     low, high = torch.zeros_like(stride), torch.full_like(stride, torch.inf)
     for finer, coarser in zip(task.strides, task.strides[1:], strict=False):
-        high[stride == finer] = REACH * finer
-        low[stride == coarser] = REACH * finer
+        high = torch.where(stride == finer, REACH * finer, high)
+        low = torch.where(stride == coarser, REACH * finer, low)
     return low, high
 
 

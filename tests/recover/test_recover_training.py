@@ -88,7 +88,7 @@ def test_the_average_by_hand() -> None:
         with torch.no_grad():
             network.weight.fill_(value)
             network.num_batches_tracked += 1
-        average.update(network)
+        average.update()
         decay = min(0.5, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * value
     average.copy_to(network)
