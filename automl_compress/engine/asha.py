@@ -17,6 +17,7 @@ from automl_compress.errors import EngineError, InterruptedStudy
 
 PROMOTED: Final = 3
 """One of so many trainings is promoted, after a ninth and after a third of the epochs."""
+_UNITS: Final = 10_000
 _STOPPED: Final = "stopped; every finished epoch is saved, train the same again to go on"
 
 Report = Callable[[int, float], None]
@@ -51,7 +52,7 @@ def promote_trainings(
         InterruptedStudy: the user stopped them.
     """
     cores = len(os.sched_getaffinity(0))
-    share = {"cpu": min(1.0, cores / len(names)), "gpu": min(1.0, gpus / len(names))}
+    share = {"cpu": min(1.0, cores / len(names)), "gpu": device_share(len(names), gpus)}
 
     def hear(result: dict[str, Any]) -> None:
         stopped = result.get("done", False) and result["epoch"] < epochs
@@ -85,6 +86,15 @@ def promote_trainings(
         raise EngineError(reason_of(getattr(error, "cause", error)))
     if any(not (result.metrics or {}).get("done") for result in results):
         raise InterruptedStudy(_STOPPED)
+
+
+def device_share(trainings: int, devices: int) -> float:
+    """What each of some trainings gets of a CUDA device, so that all run at once.
+
+    Ray puts no training on two devices, so that 2/3 for each of three would let two run, one a
+    device. It counts in ten-thousandths.
+    """
+    return _UNITS // -(-trainings // devices) / _UNITS if devices else 0.0
 
 
 def _run_training(config: dict[str, Any], train: Train) -> None:

@@ -40,7 +40,9 @@ def recover_promoted(order: RecoveryOrder) -> None:
     """
     _check(order.settings)
     device = find_device(order.settings.training.device)
-    if device.type == "cuda":  # Ray shows every training the one that it may use
+    if device.type == "cuda":
+        _check_all_devices(order.settings.training.device)
+        # Ray shows every training the one that it may use.
         training = replace(order.settings.training, device="auto")
         order = replace(order, settings=replace(order.settings, training=training))
     from automl_compress.engine.asha import promote_trainings  # needs ray
@@ -63,6 +65,15 @@ def _check(settings: RecoverySettings) -> None:
     if not settings.held_out:
         raise InputError(
             "'asha' compares trainings by held-out images, but 'held_out' is 0; raise it"
+        )
+
+
+def _check_all_devices(name: str) -> None:
+    _, _, index = name.partition(":")
+    if index:
+        raise InputError(
+            f"--asha trains on all CUDA devices that are there, but device is '{name}'; give "
+            f"'cuda', with CUDA_VISIBLE_DEVICES={index} in the environment for that one alone"
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pretend_cuda import pretended_cuda
 
 import automl_compress as ac
 from automl_compress.cli import main
@@ -177,3 +178,21 @@ def test_without_ray_one_after_the_other_still_works(
     assert "leave it out to train" in capsys.readouterr().err
     alone = [word for word in (*QUICK, *PICKS) if word != "--asha"]
     assert main(["recover", str(study), *alone, "--epochs", "1"]) == 0
+
+
+def test_trainings_share_devices_so_that_all_run_at_once() -> None:
+    for trainings, devices in ((1, 1), (1, 4), (3, 2), (4, 2), (5, 2), (6, 1), (7, 3), (9, 8)):
+        share = asha_module.device_share(trainings, devices)
+        assert 0 < share <= 1
+        assert devices * int(1 / share) >= trainings
+        assert round(share * 10_000) * (-(-trainings // devices)) <= 10_000
+    assert asha_module.device_share(3, 0) == 0
+
+
+def test_one_device_of_several_is_not_promoted_on(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pretended_cuda(2):
+        assert main(["recover", str(study), *PICKS, "--asha", "--device", "cuda:1"]) == 2
+    said = capsys.readouterr().err
+    assert "but device is 'cuda:1'; give 'cuda', with CUDA_VISIBLE_DEVICES=1" in said
