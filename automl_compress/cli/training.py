@@ -22,6 +22,7 @@ from automl_compress.recover import (
     TrainingSettings,
     find_device,
     section_of,
+    title_of,
     train_network,
 )
 from automl_compress.recover.fixed import untrained_parts
@@ -176,7 +177,7 @@ def _train(
     workload, described = _load(config, stated)
     print(
         f"{workload.name}: {len(workload.splits.train):,} training images, "
-        f"{len(workload.splits.validation):,} held out, on {device}",
+        f"{len(workload.splits.validation):,} held out, on {title_of(device)}",
         flush=True,
     )
     for line in untrained_parts(workload):

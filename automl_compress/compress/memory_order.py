@@ -18,6 +18,8 @@ def order_for(network: nn.Module, inputs: Tensor) -> torch.memory_format:
     try:
         with torch.no_grad():
             network(inputs.to(memory_format=torch.channels_last))
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last

@@ -31,6 +31,7 @@ from automl_compress.recover import (
     find_device,
     measure,
     recover_policy,
+    title_of,
 )
 from automl_compress.report import Pick
 from automl_compress.report.recovered import DOCUMENT, NEW
@@ -208,7 +209,7 @@ class RecoveryTask:
             "seconds": round(recovered.seconds, 1),
             "chosen": recovered.chosen,
             "mirrored": recovered.mirrored,
-            "device": str(find_device(self.settings.training.device)),
+            "device": title_of(find_device(self.settings.training.device)),
             "torch": torch.__version__,
         }
 

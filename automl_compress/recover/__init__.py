@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TrainingSettings,
         find_device,
         section_of,
+        title_of,
     )
     from automl_compress.recover.sparsity import SparsitySettings
     from automl_compress.recover.training import Listener, Standing
@@ -50,6 +51,7 @@ _PLACES = {
     "Trained": "automl_compress.recover.baseline",
     "TrainingSettings": "automl_compress.recover.settings",
     "find_device": "automl_compress.recover.settings",
+    "title_of": "automl_compress.recover.settings",
     "measure": "automl_compress.recover.measurement",
     "recover": "automl_compress.recover.recovery",
     "recover_policy": "automl_compress.recover.recovery",
@@ -77,6 +79,7 @@ __all__ = [
     "recover",
     "recover_policy",
     "section_of",
+    "title_of",
     "train_network",
     "training_heads",
 ]

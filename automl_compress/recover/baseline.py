@@ -22,7 +22,7 @@ from automl_compress.recover.losses import LabelsLoss
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.mirroring import knows_mirrored
 from automl_compress.recover.recovery import state_hash
-from automl_compress.recover.settings import TrainingSettings, find_device
+from automl_compress.recover.settings import TrainingSettings, find_device, title_of
 from automl_compress.recover.sparsity import SparsitySettings, penalty_of
 from automl_compress.recover.training import Listener, Trainer, hear_nothing
 from automl_compress.workload import CARD_VERSION, Splits, Workload, card_path, replacing
@@ -93,13 +93,14 @@ def train_network(
         penalty = penalty_of(network, workload.model, workload.example_input(), sparsity)
     before = None if penalty is None else penalty.value()
     described = {"training": settings.to_dict(), "sparsity": _plain(sparsity)}
+    deciding = {**described, "training": settings.deciding()}
     trainer = Trainer(
         network,
         workload.splits.train,
         workload.normalization,
         settings,
         LabelsLoss(workload.task, settings.label_smoothing),
-        _identity(workload, described),
+        _identity(workload, deciding),
         after_backward=penalty,
         judges=workload.splits.validation,
         task=workload.task,
@@ -153,7 +154,7 @@ def _card(network: nn.Module, workload: Workload, device: torch.device) -> dict[
         **_qualities(network, workload, device),
         "images": _images_used(workload.splits),
         "classes": list(workload.classes),
-        "device": str(device),
+        "device": title_of(device),
         "torch": torch.__version__,
     }
 

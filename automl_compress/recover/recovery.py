@@ -439,7 +439,7 @@ def _identity(
         policy.key,
         images.content_hash,
         [normalization.mean, normalization.std],
-        settings.to_dict(),
+        settings.deciding(),
     ]
     if fixed:
         parts.append(sorted(fixed))

@@ -100,6 +100,10 @@ class TrainingSettings:
         """JSON form."""
         return dataclasses.asdict(self)
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides the result but for a device's arithmetic, to name a training by."""
+        return {**self.to_dict(), "device": type(self).device}
+
     def mirroring(self, known: Callable[[], bool]) -> TrainingSettings:
         """These settings with `augment.flip` decided.
 
@@ -192,6 +196,10 @@ class RecoverySettings:
         """JSON form."""
         return dataclasses.asdict(self)
 
+    def deciding(self) -> dict[str, Any]:
+        """See `TrainingSettings.deciding`."""
+        return {**self.to_dict(), "training": self.training.deciding()}
+
     @classmethod
     def from_section(
         cls, section: Section, default: RecoverySettings | None = None
@@ -277,6 +285,13 @@ def find_device(name: str) -> torch.device:
         started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         index = str(torch.cuda.current_device()) if started else "0"
     return torch.device(kind, int(index)) if index else torch.device(kind)
+
+
+def title_of(device: torch.device) -> str:
+    """A device as readers know it, such as `cuda:0 (NVIDIA H200)`."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:

@@ -1,7 +1,9 @@
 """The training loop: baselines, sparsity and recovery all run it.
 
 A step depends on the settings, the seed and its number alone, so a training that was stopped and
-resumed gives the weights of one that was not, on the same device with the same number of threads.
+resumed gives the weights of one that was not, on the same kind of processor with as many threads.
+On a CUDA device it does where all operations of the network add in one order: convolutions do here,
+and some others, such as the gradients of interpolation, do not.
 """
 
 from __future__ import annotations
@@ -162,7 +164,10 @@ class Trainer:
             if checkpoint.exists():
                 self._load(checkpoint)
         with _interruption() as stopped, _deterministic(), reading_first(self.network):
-            self._steps(checkpoint, listener, stopped)
+            try:
+                self._steps(checkpoint, listener, stopped)
+            except torch.OutOfMemoryError as reason:
+                raise EngineError(self._too_large(checkpoint)) from reason
         self.network.eval()
 
     def use_average(self) -> None:
@@ -253,12 +258,16 @@ class Trainer:
         finite = [parameter.isfinite().all() for parameter in self.network.parameters()]
         if math.isfinite(total) and bool(torch.stack(finite).all()):
             return
-        kept = "nothing is kept"
-        if checkpoint is not None and checkpoint.exists():
-            kept = f"the last good state is in '{checkpoint}'; remove it to start again"
         raise EngineError(
             f"loss and weights must stay finite, but are not at step {self._step} of {self.steps}; "
-            f"lower 'rate', now {self.settings.rate:g} ({kept})"
+            f"lower 'rate', now {self.settings.rate:g} ({_kept(checkpoint)})"
+        )
+
+    def _too_large(self, checkpoint: Path | None) -> str:
+        return (
+            f"a step must fit into the memory of {self.device}, but one of "
+            f"{self._batches.size} images does not; lower 'batch', give another device, or end "
+            f"what else is on it ({_kept(checkpoint)})"
         )
 
     def _stopped(self, checkpoint: Path | None) -> str:
@@ -302,6 +311,12 @@ class Trainer:
         if self._average is not None:
             self._average.load(content["average"], content["updates"])
         self._step = content["step"]
+
+
+def _kept(checkpoint: Path | None) -> str:
+    if checkpoint is None or not checkpoint.exists():
+        return "nothing is kept"
+    return f"the last good state is in '{checkpoint}'; remove it to start again"
 
 
 def _write(content: Mapping[str, Any], file: BinaryIO) -> None:
@@ -351,6 +366,14 @@ def _interruption() -> Iterator[threading.Event]:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Convolutions on CUDA devices add in one order, inside."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    """Convolutions on CUDA devices add in one order, inside.
+
+    `cudnn.flags` would set what it is not given too, such as the precision of their products.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
         yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before

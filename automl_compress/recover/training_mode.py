@@ -29,7 +29,7 @@ def resting_modules(network: nn.Module, inputs: Tensor) -> list[nn.Module]:
 
     Args:
         network: not changed, its mode neither.
-        inputs: (n, c, h, w) a few images, two or more where it has BatchNorms.
+        inputs: (n, c, h, w) a few images, two or more where it has BatchNorms, on its device.
 
     Returns:
         The fewest levels with which it gives one tensor of the shape that it has in evaluation
@@ -54,6 +54,8 @@ def resting_modules(network: nn.Module, inputs: Tensor) -> list[nn.Module]:
     remedy = "let it return its answer alone, without those of further heads"
     if isinstance(found, Exception):
         remedy = "correct its code, or give more images a step ('batch') where it wants them"
+        if isinstance(expected, Exception) and inputs.device.type != "cpu":
+            remedy = "let it make tensors on its input's device, or train with 'device' cpu"
     raise InputError(
         f"a network to train must give one tensor in training mode as it does in evaluation mode, "
         f"{_described(expected)}, but {type(network).__name__} gives {_described(found)}; {remedy}"

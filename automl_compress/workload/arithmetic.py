@@ -14,7 +14,8 @@ def has_bfloat16(device: torch.device) -> bool:
     convolutions of 16 channels run a tenth as fast, and fused ones not at all.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):  # it is asked of the present one
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

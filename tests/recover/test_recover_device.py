@@ -16,7 +16,13 @@ import automl_compress as ac
 from automl_compress.compress import Compressor
 from automl_compress.engine.trained import BRIEF, TrainedEstimator, TrainSettings
 from automl_compress.errors import InputError
-from automl_compress.recover import RecoverySettings, find_device, recover_policy, train_network
+from automl_compress.recover import (
+    RecoverySettings,
+    Standing,
+    find_device,
+    recover_policy,
+    train_network,
+)
 from automl_compress.recover.settings import TrainingSettings, section_of
 from automl_compress.recover.sparsity import SparsitySettings
 from automl_compress.space import Policy
@@ -183,3 +189,32 @@ def test_devices_that_are_found_say_their_index() -> None:
         assert {name: str(find_device(name)) for name in names} == names
         with pytest.raises(InputError, match="there are 2 CUDA devices here"):
             find_device("cuda:2")
+
+
+def test_networks_that_make_tensors_on_the_processor_are_told_so() -> None:
+    class Elsewhere(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * torch.ones(8))
+
+    torch.manual_seed(0)
+    settings = TrainingSettings(epochs=1, batch=8, device="cuda")
+    with pretended_cuda(), pytest.raises(InputError, match="or train with 'device' cpu"):
+        train_network(_workload(Elsewhere().eval()), settings)
+
+
+def test_a_training_names_its_device_and_goes_on_on_another(tmp_path: Path) -> None:
+    workload, path = _workload(_network()), tmp_path / "state"
+    settings = TrainingSettings(epochs=2, batch=8, average=0.9, optimizer="adamw", device="cpu")
+
+    def stop(standing: Standing) -> None:
+        if standing.step < standing.steps:
+            raise InterruptedError
+
+    whole = train_network(workload, settings)
+    with pytest.raises(InterruptedError):
+        train_network(workload, settings, None, path, stop)
+    with pretended_cuda():
+        found = train_network(workload, replace(settings, device="cuda"), None, path)
+    assert found.card["device"] == "cuda:0 (Pretended)"
+    assert whole.card["device"] == "cpu"
+    assert _equal(whole.network, found.network)

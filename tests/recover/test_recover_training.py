@@ -419,3 +419,45 @@ def test_networks_that_take_no_channels_last_are_trained_as_they_are(
     trainer.run(listener=heard.append)
     assert heard[-1].quality is not None
     assert not torch.equal(before, network.fc.weight)
+
+
+def test_a_device_without_enough_memory_is_told_with_what_is_kept(tmp_path: Path) -> None:
+    class Filling(LabelsLoss):
+        calls = 0
+
+        def __call__(self, network: nn.Module, inputs: torch.Tensor, labels: Any) -> Any:
+            self.calls += 1
+            if self.calls > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().__call__(network, inputs, labels)
+
+    trainer = Trainer(_network(), _images(), Normalization.unit(1), SETTINGS, Filling(), "one")
+    path = tmp_path / "state"
+    with pytest.raises(
+        EngineError, match=r"memory of cpu, but one of 8 images .* lower 'batch'"
+    ) as e:
+        trainer.run(path)
+    assert str(path) in str(e.value)
+    assert torch.load(path, weights_only=True)["step"] == 3
+
+
+def test_training_leaves_the_precision_of_products_as_the_user_set_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", False)
+    seen = []
+    trainer = _trainer(
+        replace(SETTINGS, epochs=1),
+        after_step=lambda: seen.append((cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)),
+    )
+    trainer.run()
+    assert set(seen) == {(False, True, False)}
+    assert not cudnn.deterministic
+
+
+def test_a_checkpoint_goes_on_on_another_device() -> None:
+    settings = RecoverySettings.from_section(section_of("device=cuda:1"))
+    elsewhere = RecoverySettings.from_section(section_of("device=cpu"))
+    assert settings.to_dict() != elsewhere.to_dict()
+    assert settings.deciding() == elsewhere.deciding() == RecoverySettings().to_dict()
