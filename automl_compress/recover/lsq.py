@@ -38,6 +38,8 @@ from automl_compress.compress.quantize import (
 
 SMALLEST: Final = 0.01
 """A step stays above this share of its first value: at zero it would not come back."""
+READY: Final = "_rounded_weight"
+"""Attribute of a layer whose weights were rounded for it, see `rounding`."""
 _PIECE: Final = 2**17
 """Values that a thread rounds before it goes on to others."""
 _FEWEST_PIECES: Final = 5
@@ -102,12 +104,12 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """Of the values, and of the step before its gain."""
     scaled = x.float() / step
-    slope = scaled.clamp(low, high).round_().sub_(_inside(scaled, scaled, low, high))
+    slope = scaled.clamp(low, high).round_().sub_(inside_grid(scaled, scaled, low, high))
     of_step = slope.mul_(gradient).sum_to_size(step.shape)
-    return _inside(gradient, scaled, low, high).to(x.dtype), of_step
+    return inside_grid(gradient, scaled, low, high).to(x.dtype), of_step
 
 
-def _inside(values: Tensor, scaled: Tensor, low: int, high: int) -> Tensor:
+def inside_grid(values: Tensor, scaled: Tensor, low: int, high: int) -> Tensor:
     """Values where `scaled` is in `low..high`, and zero elsewhere.
 
     The gradient of a clipped line is that, in one vectorised pass: with masks, forward and backward
@@ -142,6 +144,9 @@ class LearnedInputQuantizer(InputQuantizer):
 
 def _rounded_weight(layer: Any) -> Tensor:
     """A layer's weights as its forward uses them."""
+    ready: Tensor | None = vars(layer).get(READY)
+    if ready is not None:
+        return ready
     weight: Tensor = layer.weight
     if layer.weight_bits is None:
         return weight
@@ -150,6 +155,12 @@ def _rounded_weight(layer: Any) -> Tensor:
     gain = step_gain(weight[0].numel(), bound)
     rounded: Tensor = RoundToGrid.apply(weight, step, -bound, bound, gain)
     return rounded
+
+
+def learned_layers(network: nn.Module) -> list[Any]:
+    """Layers of a network whose weights training rounds."""
+    layers: list[Any] = [m for m in network.modules() if type(m) in _PLAIN]
+    return [layer for layer in layers if layer.weight_bits is not None]
 
 
 class _LearnedConvolution(nn.Module):

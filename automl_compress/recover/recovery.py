@@ -28,6 +28,7 @@ from automl_compress.recover.losses import Distillation, LabelsLoss, Loss, atten
 from automl_compress.recover.lsq import Limits, freeze, make_learnable, unquantize
 from automl_compress.recover.measurement import measure
 from automl_compress.recover.mirroring import knows_mirrored
+from automl_compress.recover.rounding import RoundedTogether
 from automl_compress.recover.settings import (
     DETECTOR_RECOVERY,
     RecoverySettings,
@@ -234,12 +235,13 @@ class _Training:
         learned_steps = self.settings.learned_steps
         network = _starting_network(compressor, policy, learned_steps, self.trained, self.fixed)
         network = move(network, self.device)
+        loss = RoundedTogether(self.loss, network) if self.device.type == "cuda" else self.loss
         trainer = Trainer(
             network,
             self.fitted,
             self.normalization,
             replace(training, epochs=epochs[stage], seed=training.seed + stage),
-            self.loss,
+            loss,
             f"{self.identity}-{stage}",
             after_step=Limits(network),
             judges=self.judges,

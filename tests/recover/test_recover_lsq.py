@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from automl_compress.compress.memory_order import put_in_order
 from automl_compress.compress.modules import become
 from automl_compress.compress.quantize import (
     InputQuantizer,
@@ -17,13 +18,16 @@ from automl_compress.compress.quantize import (
 )
 from automl_compress.recover import lsq
 from automl_compress.recover.lsq import (
+    READY,
     Limits,
     RoundToGrid,
+    _rounded_weight,
     freeze,
     make_learnable,
     step_gain,
     unquantize,
 )
+from automl_compress.recover.rounding import RoundedTogether
 
 
 def _quantized(bits: int = 3) -> nn.Module:
@@ -213,3 +217,36 @@ def test_kernels_that_are_zero_stay_zero_and_steps_positive() -> None:
     wanted[1, 0] = wanted[4] = True
     assert torch.equal(zero, wanted)
     assert torch.allclose(network[0].weight_scale, 0.01 * first)
+
+
+def test_weights_rounded_together_are_those_of_each_layer() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.Conv1d(1, 4, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(9, 5)]
+    network = nn.Sequential(
+        *(
+            quantized_layer(layer, bits, choose_scales(layer.weight, bits, None), None)
+            for layer, bits in zip(layers, (4, 8, 4, 2), strict=True)
+        )
+    )
+    network.append(quantized_layer(nn.Linear(5, 3), None, None, InputQuantizer(0.1, 8, 128)))
+    make_learnable(
+        network, {name: torch.randn_like(m.weight) for name, m in network.named_children()}
+    )
+    put_in_order(network, torch.channels_last)
+    wanted = [torch.randn_like(layer.weight) for layer in network]
+    found = []
+
+    def loss(network: nn.Module, *_: Tensor) -> Tensor:
+        weights: list[Tensor] = [_rounded_weight(layer) for layer in network.children()]
+        found.append([weight.detach() for weight in weights])
+        return torch.stack([(w * x).sum() for w, x in zip(weights, wanted, strict=True)]).sum()
+
+    gradients = []
+    for each in (loss, RoundedTogether(loss, network)):
+        network.zero_grad()
+        each(network, wanted[0], wanted[0]).backward()
+        gradients.append([p.grad for p in network.parameters() if p.grad is not None])
+    assert [torch.equal(one, other) for one, other in zip(*found, strict=True)] == [True] * 5
+    assert len(gradients[0]) == 9
+    torch.testing.assert_close(*gradients)
+    assert not any(READY in vars(layer) for layer in network)
