@@ -303,8 +303,8 @@ _QUANTIZED: Final[dict[type[nn.Module], type[nn.Module]]] = {
     nn.Conv3d: QuantizedConv3d,
     nn.Linear: QuantizedLinear,
 }
-_COMPUTE: Final = ("forward", "_conv_forward")
-"""Methods that a subclass must not change if it is to be quantized as its base is."""
+COMPUTE: Final = ("forward", "_conv_forward")
+"""Methods that a subclass must not change if it is to compute what its base does."""
 
 
 def _quantized_kind(module: nn.Module) -> type[nn.Module] | None:
@@ -314,7 +314,7 @@ def _quantized_kind(module: nn.Module) -> type[nn.Module] | None:
         return None
     for plain, quantized in _QUANTIZED.items():
         if issubclass(kind, plain):
-            same = all(getattr(kind, m, None) is getattr(plain, m, None) for m in _COMPUTE)
+            same = all(getattr(kind, m, None) is getattr(plain, m, None) for m in COMPUTE)
             return quantized if same else None
     return None
 

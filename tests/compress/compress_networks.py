@@ -638,6 +638,54 @@ def weight_normed() -> nn.Module:
     return network
 
 
+class StandardConv(nn.Conv2d):
+    """Weights standardised in its own code, times a gain (Qiao et al. 2019, Brock et al. 2021)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
+        self.gain = nn.Parameter(torch.ones(outputs, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
+        weight = self.gain * (self.weight - mean) * torch.rsqrt(spread + 1e-5)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class BareConv(nn.Module):
+    """A convolution of a parameter, without a layer."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(outputs, inputs, 3, 3) / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, stride=2, padding=1)
+
+
+class BareLinear(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(outputs, inputs))
+        self.offset = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.table / 3, self.offset)
+
+
+def standardised() -> nn.Module:
+    return nn.Sequential(
+        StandardConv(3, 8, 3), nn.GroupNorm(8, 8), nn.ReLU(), StandardConv(8, 8, 3, 8), nn.ReLU(),
+        StandardConv(8, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), head(6),
+    )  # fmt: skip
+
+
+def bare() -> nn.Module:
+    return nn.Sequential(
+        BareConv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        BareLinear(32, 6), nn.ReLU(), nn.Linear(6, 5),
+    )  # fmt: skip
+
+
 def hooked() -> nn.Module:
     """Weights that PyTorch's older normalizations and its masks compute before every call."""
     network = nn.Sequential(
@@ -738,6 +786,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "decoder": decoder,
     "weight-norm": weight_normed,
     "hooked": hooked,
+    "standardised": standardised,
+    "bare": bare,
     "rectified-skip": RectifiedSkip,
     "captured": Captured,
 }  # fmt: skip

@@ -79,9 +79,14 @@ GROUPS = {
     "upsampled": (2, {"3", "5"}),
     "weight-norm": (2, {"3.2"}),
     "hooked": (4, {"6.2"}),
+    "standardised": (2, {"8.2"}),
+    "bare": (2, {"7"}),
     "rectified-skip": (2, {"head"}),
     "captured": (3, {"head"}),
 }
+
+COMPUTED = {"weight-norm", "hooked", "standardised"}
+"""Networks that compute weights from more values than these have."""
 
 
 @ARCHITECTURES
@@ -122,7 +127,7 @@ def test_an_empty_policy_is_the_original_network(name: str) -> None:
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6 if name == "transformer" else 0)
     cost = compressor.cost(Policy({}))
-    if name not in ("weight-norm", "hooked"):  # weights computed from more values than they have
+    if name not in COMPUTED:
         assert cost["params"] == sum(parameter.numel() for parameter in original.parameters())
     # PyTorch does not count the products of fused attention.
     counted = compressor.model if name == "transformer" else original

@@ -49,14 +49,14 @@ class Gain(nn.Conv2d):
 
 
 class Masked(nn.Conv2d):
-    """A convolution with a mask of its weights."""
+    """A convolution with a mask of its inputs."""
 
     def __init__(self) -> None:
         super().__init__(3, 8, 3, padding=1)
-        self.register_buffer("mask", torch.ones_like(self.weight))
+        self.register_buffer("mask", torch.rand(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight * self.mask, self.bias)
+        return self._conv_forward(x * self.mask, self.weight, self.bias)
 
 
 class Singly(Two):

@@ -52,6 +52,7 @@ from automl_compress.compress.tracing.reductions import is_reduction
 
 _OUTPUT: Final = "its channels are the network's output"
 _IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"
+_COMPUTED: Final = "its own code computes its weights, or more than a layer does"
 _HEADS: Final = "its channels are the heads of an attention"
 _LEAVES: Final = (
     *(*LAYERS, *BATCH_NORMS, *INSTANCE_NORMS, *LAST_NORMS, nn.GroupNorm),
@@ -79,8 +80,9 @@ def coupled_groups(
     names = [layer.name for layer in layers]
     groups = _groups(model, tracer, names)
     written = {name for group in groups for name in group.writers}
+    reasons = ("its channels could not be followed", _COMPUTED)
     groups += [
-        ChannelGroup(layer.name, layer.out_channels, (), "its channels could not be followed")
+        ChannelGroup(layer.name, layer.out_channels, (), reasons[layer.name in tracer.computed])
         for layer in layers
         if layer.name not in written
     ]
@@ -95,6 +97,7 @@ class _Tracer:
         self.classes = ChannelClasses()
         self.axes: Axes = {}
         self.reductions: list[tuple[int, int, Labels]] = []
+        self.computed: set[str] = set()
         self._reductions_seen = 0
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
@@ -166,11 +169,15 @@ class _Tracer:
                 output: Tensor = func(*args, **kwargs)
             self._set(output, reader[1](self, module, x))
             return output
-        if func in _ATTENTION:
+        if func in _ATTENTION or func in _PRODUCTS:
             with self._asleep():
                 output = func(*args, **kwargs)
             inputs = tensors_in([*args, *kwargs.values()])
-            self._rules.freeze(inputs, f"its channels are read by '{func.__name__}'")
+            reason = f"its channels are read by '{func.__name__}'"
+            if func in _PRODUCTS:
+                reason += " in the network's own code, not by a layer"
+                self.computed |= {self._names[module]} if isinstance(module, LAYERS) else set()
+            self._rules.freeze(inputs, reason)
             return output
         return func(*args, **kwargs)
 
@@ -348,6 +355,8 @@ _READERS: Final[dict[Any, tuple[tuple[type[nn.Module], ...], _Reader]]] = {
     F.group_norm: ((nn.GroupNorm,), _Tracer._features),
     F.prelu: ((nn.PReLU,), _Tracer._features),
 }
+_PRODUCTS: Final = frozenset(f for f, (kinds, _) in _READERS.items() if kinds[0] in LAYERS)
+"""Functions that only layers call with weights of their own."""
 _ATTENTION: Final = (F.multi_head_attention_forward, F.scaled_dot_product_attention)
 
 

@@ -20,6 +20,7 @@ from automl_compress.compress.modules import (
     shared_parameters,
     works_in_place,
 )
+from automl_compress.compress.tracing.computed_layers import replace_computed_layers
 from automl_compress.compress.tracing.window_attention import ShiftedWindows, is_window_attention
 from automl_compress.compress.tracing.written_attention import replace_written_attention
 from automl_compress.errors import TraceError
@@ -50,6 +51,7 @@ def working_copy(model: nn.Module, share: bool = False) -> nn.Module:
     make_local(working)
     for module in list(working.modules()):
         _simplify(module)
+    replace_computed_layers(working)
     replace_written_attention(working)
     return working
 
