@@ -74,6 +74,7 @@ class ChannelGroup:
         members: every module that writes, carries or reads them.
         protected: why the group cannot be cut; empty when it can.
         reductions: what the network's own code computes over all of them.
+        doubt: what is told in place of how a trial cut failed, if it fails; empty for that.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ChannelGroup:
     members: tuple[GroupMember, ...]
     protected: str = ""
     reductions: tuple[Reduction, ...] = ()
+    doubt: str = ""
 
     @property
     def first_writer(self) -> str:

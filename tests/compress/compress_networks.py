@@ -187,6 +187,26 @@ class Shortcut(nn.Module):
         return self.head(F.relu(inner))
 
 
+class Pyramid(nn.Module):
+    """Widths that grow in every block, and as many zeros padded as they differ by (Han 2017)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv_bn(n, n + 3), nn.Conv2d(n + 3, n + 3, 3, padding=1)) for n in (6, 9)
+        )
+        self.head = head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            inner = block(x)
+            zeros = torch.zeros(len(x), inner.size(1) - x.size(1), *x.shape[2:])
+            x = inner + torch.cat((x, zeros), 1)
+        return self.head(F.relu(x))
+
+
 class SharedConv(nn.Module):
     """One convolution and one ReLU run three times."""
 
@@ -750,6 +770,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cat-module": lambda: Shortcut(Lambda(cat_zeros)),
     "pad-function": lambda: Shortcut(pad_zeros),
     "cat-function": lambda: Shortcut(cat_zeros),
+    "pyramid": Pyramid,
     "shared": SharedConv,
     "aliased": Aliased,
     "layer-scale": lambda: LayerScale(torch.tensor(0.5)),

@@ -43,6 +43,7 @@ GROUPS = {
     "cat-module": (3, {"head.2"}),
     "pad-function": (2, {"conv2", "head.2"}),
     "cat-function": (2, {"conv2", "head.2"}),
+    "pyramid": (5, {"head.2"}),
     "shared": (2, {"head.2"}),
     "aliased": (2, {"head.2"}),
     "layer-scale": (2, {"head.2"}),
@@ -97,6 +98,14 @@ def test_groups_are_cut_or_protected_with_a_reason(name: str) -> None:
     names = [group.name for group in structure.groups]
     assert len(set(names)) == len(names)
     assert all("\n" not in group.protected for group in structure.groups)
+
+
+@pytest.mark.parametrize("name", ["pad-function", "cat-function"])
+def test_zeros_of_a_fixed_number_are_named(name: str) -> None:
+    group = next(g for g in shared_compressor(name).structure.groups if g.name == "conv2")
+    assert group.protected == (
+        "its channels are combined with a fixed number of zeros that the network's code pads"
+    )
 
 
 @ARCHITECTURES

@@ -367,7 +367,7 @@ def _groups(model: nn.Module, tracer: _Tracer, layers: list[str]) -> list[Channe
     order = {name: place for place, name in enumerate(names_of_parts)}
     keys = sorted(tracer.axes, key=lambda key: (order[key[0]], key[1] == "in"))
     axes = {key: tracer.classes.roots(tracer.axes[key]) for key in keys}
-    reasons = tracer.classes.reasons()
+    reasons, doubts = tracer.classes.reasons(), tracer.classes.doubts()
     known = set(layers)
     found: dict[Any, list[int]] = defaultdict(list)
     lies_on = _places(axes)
@@ -386,7 +386,9 @@ def _groups(model: nn.Module, tracer: _Tracer, layers: list[str]) -> list[Channe
         touched = {key for root in roots for key, _ in lies_on[root]}
         some = {key: labels for key, labels in axes.items() if key in touched}
         reductions = _reductions(tracer, roots)
-        groups.append(ChannelGroup(name, len(roots), _members(some, roots), reason, reductions))
+        doubt = next((doubts[root] for root in roots if root in doubts), "")
+        members = _members(some, roots)
+        groups.append(ChannelGroup(name, len(roots), members, reason, reductions, doubt))
     return groups
 
 

@@ -85,7 +85,7 @@ class LabelRules:
         shape = [max(sizes) for sizes in zip(one.shape, other.shape, strict=True)]
         one, other = one.expand(shape), other.expand(shape)
         self._classes.unite(one.numpy().ravel(), other.numpy().ravel())
-        return self.roots(one)
+        return self.roots(torch.where(one == ZERO, other, one))
 
     def roots(self, labels: Tensor) -> Tensor:
         """Compact labels, each the smallest of its class."""

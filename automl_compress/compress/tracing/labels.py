@@ -17,10 +17,10 @@ FIXED: Final = -1
 """Label of a position that no cut can remove, such as a channel of the network's input."""
 ZERO: Final = -2
 """Label of a position that the network's code fills with zeros."""
-_REASONS: Final = {
-    FIXED: "its channels are combined with a tensor that cannot be cut",
-    ZERO: "its channels are combined with zeros that the network's code pads",
-}
+_FIXED_TENSOR: Final = "its channels are combined with a tensor that cannot be cut"
+_PADDED: Final = (
+    "its channels are combined with a fixed number of zeros that the network's code pads"
+)
 
 Labels = NDArray[np.int64]
 
@@ -31,6 +31,7 @@ class ChannelClasses:
     def __init__(self) -> None:
         self._parents: Labels = np.empty(0, dtype=np.int64)
         self._frozen: list[tuple[Labels, str]] = []
+        self._doubtful: list[tuple[Labels, str]] = []
 
     def new(self, count: int) -> Labels:
         """(count,) labels, each a class of its own."""
@@ -45,9 +46,12 @@ class ChannelClasses:
         return np.where(labels < 0, labels, self._parents[np.maximum(labels, 0)])
 
     def unite(self, one: Labels, other: Labels) -> None:
-        """Couple positions pairwise; what meets a position that stays is frozen."""
-        for label, reason in _REASONS.items():
-            self.freeze(np.concatenate([one[other == label], other[one == label]]), reason)
+        """Couple positions pairwise; what meets a position that stays is frozen.
+
+        Code may pad as many zeros as two widths differ by, so what meets zeros is but doubtful.
+        """
+        self.freeze(_meeting(one, other, FIXED), _FIXED_TENSOR)
+        self._note(self._doubtful, _meeting(one, other, ZERO), _PADDED)
         both = (one >= 0) & (other >= 0)
         one, other = one[both], other[both]
         while True:
@@ -61,13 +65,24 @@ class ChannelClasses:
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """Forbid to cut the classes of some labels; the first reason is the one told."""
-        if (labels >= 0).any():
-            self._frozen.append((np.unique(labels[labels >= 0]), reason))
+        self._note(self._frozen, labels, reason)
 
     def reasons(self) -> dict[int, str]:
         """By smallest label, why a frozen class cannot be cut."""
+        return self._by_root(self._frozen)
+
+    def doubts(self) -> dict[int, str]:
+        """By smallest label, why a class may turn out not to be cut."""
+        return self._by_root(self._doubtful)
+
+    @staticmethod
+    def _note(notes: list[tuple[Labels, str]], labels: Labels, reason: str) -> None:
+        if (labels >= 0).any():
+            notes.append((np.unique(labels[labels >= 0]), reason))
+
+    def _by_root(self, notes: list[tuple[Labels, str]]) -> dict[int, str]:
         found: dict[int, str] = {}
-        for labels, reason in self._frozen:
+        for labels, reason in notes:
             for root in np.unique(self.roots(labels)).tolist():
                 found.setdefault(root, reason)
         return found
@@ -78,6 +93,11 @@ class ChannelClasses:
             if np.array_equal(above, self._parents):
                 return
             self._parents = above
+
+
+def _meeting(one: Labels, other: Labels, label: int) -> Labels:
+    """What stands opposite to a label on either side."""
+    return np.concatenate([one[other == label], other[one == label]])
 
 
 def compact(labels: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ def tried_groups(
         left = [group for group in left if group.name not in reasons]
         for group in _following_together(lively, left):
             reasons.update(_failures(trial, [group]))
+    reasons |= {g.name: g.doubt for g in known if g.doubt and g.name in reasons}
     return [replace(g, protected=g.protected or reasons.get(g.name, "")) for g in known]
 
 
