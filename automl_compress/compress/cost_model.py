@@ -268,10 +268,12 @@ def _shares(
     for group in groups:
         if group.protected:
             continue
-        for member in group.members:
-            key = (member.module, member.axis)
-            places = member.places_per_channel(group.channels)
-            found[key] = (*found.get(key, ()), (group.name, group.channels, places))
+        places = {
+            (member.module, str(member.axis)): member.places_per_channel(group.channels)
+            for member in group.members
+        } | {(product.name, "out"): product.places for product in group.products}
+        for key, count in places.items():
+            found[key] = (*found.get(key, ()), (group.name, group.channels, count))
     return found
 
 

@@ -167,9 +167,9 @@ def _kernel_gene(
 def _coverage(genes: list[Gene], structure: Structure, skipped: list[tuple[str, str]]) -> Coverage:
     cut = {gene.target for gene in genes if gene.kind == "channels"}
     layers = {gene.target for gene in genes if gene.kind != "channels"}
-    touched = layers | {
-        member.module for group in structure.groups if group.name in cut for member in group.members
-    }
+    groups = [group for group in structure.groups if group.name in cut]
+    touched = layers | {member.module for group in groups for member in group.members}
+    touched |= {product.name for group in groups for product in group.products}
     other = "neither a layer that runs nor a normalization"
     parameters = {layer.name: _weights(layer) for layer in structure.layers}
     macs = {layer.name: _weights(layer) * layer.positions for layer in structure.layers}

@@ -47,9 +47,11 @@ class GroupMember:
 class Reduction:
     """A sum, mean or extreme that the network's own code takes over a group's channels.
 
+    A product of two activations is a sum over the axis that both have.
+
     Args:
         call: how many such operations run before it.
-        axis: the axis of its operand that carries the channels.
+        axis: the axis of its first operand that carries the channels.
         size: places along that axis.
         positions: (n,) places along it that carry the group's channels.
         channels: (n,) the group's channel each place belongs to.
@@ -60,6 +62,31 @@ class Reduction:
     size: int
     positions: NDArray[np.int64]
     channels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class WrittenProduct:
+    """A product of activations, in the network's own code, that runs over a group's channels.
+
+    Args:
+        call: how many reductions and products run before it.
+        size: places along the axis that carries the channels.
+        places: how many of them each of the group's channels has.
+    """
+
+    call: int
+    size: int
+    places: int
+
+    @property
+    def name(self) -> str:
+        """What costs call it."""
+        return product_name(self.call)
+
+
+def product_name(call: int) -> str:
+    """What costs call a product that a network's own code writes out."""
+    return f"product #{call}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +101,7 @@ class ChannelGroup:
         members: every module that writes, carries or reads them.
         protected: why the group cannot be cut; empty when it can.
         reductions: what the network's own code computes over all of them.
+        products: products of activations whose cost the channels share.
         doubt: what is told in place of how a trial cut failed, if it fails; empty for that.
     """
 
@@ -82,6 +110,7 @@ class ChannelGroup:
     members: tuple[GroupMember, ...]
     protected: str = ""
     reductions: tuple[Reduction, ...] = ()
+    products: tuple[WrittenProduct, ...] = ()
     doubt: str = ""
 
     @property
@@ -135,7 +164,7 @@ class ProductShape:
     """A product of activations whose channels can be cut, as in attention.
 
     Args:
-        name: the module's name.
+        name: the module's name, or `product_name` of what no module is.
         channels: channels it runs over.
         macs_per_channel: multiply-accumulates per image that each of them takes.
     """

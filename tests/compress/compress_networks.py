@@ -498,6 +498,40 @@ class SpatialGate(nn.Module):
         return self.head(x * torch.sigmoid(self.gate(x)))
 
 
+class NonLocal(nn.Module):
+    """Attention over positions, of convolutions and products (Wang et al. 2018)."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.value, self.query, self.key = (nn.Conv2d(channels, inner, 1) for _ in range(3))
+        self.out = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            layer(x).view(len(x), self.inner, -1) for layer in (self.query, self.key, self.value)
+        )
+        weights = torch.matmul(query.permute(0, 2, 1), key).softmax(-1)
+        mixed = torch.matmul(weights, value.permute(0, 2, 1)).permute(0, 2, 1).contiguous()
+        return x + self.out(mixed.view(len(x), self.inner, *x.shape[2:]))
+
+
+class PositionAttention(nn.Module):
+    """Attention of SAGAN and DANet: queries and keys of fewer channels, a learned share."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query, self.key = (nn.Conv2d(channels, channels // 2, 1) for _ in range(2))
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x).flatten(2).transpose(1, 2)
+        weights = torch.bmm(query, self.key(x).flatten(2)).softmax(-1)
+        mixed = torch.bmm(self.value(x).flatten(2), weights.transpose(1, 2))
+        return self.gamma * mixed.view(x.shape) + x
+
+
 class Selective(nn.Module):
     """Branches of two kernel sizes, stacked and mixed by attention over the branches."""
 
@@ -706,6 +740,16 @@ def bare() -> nn.Module:
     )  # fmt: skip
 
 
+def non_local() -> nn.Module:
+    return nn.Sequential(conv_bn(3, 8), nn.MaxPool2d(4), NonLocal(8, 6), nn.ReLU(), head(8))
+
+
+def position_attention() -> nn.Module:
+    return nn.Sequential(
+        conv_bn(3, 8), nn.MaxPool2d(4), PositionAttention(8), conv_bn(8, 6), head(6)
+    )
+
+
 def hooked() -> nn.Module:
     """Weights that PyTorch's older normalizations and its masks compute before every call."""
     network = nn.Sequential(
@@ -794,6 +838,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "attention": Attention,
     "spatial-gate": SpatialGate,
     "selective": Selective,
+    "non-local": non_local,
+    "position-attention": position_attention,
     "scales": Scales,
     "unet": UNet,
     "upsampled": upsampled,

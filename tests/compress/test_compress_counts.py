@@ -67,6 +67,8 @@ GROUPS = {
     "attention": (1, {"gate", "head.2"}),
     "spatial-gate": (1, {"gate", "head.2"}),
     "selective": (3, {"head.2"}),
+    "non-local": (2, {"4.2"}),
+    "position-attention": (3, {"4.2"}),
     "scales": (2, {"head.2"}),
     "gated": (2, {"3.2"}),
     "shuffled": (3, {"4.2"}),

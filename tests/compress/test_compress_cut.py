@@ -32,8 +32,9 @@ from automl_compress.space import Policy
 MIXED = {
     **{name: {"patch"} for name in ("patch-mixer", "tokens", "root-mean-square", "transformer")},
     **{"attention": {"stem.0"}, "outputs": {"stem.1.0"}},
+    **{"non-local": {"2.value"}, "position-attention": {"2.query"}},
 }
-"""Groups whose channels pass a norm or a mean over channels: it changes with every cut."""
+"""Groups whose channels pass a norm, a mean or a product over channels: it changes with a cut."""
 
 
 def random_kept(structure: Structure, rng: np.random.Generator, skip: set[str]) -> dict[str, Any]:

@@ -43,12 +43,13 @@ from automl_compress.compress.structure import (
     GroupMember,
     LayerShape,
     Reduction,
+    WrittenProduct,
 )
 from automl_compress.compress.tracing.attention_forms import across_heads
 from automl_compress.compress.tracing.dispatch import Mode, Operation
 from automl_compress.compress.tracing.label_rules import LabelRules
 from automl_compress.compress.tracing.labels import FIXED, ChannelClasses, Labels, along, varying
-from automl_compress.compress.tracing.reductions import is_reduction
+from automl_compress.compress.tracing.reductions import is_counted
 
 _OUTPUT: Final = "its channels are the network's output"
 _IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"
@@ -97,13 +98,14 @@ class _Tracer:
         self.classes = ChannelClasses()
         self.axes: Axes = {}
         self.reductions: list[tuple[int, int, Labels]] = []
+        self.products: list[tuple[int, Labels]] = []
         self.computed: set[str] = set()
         self._reductions_seen = 0
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
         self._free = dict(_free_tensors(model))
         self._labels: Any = WeakTensorKeyDictionary()
-        self._rules = LabelRules(self.classes, self._labels_of, self._reduced)
+        self._rules = LabelRules(self.classes, self._labels_of, self._reduced, self._multiplied)
         self._running: list[nn.Module] = []
         self._inside = 0
 
@@ -138,7 +140,7 @@ class _Tracer:
 
     def _operation(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> None:
         """Labels for what an operation outside the layers gave."""
-        self._reductions_seen += is_reduction(func)
+        self._reductions_seen += is_counted(func)
         if self._inside:
             return
         try:
@@ -156,6 +158,10 @@ class _Tracer:
     def _reduced(self, axis: int, labels: Labels) -> None:
         """Remember what the operation that runs reduces."""
         self.reductions.append((self._reductions_seen - 1, axis, labels))
+
+    def _multiplied(self, labels: Labels) -> None:
+        """Remember that the product that runs grows with channels."""
+        self.products.append((self._reductions_seen - 1, labels))
 
     def _function(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function; those that layers are made of write and read whole axes."""
@@ -388,7 +394,8 @@ def _groups(model: nn.Module, tracer: _Tracer, layers: list[str]) -> list[Channe
         reductions = _reductions(tracer, roots)
         doubt = next((doubts[root] for root in roots if root in doubts), "")
         members = _members(some, roots)
-        groups.append(ChannelGroup(name, len(roots), members, reason, reductions, doubt))
+        products = _products(tracer, roots)
+        groups.append(ChannelGroup(name, len(roots), members, reason, reductions, products, doubt))
     return groups
 
 
@@ -417,6 +424,19 @@ def _reductions(tracer: _Tracer, roots: list[int]) -> tuple[Reduction, ...]:
         Reduction(call, axis, len(labels), *found)
         for call, axis, labels in tracer.reductions
         if (found := _found(tracer.classes.roots(labels), roots)) is not None
+    )
+
+
+def _products(tracer: _Tracer, roots: list[int]) -> tuple[WrittenProduct, ...]:
+    """Products in the network's code that grow with a group's classes."""
+    found = {
+        (call, len(labels)): int(np.isin(tracer.classes.roots(labels), roots).sum())
+        for call, labels in tracer.products
+    }
+    return tuple(
+        WrittenProduct(call, size, count // len(roots))
+        for (call, size), count in found.items()
+        if count
     )
 
 

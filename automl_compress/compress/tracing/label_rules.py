@@ -27,7 +27,12 @@ from automl_compress.compress.tracing.labels import (
     lead,
     varying,
 )
-from automl_compress.compress.tracing.reductions import REDUCTIONS, is_reduction, reduced_axes
+from automl_compress.compress.tracing.reductions import (
+    PRODUCTS,
+    REDUCTIONS,
+    is_reduction,
+    reduced_axes,
+)
 
 Found = Tensor | None | list[Tensor | None]
 """Compact labels of an output, or of each output; None without channels."""
@@ -40,6 +45,7 @@ class LabelRules:
         classes: where labels are united and frozen.
         labels_of: compact labels of a tensor, or None.
         reduced: told of every reduction over channels: the axis, and the labels along it.
+        multiplied: told of every product that channels make larger: their labels.
     """
 
     def __init__(
@@ -47,10 +53,12 @@ class LabelRules:
         classes: ChannelClasses,
         labels_of: Callable[[Tensor], Tensor | None],
         reduced: Callable[[int, Labels], None],
+        multiplied: Callable[[Labels], None],
     ) -> None:
         self._classes = classes
         self._labels_of = labels_of
         self._reduced = reduced
+        self._multiplied = multiplied
 
     def __call__(self, func: OpOverload, args: tuple[Any, ...], output: Any) -> Found:
         """Labels of what an operation gave; what it does not understand is frozen."""
@@ -311,6 +319,31 @@ class LabelRules:
             return
         self._reduced(axis, labels.numpy().ravel())
 
+    def _product(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
+        """A sum over channels of both operands, or one that leaves those of an operand."""
+        del func
+        last = output.dim() - 1
+        given = [(args[0], last, last - 1), (args[1], last - 1, last)]
+        summed, carried = [], []
+        for tensor, inner, outer in given:
+            labels = self._labels_of(tensor)
+            if labels is not None and varying(labels) == {inner}:
+                summed.append(labels.flatten())
+            elif labels is not None and varying(labels) == {outer}:
+                carried.append(labels)
+            else:
+                self.freeze([tensor], _PRODUCT)
+        if len(summed) == 2:
+            line = self.unite(*summed).numpy()
+            self._multiplied(line)
+            self._reduced(last, line)
+            return None
+        if summed or len(carried) != 1:
+            self.freeze(args[:2], _PRODUCT)
+            return None
+        self._multiplied(carried[0].numpy().ravel())
+        return carried[0]
+
     def _put(self, func: OpOverload, args: tuple[Any, ...], output: Tensor) -> Found:
         """Whole rows written into zeros, or over other rows: the channels' axis stays."""
         del func
@@ -374,7 +407,7 @@ def _differs(tensor: Tensor, output: Tensor, axis: int) -> bool:
 _FIXED_TENSOR: Final = "its channels are combined with a tensor that cannot be cut"
 _SLICED: Final = "some of its channels are picked by the network's code"
 _PRODUCT: Final = "its channels are multiplied with other activations"
-_PRODUCTS: Final = frozenset({"mm", "bmm", "addmm", "baddbmm", "mv", "dot", "convolution"})
+_PRODUCTS: Final = frozenset({"addmm", "baddbmm", "mv", "dot", "convolution"})
 _POINTWISE: Final = frozenset(
     {
         *("_to_copy", "detach", "alias", "hardswish", "native_dropout", "lift_fresh"),
@@ -426,6 +459,7 @@ _RULES: Final[dict[str, _Rule]] = {
     "stack": LabelRules._concatenate,
     "constant_pad_nd": LabelRules._pad,
     "glu": LabelRules._gate,
+    **dict.fromkeys(PRODUCTS, LabelRules._product),
     **dict.fromkeys(
         ("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
         LabelRules._shuffle,

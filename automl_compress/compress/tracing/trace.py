@@ -29,10 +29,18 @@ from automl_compress.compress.kinds import (
 )
 from automl_compress.compress.modules import tensors_in
 from automl_compress.compress.quantize import SCALE, can_quantize
-from automl_compress.compress.structure import LayerShape, ProductShape, StoredPart, Structure
+from automl_compress.compress.structure import (
+    ChannelGroup,
+    LayerShape,
+    ProductShape,
+    StoredPart,
+    Structure,
+    product_name,
+)
 from automl_compress.compress.tracing.alike import make_alike
 from automl_compress.compress.tracing.coupling import coupled_groups
 from automl_compress.compress.tracing.dispatch import Mode, Operation, ProductCounter
+from automl_compress.compress.tracing.reductions import ProductSizes
 from automl_compress.compress.tracing.trial import tried_groups
 from automl_compress.compress.tracing.working_copy import comparable_copy, working_copy
 from automl_compress.errors import TraceError
@@ -133,6 +141,7 @@ def _trace(model: nn.Module, example: Tensor, time_limit: float) -> tuple[nn.Mod
             ) from reason
         groups = coupled_groups(working, example, layers)
         tried = tuple(tried_groups(working, example, groups))
+        products += _written_products(working, one, tried)
     stored = tuple(_stored_parts(working, layers))
     inside = sum(part.channels * part.macs_per_channel for part in products)
     return working, Structure(tried, layers, stored, other_macs - inside, products)
@@ -288,6 +297,25 @@ def _measure_products(model: nn.Module, example_input: Tensor) -> tuple[ProductS
         for handle in handles:
             handle.remove()
     return tuple(ProductShape(n, m.width, counts[n]) for n, m in named.items() if n in counts)
+
+
+def _written_products(
+    model: nn.Module, example_input: Tensor, groups: tuple[ChannelGroup, ...]
+) -> tuple[ProductShape, ...]:
+    """Products of activations in the network's own code that groups can make smaller."""
+    shares: dict[tuple[int, int], int] = defaultdict(int)
+    for group in groups:
+        for product in group.products if not group.protected else ():
+            shares[product.call, product.size] += product.places * group.channels
+    sizes = ProductSizes()
+    if shares:
+        with torch.no_grad(), sizes:
+            model(example_input)
+    count = len(example_input)
+    return tuple(
+        ProductShape(product_name(call), width, sizes.macs.get(call, 0) // count // size)
+        for (call, size), width in shares.items()
+    )
 
 
 def _is_layer(module: nn.Module) -> bool:

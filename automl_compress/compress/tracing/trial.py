@@ -25,7 +25,7 @@ from automl_compress.compress.kinds import LAYERS, channel_axis
 from automl_compress.compress.modules import find_part, module_at, own_copy, share_copy, tensors_in
 from automl_compress.compress.places import Places, can_cut, kept_places
 from automl_compress.compress.slicing import cut_channels
-from automl_compress.compress.structure import ChannelGroup
+from automl_compress.compress.structure import Axis, ChannelGroup, GroupMember, WrittenProduct
 from automl_compress.compress.tracing.blinded import blind_copy
 from automl_compress.compress.tracing.reductions import PartialReductions, kept_operands
 from automl_compress.compress.widths import followed_numbers, holder, kept_numbers, parts_of_width
@@ -76,8 +76,17 @@ def tried_groups(
     left = [group for group in left if group.name not in reasons]
     if followed_numbers(lively, trial.places(left)):
         trial.cut = _unlike_cut
-        reasons.update(_failures(trial, left))
-        left = [group for group in left if group.name not in reasons]
+        failed = dict(_failures(trial, left))
+        left = [group for group in left if group.name not in failed]
+        for bound in _bound_together(lively, [g for g in known if g.name in failed]):
+            one = _merged(bound)
+            if not trial([one]) and not trial([*left, one]):
+                left.append(one)
+                known = [one if g.name == one.name else g for g in known]
+                gone = {group.name for group in bound} - {one.name}
+                known = [group for group in known if group.name not in gone]
+                failed = {name: why for name, why in failed.items() if name != one.name}
+        reasons.update(failed)
         for group in _following_together(lively, left):
             reasons.update(_failures(trial, [group]))
     reasons |= {g.name: g.doubt for g in known if g.doubt and g.name in reasons}
@@ -143,6 +152,52 @@ def _following_together(model: nn.Module, groups: list[ChannelGroup]) -> list[Ch
         for group in groups
         if any(holder(model, member.module) in parents for member in group.members)
     ]
+
+
+def _bound_together(model: nn.Module, groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
+    """Several groups of one width that a number of a module around them says: code uses it for all.
+
+    Such a number follows when all of them keep as many channels.
+    """
+    found = defaultdict[tuple[str, int], list[ChannelGroup]](list)
+    for group in groups:
+        parent = _says_width(model, group)
+        if parent is not None:
+            found[parent, group.channels].append(group)
+    return [bound for bound in found.values() if len(bound) > 1]
+
+
+def _says_width(model: nn.Module, group: ChannelGroup) -> str | None:
+    """Name of the nearest module around a group's first writer that keeps its width as a number."""
+    parent = group.first_writer
+    while parent:
+        parent = parent.rpartition(".")[0]
+        for value in kept_numbers(module_at(model, parent)).values():
+            if group.channels in (value if isinstance(value, tuple) else (value,)):
+                return parent
+    return None
+
+
+def _merged(groups: list[ChannelGroup]) -> ChannelGroup:
+    """Groups as one, whose first channel is the first of each, and so on."""
+    first = groups[0]
+    members: dict[tuple[str, Axis], list[GroupMember]] = defaultdict(list)
+    for member in (member for group in groups for member in group.members):
+        members[member.module, member.axis].append(member)
+    joined = [
+        GroupMember(
+            *key,
+            np.concatenate([member.positions for member in found]),
+            np.concatenate([member.channels for member in found]),
+        )
+        for key, found in members.items()
+    ]
+    reductions = tuple(reduction for group in groups for reduction in group.reductions)
+    places: dict[tuple[int, int], int] = defaultdict(int)
+    for product in (product for group in groups for product in group.products):
+        places[product.call, product.size] += product.places
+    products = tuple(WrittenProduct(*key, count) for key, count in places.items())
+    return replace(first, members=tuple(joined), reductions=reductions, products=products)
 
 
 def _obstacle(model: nn.Module, group: ChannelGroup) -> str:
