@@ -32,7 +32,7 @@ from automl_compress.workload.arithmetic import require_bfloat16
 
 VERSION: Final = 16
 """Raised whenever the same policy would get another answer than before."""
-BUILDS: Final = 9
+BUILDS: Final = 10
 """Raised whenever the same policy would be built into another network than before."""
 _MADE_WITH: Final = "made_with"
 """In pickles: versions, see `_versions`."""

@@ -427,6 +427,38 @@ class Mixer(nn.Module):
         return self.head(self.mix(self.stem(x)))
 
 
+class TokenMixer(nn.Module):
+    """Layers over positions, then over channels (Tolstikhin et al. 2021, MLP-Mixer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.tokens = nn.Sequential(nn.Linear(16, 10), nn.GELU(), nn.Linear(10, 16))
+        self.channels = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
+        return self.head((x + self.channels(x)).mean(1))
+
+
+class ChannelConvolution(nn.Module):
+    """A gate of every channel by its neighbours (Wang et al. 2020, ECA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.out = conv_bn(3, 8), conv_bn(8, 6), nn.Conv2d(6, 8, 1)
+        self.neighbours = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.out(self.inner(x))
+        gate = self.neighbours(x.mean((2, 3))[:, None])
+        return self.head(x * gate.sigmoid().transpose(1, 2)[..., None])
+
+
 class FrozenNorm(nn.Module):
     """BatchNorm as plain arithmetic on buffers, as detection backbones have it."""
 
@@ -827,6 +859,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tokens": Tokens,
     "flattened": Flattened,
     "mixer": Mixer,
+    "token-mixer": TokenMixer,
+    "channel-convolution": ChannelConvolution,
     "frozen-norm": FrozenNorm,
     "grouped-norm": lambda: Normed(lambda n: nn.GroupNorm(4, n)),
     "outputs": Outputs,

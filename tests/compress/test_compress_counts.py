@@ -56,6 +56,8 @@ GROUPS = {
     "tokens": (2, {"head"}),
     "flattened": (3, {"fc2"}),
     "mixer": (0, {"stem.0", "mix", "head.2"}),
+    "token-mixer": (2, {"stem", "tokens.2", "channels.2", "head"}),
+    "channel-convolution": (1, {"stem.0", "head.2"}),
     "frozen-norm": (1, {"head.2"}),
     "grouped-norm": (2, {"head.2"}),
     "outputs": (2, {"one.2", "two"}),
@@ -108,6 +110,16 @@ def test_zeros_of_a_fixed_number_are_named(name: str) -> None:
     assert group.protected == (
         "its channels are combined with a fixed number of zeros that the network's code pads"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "writer", "reader"),
+    [("token-mixer", "stem", "tokens.0"), ("channel-convolution", "stem.0", "neighbours")],
+)
+def test_who_takes_channels_for_positions_is_named(name: str, writer: str, reader: str) -> None:
+    group = shared_compressor(name).structure.group(writer)
+    assert group is not None
+    assert group.protected == f"its channels are positions to '{reader}', which mixes them"
 
 
 @ARCHITECTURES

@@ -53,6 +53,7 @@ from automl_compress.compress.tracing.reductions import is_counted
 
 _OUTPUT: Final = "its channels are the network's output"
 _IN_GROUPS: Final = "a transposed convolution in groups reads or writes its channels"
+_POSITIONS: Final = "its channels are positions, which the network's code reduces"
 _COMPUTED: Final = "its own code computes its weights, or more than a layer does"
 _HEADS: Final = "its channels are the heads of an attention"
 _LEAVES: Final = (
@@ -99,6 +100,7 @@ class _Tracer:
         self.axes: Axes = {}
         self.reductions: list[tuple[int, int, Labels]] = []
         self.products: list[tuple[int, Labels]] = []
+        self._mixers: set[str] = set()
         self.computed: set[str] = set()
         self._reductions_seen = 0
         self._model = model
@@ -122,6 +124,10 @@ class _Tracer:
         self._rules.freeze(tensors_in(output), _OUTPUT)
         for layer in (layer for module in self._names for layer in across_heads(module)):
             self.classes.freeze(self._axis(self._names[layer], "out", layer.out_features), _HEADS)
+        for name in self._mixers:
+            mixed = self.classes.roots(self.axes[name, "out"])
+            for _, _, line in self.reductions:
+                self.classes.freeze(line[np.isin(self.classes.roots(line), mixed)], _POSITIONS)
 
     def _labels_of(self, tensor: Tensor) -> Tensor | None:
         """Compact labels of a tensor; free parameters and buffers get theirs on first use."""
@@ -232,8 +238,18 @@ class _Tracer:
         return np.broadcast_to(self.classes.roots(line), (size,)).copy()
 
     def _read(self, module: nn.Module, x: Tensor, axis: int, size: int) -> Labels:
-        """Labels that a module reads; those of all its uses are united."""
-        line = self._line(x, axis, size)
+        """Labels that a module reads; those of all its uses are united.
+
+        Channels that are its positions, as for what mixes tokens, stay.
+        """
+        found = self._labels_of(x)
+        if found is not None and varying(found) and axis not in varying(found):
+            name = self._names[module]
+            self._rules.freeze([x], f"its channels are positions to '{name}', which mixes them")
+            self._mixers.add(name)
+            line = np.full(size, FIXED)
+        else:
+            line = self._line(x, axis, size)
         return self._join((self._names[module], "in"), line)
 
     def _join(self, key: tuple[str, Axis], line: Labels) -> Labels:
@@ -268,11 +284,6 @@ class _Tracer:
 
     def _linear(self, module: Any, x: Tensor) -> Tensor | None:
         labels = self._axis(self._names[module], "out", module.out_features)
-        found = self._labels_of(x)
-        if found is not None and varying(found) and x.dim() - 1 not in varying(found):
-            self.classes.freeze(labels, "it mixes positions, not channels")
-            self._rules.freeze([x], "a linear layer mixes its positions")
-            return None
         self._read(module, x, x.dim() - 1, module.in_features)
         return along(labels, x.dim() - 1, x.dim())
 
