@@ -79,7 +79,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "packed file": (lambda: ac.load_packed(NOTHING), "a packed file must be given by its path"),
     "no name": (lambda: _saved("", ac.Policy({})), "given by its path, but is ''"),
-    "policy": (lambda: _saved("x", 3), "the policy its network was built by, but is given 3"),
+    "policy": (lambda: _saved("x", 3), "the one that its network was built by, but is 3"),
     "architecture": (
         lambda: _saved("x", ac.Policy({}), architecture=3),
         "a factory's name",

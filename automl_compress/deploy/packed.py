@@ -103,10 +103,10 @@ def save_packed(
 
 def _check_words(policy: object, architecture: object, arguments: object) -> None:
     """Check what a file says in words of its network."""
-    if not isinstance(policy, Policy):
+    if not isinstance(policy, Policy | None):
         raise DeployError(
-            "a packed file must be given the policy its network was built by, but is given "
-            f"{shown(policy)}; give that after the path"
+            f"a policy must be the one that its network was built by, but is {shown(policy)}; give "
+            "that after the path"
         )
     if not isinstance(architecture, str | None):
         raise DeployError(
