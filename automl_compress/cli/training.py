@@ -39,7 +39,6 @@ from automl_compress.workload import (
     check_model_name,
     check_trainable,
     layout_of,
-    load_splits,
     load_untrained,
     read_card,
     trained_normalization,
@@ -148,7 +147,7 @@ def _config(
 def _load(config: WorkloadConfig, stated: dict[str, Any]) -> tuple[Workload, dict[str, Any]]:
     """The workload, and what a sweep file must say to search it."""
     check_trainable(config.model, config.model_args)
-    splits = load_splits(config.data)
+    splits = load_untrained(config).splits
     if config.data.mean is None and splits.train.images.dtype == np.uint8:
         known = trained_normalization(config.data, splits.train)
         mean, std = (known.mean, known.std) if known else channel_statistics(splits.train)

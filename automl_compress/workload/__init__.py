@@ -1,4 +1,4 @@
-"""What is compressed: a trained network, its images in three disjoint splits, and its task."""
+"""What is compressed: a trained network, its examples in three disjoint splits, and its task."""
 
 from automl_compress.workload.box_task import BoxTask
 from automl_compress.workload.cache import cache_folder, replacing

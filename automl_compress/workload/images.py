@@ -1,4 +1,4 @@
-"""Labelled images in memory or on disk, and how they become network input."""
+"""Labelled examples, images above all, in memory or on disk, and how they become input."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from automl_compress.errors import WorkloadError
 from automl_compress.settings import shown
 
 Pixels: TypeAlias = NDArray[np.uint8 | np.float32]
-"""Images as (n, c, h, w): uint8 in 0..255, or float32 that is already normalised."""
+"""Examples as (n, ...): uint8 in 0..255 with the channels along axis 1, or float32 that is already
+normalised. Images are (n, c, h, w)."""
 
 Labels: TypeAlias = NDArray[np.int64 | np.float32]
 """Class indices (n,) int64, each in 0..classes-1; or boxes (n, m, 6) float32, see `boxes`."""
 
 BOX_VALUES: Final = 6
 """Numbers of a box: left, top, right, bottom, class, and 1 for a crowd."""
+
+MOST_AXES: Final = 4
+"""Axes that an example may have beside that of the examples: a volume's (c, d, h, w)."""
 
 _HASH_BYTES: Final = 1 << 24
 _PIXELS: Final = 1 << 24
@@ -35,7 +39,7 @@ def content_hash(images: Pixels, labels: Labels) -> str:
     """SHA-256 (hex) of pixel type, shape, pixels and labels.
 
     Args:
-        images: (n, c, h, w) uint8 or float32; a memory map is read in pieces.
+        images: (n, ...) uint8 or float32; a memory map is read in pieces.
         labels: (n,) int64 or (n, m, 6) float32.
     """
     header = {"dtype": images.dtype.name, "shape": list(images.shape)}
@@ -54,17 +58,19 @@ def label_bytes(labels: Labels) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images whose content has a name.
+    """Labelled examples whose content has a name.
+
+    Images are (c, h, w); feature vectors, signals and volumes have 1 to 4 axes.
 
     Attributes:
-        images: (n, c, h, w) uint8 in 0..255, or float32 that is already normalised; may be a
-            read-only memory map.
+        images: (n, ...) uint8 in 0..255 with the channels along axis 1, or float32 that is already
+            normalised; may be a read-only memory map.
         labels: (n,) int64 class indices, or (n, m, 6) float32 boxes, see `boxes`.
         content_hash: SHA-256 (hex) of the content. A subset's hash is made from its parent's
             hash and the indices, so pixels are hashed once.
 
     Raises:
-        WorkloadError: the arrays have other shapes or types, or hold no image.
+        WorkloadError: the arrays have other shapes or types, or hold no example.
     """
 
     images: Pixels
@@ -76,10 +82,11 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         shape, kind = self.images.shape, self.images.dtype.name
-        if len(shape) != 4 or 0 in shape or kind not in ("uint8", "float32"):
+        if not 1 < len(shape) <= 1 + MOST_AXES or 0 in shape or kind not in ("uint8", "float32"):
             raise WorkloadError(
-                f"images must be (n, c, h, w) of uint8 or float32 without an empty axis, but are "
-                f"{kind} of shape {tuple(shape)}; correct the data set"
+                f"examples must be (n, ...) of uint8 or float32, of 1 to {MOST_AXES} axes each as "
+                f"images (n, c, h, w) are, without an empty axis, but are {kind} of shape "
+                f"{tuple(shape)}; correct the data set"
             )
         labels = self.labels
         boxes = labels.ndim == 3 and labels.shape[2] == BOX_VALUES and labels.dtype == np.float32
@@ -87,7 +94,12 @@ class ImageSet:
         if len(labels) != shape[0] or not (boxes or classes):
             raise WorkloadError(
                 f"labels must be ({shape[0]},) of int64, but are {labels.dtype.name} of "
-                f"shape {tuple(labels.shape)}; give one label an image"
+                f"shape {tuple(labels.shape)}; give one label an example"
+            )
+        if boxes and not self.are_images:
+            raise WorkloadError(
+                f"examples with boxes must be images (n, c, h, w), but are of shape "
+                f"{tuple(shape)}; correct the data set"
             )
         if classes and labels.min() < 0:
             raise WorkloadError(
@@ -103,11 +115,12 @@ class ImageSet:
         """Wrap arrays or tensors and hash their content.
 
         Args:
-            images: (n, c, h, w) uint8 in 0..255, or float32 that is already normalised.
+            images: (n, ...) uint8 in 0..255 with the channels along axis 1, or float32 that is
+                already normalised.
             labels: (n,) whole numbers from 0, or (n, m, 6) boxes.
 
         Raises:
-            WorkloadError: they have other shapes, types or values, or hold no image.
+            WorkloadError: they have other shapes, types or values, or hold no example.
         """
         pixels, given = _array(images), _array(labels)
         if not (pixels.ndim and given.ndim):
@@ -130,13 +143,17 @@ class ImageSet:
         return self.labels.ndim == 3
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of every image."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Of every example; (c, h, w) of images."""
+        return self.images.shape[1:]
+
+    @property
+    def are_images(self) -> bool:
+        """Whether the examples have the three axes of images, (c, h, w)."""
+        return len(self.shape) == 3
 
     def take(self, indices: ArrayLike) -> ImageSet:
-        """Copy of the images at `indices`, in that order, in memory.
+        """Copy of the examples at `indices`, in that order, in memory.
 
         Args:
             indices: (m,) integers, each in 0..n-1, m >= 1.
@@ -148,31 +165,31 @@ class ImageSet:
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
             raise WorkloadError(
                 f"indices must be in 0..{len(self) - 1}, but reach from {rows.min()} to "
-                f"{rows.max()}; ask for images the set holds"
+                f"{rows.max()}; ask for examples the set holds"
             )
         digest = hashlib.sha256(self.content_hash.encode() + rows.astype("<i8").tobytes())
         images = np.ascontiguousarray(np.asarray(self.images)[rows])
         return ImageSet(images, self.labels[rows], digest.hexdigest())
 
     def draw(self, count: int, seed: int) -> ImageSet:
-        """Copy of `count` different images: the first ones of a seeded permutation.
+        """Copy of `count` different examples: the first ones of a seeded permutation.
 
         A larger draw with the same seed therefore contains the smaller one.
 
         Raises:
-            WorkloadError: `count` is below 1 or above the number of images.
+            WorkloadError: `count` is below 1 or above the number of examples.
         """
         if not 1 <= count <= len(self):
             raise WorkloadError(
-                f"a draw must be of 1..{len(self)} images, but {count} were asked for; "
-                f"ask for fewer images or give a larger data set"
+                f"a draw must be of 1..{len(self)} examples, but {count} were asked for; "
+                f"ask for fewer or give a larger data set"
             )
         return self.take(np.random.default_rng(seed).permutation(len(self))[:count])
 
     def tensor(
         self, normalization: Normalization, start: int = 0, stop: int | None = None
     ) -> torch.Tensor:
-        """Images `start` to `stop` (excluded) as network input, (m, c, h, w) float32."""
+        """Examples `start` to `stop` (excluded) as network input, (m, ...) float32."""
         return normalization.apply(self.images[start:stop])
 
 
@@ -184,7 +201,9 @@ def _array(values: ArrayLike | torch.Tensor) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Normalization:
-    """What turns 8-bit pixels into network input: `(x / 255 - mean) / std` a channel.
+    """What turns 8-bit examples into network input: `(x / 255 - mean) / std` a channel.
+
+    Channels lie along the first axis of an example.
 
     Attributes:
         mean: one number a channel, on the 0..1 scale.
@@ -213,7 +232,7 @@ class Normalization:
         if min(self.std) <= 0:
             raise WorkloadError(
                 f"std must be above 0 in every channel, but is {_listed(self.std)}; "
-                f"give the standard deviation of the training images on the 0..1 scale"
+                f"give the standard deviation of the training examples on the 0..1 scale"
             )
 
     @classmethod
@@ -222,16 +241,16 @@ class Normalization:
         return cls((0.0,) * channels, (1.0,) * channels)
 
     def apply(self, images: Pixels) -> torch.Tensor:
-        """Network input from images.
+        """Network input from examples.
 
         Args:
-            images: (n, c, h, w); float32 images pass through as they are.
+            images: (n, ...); float32 examples pass through as they are.
 
         Returns:
-            (n, c, h, w) float32, a copy on the CPU.
+            (n, ...) float32, a copy on the CPU.
 
         Raises:
-            WorkloadError: 8-bit images have another number of channels.
+            WorkloadError: 8-bit examples have another number of channels.
         """
         values = torch.from_numpy(np.array(images, dtype=np.float32, order="C", subok=False))
         if images.dtype != np.uint8:
@@ -241,9 +260,16 @@ class Normalization:
                 f"mean and std must hold one number a channel, but hold {len(self.mean)} for "
                 f"{values.shape[1]}; correct them"
             )
-        mean = torch.tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32).view(1, -1, 1, 1)
+        mean, std = self.tensors(values.dim())
         return values.div_(255).sub_(mean).div_(std)
+
+    def tensors(self, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and std, (1, channels, 1, ...) float32, for tensors of so many axes."""
+        shape = (1, -1, *[1] * (axes - 2))
+        mean, std = (
+            torch.tensor(x, dtype=torch.float32).view(shape) for x in (self.mean, self.std)
+        )
+        return mean, std
 
 
 def _check_numbers(name: str, values: Sequence[float]) -> None:
@@ -261,15 +287,16 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
     """Mean and standard deviation of every channel on the 0..1 scale, to four digits.
 
     Args:
-        images: 8-bit images, a memory map is read in pieces.
+        images: 8-bit examples, a memory map is read in pieces.
     """
     channels = images.shape[0]
     total, squares, count = np.zeros(channels), np.zeros(channels), 0
     rows = max(1, _PIXELS // images.images[0].size)
     for start in range(0, len(images), rows):
         values = np.asarray(images.images[start : start + rows], dtype=np.float64) / 255
-        total += values.sum((0, 2, 3))
-        squares += np.square(values).sum((0, 2, 3))
+        others = (0, *range(2, values.ndim))
+        total += values.sum(others)
+        squares += np.square(values).sum(others)
         count += values[:, 0].size
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))

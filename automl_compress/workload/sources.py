@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,22 +25,31 @@ class TrainTest:
         test: what they are not trained on.
         classes: names of the classes, in the order of the labels.
         validation: a third part that is neither; None where there are two.
+        bare: whether examples of two axes may be grey images (h, w) without their channel axis.
     """
 
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
     validation: ImageSet | None = None
+    bare: bool = False
+
+    def as_images(self) -> TrainTest:
+        """The same, examples that may be grey images with their channel axis: (1, h, w)."""
+        if not self.bare:
+            return self
+        train, test = (ImageSet.of(x.images[:, None], x.labels) for x in (self.train, self.test))
+        return replace(self, train=train, test=test, bare=False)
 
 
 class Source(Protocol):
-    """Where images come from."""
+    """Where examples come from."""
 
     def load(self, seed: int) -> TrainTest:
-        """The images; `seed` decides whatever the source leaves open.
+        """The examples; `seed` decides whatever the source leaves open.
 
         Raises:
-            WorkloadError: the images cannot be had.
+            WorkloadError: they cannot be had.
         """
 
 

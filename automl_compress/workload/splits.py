@@ -1,4 +1,4 @@
-"""The three disjoint splits of a workload's images, and what normalizes them."""
+"""The three disjoint splits of a workload's examples, and what normalizes them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _COMMON_OVERLAP: Final = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Three disjoint sets of images.
+    """Three disjoint sets of examples.
 
     Attributes:
-        train: calibration and training images are drawn from it.
+        train: calibration and training examples are drawn from it.
         validation: what a search measures candidates on.
         test: what headline numbers are measured on; no search sees it.
         classes: names of the classes, in the order of the labels.
@@ -41,30 +41,38 @@ class Splits:
 
 
 def load_splits(config: DataConfig) -> Splits:
-    """Load the images and split them.
+    """Load the examples and split them; those of two axes may be grey images, and then are.
 
     Raises:
-        WorkloadError: the images cannot be had or are too few for the split.
+        WorkloadError: the examples cannot be had or are too few for the split.
     """
-    halves = config.source.load(config.seed)
+    return splits_of(config.source.load(config.seed).as_images(), config)
+
+
+def splits_of(halves: TrainTest, config: DataConfig) -> Splits:
+    """Split the examples of a source.
+
+    Raises:
+        WorkloadError: they are too few for the split.
+    """
     splits = _split(halves, config)
     _report_overlap(splits)
     return splits
 
 
 def load_normalization(config: DataConfig, images: ImageSet) -> Normalization:
-    """The normalization for these images: as stated, as the network was trained, or 0..1.
+    """The normalization for these examples: as stated, as the network was trained, or 0..1.
 
     Raises:
-        WorkloadError: mean or std do not fit the channels, or the images are floats, which
+        WorkloadError: mean or std do not fit the channels, or the examples are floats, which
             count as normalised already.
     """
     channels = images.shape[0]
     given = [(name, value) for name in ("mean", "std") if (value := getattr(config, name))]
     if given and images.images.dtype != np.uint8:
         raise WorkloadError(
-            f"data.{given[0][0]} applies to 8-bit images, but the data set gives floats; "
-            f"normalise there and remove the key, or give uint8 images"
+            f"data.{given[0][0]} applies to 8-bit examples, but the data set gives floats; "
+            f"normalise there and remove the key, or give uint8"
         )
     for name, values in given:
         if len(values) != channels:
@@ -92,9 +100,9 @@ def _split(halves: TrainTest, config: DataConfig) -> Splits:
     count = config.validation_images or default
     if count >= len(source):
         raise WorkloadError(
-            f"search-validation images must leave some of the {config.validation_from} half, but "
+            f"search-validation examples must leave some of the {config.validation_from} half, but "
             f"{count} of {len(source)} were asked for; lower data.search_validation.images or "
-            f"add images"
+            f"add examples"
         )
     order = np.random.default_rng(config.seed).permutation(len(source))
     validation = source.take(np.sort(order[:count]))
@@ -107,7 +115,7 @@ def _as_given(halves: TrainTest, validation: ImageSet, config: DataConfig) -> Sp
     """The splits of a data set that comes in three parts."""
     if config.validation_images not in (None, len(validation)):
         raise WorkloadError(
-            f"search-validation images must be the {len(validation)} of the data set's own "
+            f"search-validation examples must be the {len(validation)} of the data set's own "
             f"validation part, but {config.validation_images} were asked for; remove "
             f"data.search_validation.images"
         )
@@ -115,7 +123,7 @@ def _as_given(halves: TrainTest, validation: ImageSet, config: DataConfig) -> Sp
 
 
 def _report_overlap(splits: Splits) -> None:
-    """Log how many search-validation and test images stand in an earlier split too."""
+    """Log how many search-validation and test examples stand in an earlier split too."""
     named = (("validation", splits.validation), ("test", splits.test))
     if sum(images.images.nbytes for _, images in (("", splits.train), *named)) > _OVERLAP_BYTES:
         return
@@ -127,7 +135,7 @@ def _report_overlap(splits: Splits) -> None:
             level = logging.WARNING if repeated > _COMMON_OVERLAP * len(images) else logging.INFO
             _logger.log(
                 level,
-                "%d of %d %s images also occur in an earlier split",
+                "%d of %d %s examples also occur in an earlier split",
                 *(repeated, len(images), name),
             )
         seen.update(hashes)

@@ -1,4 +1,4 @@
-"""What a network does with an image, and how good it is at that."""
+"""What a network does with an example, and how good it is at that."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Task(ABC):
 
     @abstractmethod
     def check_output(self, model: str, output: Any, classes: int) -> None:
-        """Check what a network gives for one image.
+        """Check what a network gives for one example.
 
         Args:
             model: the network's name, for messages.
@@ -161,7 +161,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One class an image: the largest of (n, classes) logits is the answer."""
+    """One class an example: the largest of (n, classes) logits is the answer."""
 
     name: ClassVar[str] = "classification"
     quality: ClassVar[str] = "accuracy"
@@ -170,8 +170,8 @@ class Classification(Task):
         """See `Task.check_output`."""
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
             raise WorkloadError(
-                f"model '{model}' must return logits of shape (n, {classes}) for n images, but for "
-                f"one image returned {shown_output(output)}; return the logits alone"
+                f"model '{model}' must return logits of shape (n, {classes}) for n examples, but "
+                f"for one returned {shown_output(output)}; return the logits alone"
             )
         if output.shape[1] != classes:
             raise WorkloadError(
@@ -305,7 +305,7 @@ def check_finite_output(model: str, output: Tensor, what: str) -> None:
     if not torch.isfinite(output).all():
         raise WorkloadError(
             f"model '{model}' must return finite {what}, but returned NaN or infinity for a "
-            f"training image; check its weights and data.mean and data.std"
+            f"training example; check its weights and data.mean and data.std"
         )
 
 

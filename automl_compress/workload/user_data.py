@@ -14,7 +14,7 @@ from automl_compress.errors import WorkloadError
 from automl_compress.user_code import resolve, user_code
 from automl_compress.workload.cache import Row
 from automl_compress.workload.folder import Decoding
-from automl_compress.workload.images import ImageSet, Pixels
+from automl_compress.workload.images import MOST_AXES, ImageSet, Pixels
 from automl_compress.workload.sources import TrainTest
 
 _READ_TWICE: Final = 8
@@ -27,9 +27,11 @@ _CLASS: Final = 4
 class FactorySource:
     """A function `package.module:function` that returns `(train, test)`.
 
-    Each is a sequence of `(image, label)`, as torch's map-style data sets are. An image is a
-    PIL image, a tensor or array (c, h, w) or (h, w) of uint8 (0..255) or floats (normalised), or
-    an array (h, w, c) with 1 or 3 channels. A `classes` attribute names the classes.
+    Each is a sequence of `(example, label)`, as torch's map-style data sets are, or an `ImageSet`.
+    An example is a PIL image, or a tensor or array of 1 to 4 axes, of uint8 (0..255, the channels
+    first) or floats (normalised): an image (c, h, w), features (f), a signal (c, t), a volume
+    (c, d, h, w). Arrays (h, w, c) with 1 or 3 channels are images too, and so are examples (h, w)
+    where the network takes (1, h, w). A `classes` attribute names the classes.
 
     Attributes:
         name: the function.
@@ -64,7 +66,7 @@ class MemorySource:
 
     Attributes:
         train: as `FactorySource` reads it, or an `ImageSet`.
-        test: of the same kind of images.
+        test: of the same kind of examples.
         classes: names of the classes; without, the data sets' or their numbers.
     """
 
@@ -98,15 +100,17 @@ def read_halves(made: Sequence[Any], name: str, classes: tuple[str, ...] = ()) -
     )
     if train.shape != test.shape or train.images.dtype != test.images.dtype:
         raise WorkloadError(
-            f"train and test images of {name} must have one shape and type, but are "
+            f"train and test examples of {name} must have one shape and type, but are "
             f"{train.images.dtype.name} {train.shape} and {test.images.dtype.name} "
             f"{test.shape}; transform both in the same way"
         )
-    return TrainTest(train, test, _classes(classes or _class_names(made), train, test, name))
+    named = _classes(classes or _class_names(made), train, test, name)
+    bare = len(train.shape) == 2 and not any(isinstance(one, ImageSet) for one in made)
+    return TrainTest(train, test, named, bare=bare)
 
 
 def _own(images: ImageSet, what: str) -> ImageSet:
-    """Images that no later change of the user's arrays changes."""
+    """Examples that no later change of the user's arrays changes."""
     _check_finite(images.images, what)
     if not images.images.flags.writeable:
         return images
@@ -117,12 +121,12 @@ def _read(dataset: Any, what: str) -> ImageSet:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise WorkloadError(
             f"{what} must have a length and items, but is {_kind(dataset)}; give a map-style "
-            f"data set of (image, label), such as the one a DataLoader reads"
+            f"data set of (example, label), such as the one a DataLoader reads"
         )
     with user_code(what, WorkloadError):
         count = len(dataset)
         if count == 0:
-            raise WorkloadError(f"{what} must hold images, but is empty; add images")
+            raise WorkloadError(f"{what} must hold examples, but is empty; add some")
         rows, labels = zip(*(_item(dataset, i, what) for i in range(count)), strict=True)
         _check_repeatable(dataset, rows, what)
     return ImageSet.of(_stacked(rows, what), labels)
@@ -132,7 +136,7 @@ def _item(dataset: Any, position: int, what: str) -> tuple[Pixels, int]:
     item = dataset[position]
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise WorkloadError(
-            f"items of {what} must be (image, label), but item {position} is {_kind(item)}; "
+            f"items of {what} must be (example, label), but item {position} is {_kind(item)}; "
             f"return pairs"
         )
     where = f"item {position} of {what}"
@@ -144,7 +148,7 @@ def _check_repeatable(dataset: Any, rows: Sequence[Pixels], what: str) -> None:
         again, _ = _item(dataset, position, what)
         if not np.array_equal(again, rows[position], equal_nan=True):
             raise WorkloadError(
-                f"{what} must give the same image each time, but item {position} changed "
+                f"{what} must give the same example each time, but item {position} changed "
                 f"when it was read again; remove random augmentation from it"
             )
 
@@ -160,7 +164,7 @@ def _classes(named: tuple[str, ...], train: ImageSet, test: ImageSet, name: str)
     if len(classes) < 2 and not train.boxed:
         raise WorkloadError(
             f"data must have at least two classes, but all labels of {name} are 0; "
-            f"return images of several classes"
+            f"return examples of several classes"
         )
     return classes
 
@@ -182,26 +186,24 @@ def _pixels(image: Any, where: str) -> Pixels:
     if isinstance(image, Image.Image):
         return Decoding(channels=1 if image.mode in ("1", "L", "LA") else 3).pixels(image)
     values = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
-    if not isinstance(values, np.ndarray) or values.ndim not in (2, 3):
+    if not isinstance(values, np.ndarray) or not 1 <= values.ndim <= MOST_AXES:
         raise WorkloadError(
-            f"an image must be a PIL image, or a tensor or array (c, h, w), but {where} is "
-            f"{_kind(image)}; convert it"
+            f"an example must be a PIL image, or a tensor or array of 1 to {MOST_AXES} axes, "
+            f"but {where} is {_kind(image)}; convert it"
         )
     if values.dtype == np.uint8 or np.issubdtype(values.dtype, np.floating):
         return _channels_first(values, isinstance(image, np.ndarray))
     raise WorkloadError(
-        f"an image must be of uint8 (0..255) or floats, but {where} is of "
+        f"an example must be of uint8 (0..255) or floats, but {where} is of "
         f"{values.dtype.name}; convert it"
     )
 
 
 def _channels_first(values: Row | Pixels, is_array: bool) -> Pixels:
     pixels = values if values.dtype == np.uint8 else values.astype(np.float32)
-    if pixels.ndim == 2:
-        return pixels[None]
-    if is_array and pixels.shape[0] not in (1, 3) and pixels.shape[2] in (1, 3):
-        return pixels.transpose(2, 0, 1)
-    return pixels
+    if not is_array or pixels.ndim != 3 or pixels.shape[0] in (1, 3):
+        return pixels
+    return pixels.transpose(2, 0, 1) if pixels.shape[2] in (1, 3) else pixels
 
 
 def _label(label: Any, where: str) -> int:
@@ -223,9 +225,9 @@ def _stacked(rows: Sequence[Pixels], what: str) -> Pixels:
     for position, row in enumerate(rows):
         if row.shape != rows[0].shape or row.dtype != rows[0].dtype:
             raise WorkloadError(
-                f"images of {what} must have one shape and type, but item 0 is "
+                f"examples of {what} must have one shape and type, but item 0 is "
                 f"{rows[0].dtype.name} {rows[0].shape} and item {position} is "
-                f"{row.dtype.name} {row.shape}; bring them to one size"
+                f"{row.dtype.name} {row.shape}; bring them to one shape"
             )
     stacked: Pixels = np.stack(list(rows))
     _check_finite(stacked, what)
@@ -235,7 +237,7 @@ def _stacked(rows: Sequence[Pixels], what: str) -> Pixels:
 def _check_finite(images: Pixels, what: str) -> None:
     if images.dtype != np.uint8 and not np.isfinite(images).all():
         raise WorkloadError(
-            f"images of {what} must be finite, but hold NaN or infinity; repair them"
+            f"examples of {what} must be finite, but hold NaN or infinity; repair them"
         )
 
 

@@ -29,7 +29,8 @@ from automl_compress.workload.models import (
     fixed_parameters,
     frozen,
 )
-from automl_compress.workload.splits import Splits, load_normalization, load_splits
+from automl_compress.workload.sources import TrainTest
+from automl_compress.workload.splits import Splits, load_normalization, splits_of
 from automl_compress.workload.task import CLASSIFICATION, Task, shown_output
 from automl_compress.workload.torch_modes import usual_modes
 from automl_compress.workload.torchvision_detectors import SingleStage
@@ -44,7 +45,7 @@ class WorkloadConfig:
 
     Attributes:
         model: a key of `MODELS` or `package.module:factory`.
-        data: its images.
+        data: its examples.
         model_args: keyword arguments of the constructor or factory.
         weights: file of trained weights; None for a factory that returns a trained network and
             for a shipped network that is trained on the spot.
@@ -115,9 +116,9 @@ class Workload:
     Attributes:
         name: the model's name as the user gave it.
         model: trained, on the CPU, in evaluation mode, without gradients.
-        splits: images for calibration and training, for search-validation and for the final test.
-        normalization: turns their pixels into network input.
-        task: what the network does with an image.
+        splits: examples for calibration and training, for search-validation and for the final test.
+        normalization: turns them into network input.
+        task: what the network does with an example.
         identity: SHA-256 (hex) over weights, model, splits and normalization.
         arguments: keyword arguments the model was built with.
         fixed: names of the parameters that its factory froze; no training changes them.
@@ -152,15 +153,15 @@ class Workload:
 
         Args:
             model: the network, also one of `torch.compile` or parallel training; it is copied.
-            train: what it was trained on: a torch map-style data set of (image, label), see
+            train: what it was trained on: a torch map-style data set of (example, label), see
                 `FactorySource`, without random augmentation; or an `ImageSet`.
-            test: the same of images it was not trained on.
+            test: the same of examples it was not trained on.
             name: of the network in reports and files; its class's when not given.
             classes: their names; without, the data sets' or their numbers.
-            mean: of each channel of 8-bit images, on the 0..1 scale, that the network wants taken
-                off; 0 when not given.
+            mean: of each channel of 8-bit examples, on the 0..1 scale, that the network wants
+                taken off; 0 when not given.
             std: of each channel, that it wants divided by; 1 when not given.
-            validation_from: half that search-validation images are taken from: `test`, or `train`
+            validation_from: half that search-validation examples are from: `test`, or `train`
                 where the network was not trained on those that the seed picks.
             validation_images: their number, see `DataConfig`.
             seed: decides which images these are.
@@ -187,8 +188,8 @@ class Workload:
         )
         with user_code(f"copying model '{name}'", WorkloadError):
             copied = copy.deepcopy(model)
-        splits = load_splits(data)
-        return _fitted(WorkloadConfig(name, data), fitting(name, copied), splits)
+        halves = data.source.load(data.seed)
+        return _fitted(WorkloadConfig(name, data), fitting(name, copied), halves)
 
     def check_unchanged(self) -> None:
         """Check that the network is still the one that the identity names.
@@ -211,7 +212,7 @@ class Workload:
 
     @usual_modes()
     def example_input(self) -> torch.Tensor:
-        """The first training image as network input, (1, c, h, w) float32."""
+        """The first training example as network input, (1, ...) float32."""
         return self.splits.train.tensor(self.normalization, 0, 1)
 
 
@@ -259,14 +260,13 @@ def load_untrained(config: WorkloadConfig) -> Workload:
     Raises:
         WorkloadError: network or data cannot be had, or they do not fit.
     """
-    splits = load_splits(config.data)
-    model = construct_model(config.model, _arguments(config, splits), config.seed)
-    return _fitted(config, model, splits)
+    halves = config.data.source.load(config.data.seed)
+    model = construct_model(config.model, _arguments(config, halves.classes), config.seed)
+    return _fitted(config, model, halves)
 
 
-def _fitted(config: WorkloadConfig, model: nn.Module, splits: Splits) -> Workload:
-    """A network with the weights of its file and images, once it is seen that they fit."""
-    normalization = load_normalization(config.data, splits.train)
+def _fitted(config: WorkloadConfig, model: nn.Module, halves: TrainTest) -> Workload:
+    """A network with the weights of its file and examples, once it is seen that they fit."""
     fixed = fixed_parameters(model)
     frozen(model)
     if isinstance(model, SingleStage) and (config.data.mean or config.data.std):
@@ -276,10 +276,13 @@ def _fitted(config: WorkloadConfig, model: nn.Module, splits: Splits) -> Workloa
         )
     if config.weights is not None:
         load_weights(model, config.weights)
+    splits = splits_of(_as_taken(model, halves), config.data)
+    normalization = load_normalization(config.data, splits.train)
     example = splits.train.tensor(normalization, 0, 1)
     task = _task(config.model, model, splits)
-    what = f"model '{config.model}' on an image {tuple(example.shape[1:])}"
-    remedy = "correct it, data.channels or data.image_size"
+    images = splits.train.are_images
+    what = f"model '{config.model}' on an {'image' if images else 'example'} {splits.train.shape}"
+    remedy = "correct it, data.channels or data.image_size" if images else "correct it or the data"
     with user_code(what, WorkloadError, remedy), torch.no_grad():
         output = model(example)
     task.check_output(config.model, output, len(splits.classes))
@@ -287,24 +290,42 @@ def _fitted(config: WorkloadConfig, model: nn.Module, splits: Splits) -> Workloa
     return _workload(config, model, splits, normalization, fixed)
 
 
+def _as_taken(model: nn.Module, halves: TrainTest) -> TrainTest:
+    """The examples as a network takes them: grey images (h, w) with their channel axis, if it can.
+
+    A network of signals fails on (1, h, w), or does not answer as a classifier does.
+    """
+    if not halves.bare:
+        return halves
+    images = halves.as_images()
+    two = images.train.take([0, 0]).tensor(Normalization.unit(1))
+    try:
+        with user_code("an image", WorkloadError), torch.no_grad():
+            output = model(two)
+    except WorkloadError:
+        return halves
+    answers = isinstance(output, torch.Tensor) and output.dim() == 2 and len(output) == 2
+    return images if answers else halves
+
+
 def _check_batches(name: str, model: nn.Module, example: torch.Tensor) -> None:
-    """Check that a network takes several images at once.
+    """Check that a network takes several examples at once.
 
     Raises:
         WorkloadError: it does not.
     """
-    with user_code(f"model '{name}' on two images at once", WorkloadError), torch.no_grad():
+    with user_code(f"model '{name}' on two examples at once", WorkloadError), torch.no_grad():
         output = model(torch.cat([example, example]))
     if len(output) != 2:
         raise WorkloadError(
-            f"model '{name}' must give an answer for every image, but for two images returned "
+            f"model '{name}' must give an answer for every example, but for two returned "
             f"{shown_output(output)}; keep the batch axis as it is"
         )
 
 
-def _arguments(config: WorkloadConfig, splits: Splits) -> dict[str, Any]:
+def _arguments(config: WorkloadConfig, classes: Sequence[str]) -> dict[str, Any]:
     """What the constructor is called with; a shipped network is told the number of classes."""
-    told = {"num_classes": len(splits.classes)} if config.model in MODELS else {}
+    told = {"num_classes": len(classes)} if config.model in MODELS else {}
     return {**told, **config.model_args}
 
 
@@ -315,19 +336,19 @@ def _workload(
     normalization: Normalization,
     fixed: frozenset[str] = frozenset(),
 ) -> Workload:
-    args = _arguments(config, splits)
+    args = _arguments(config, splits.classes)
     identity = _identity(config.model, args, model, splits, normalization)
     task = _task(config.model, model, splits)
     return Workload(config.model, model, splits, normalization, identity, task, args, fixed)
 
 
 def task_of(model: nn.Module, images: ImageSet, example: torch.Tensor) -> Task:
-    """What images with such labels ask of a network.
+    """What examples with such labels ask of a network.
 
     Args:
         model: the network.
         images: with their labels.
-        example: (1, c, h, w) one of them as network input.
+        example: (1, ...) one of them as network input.
 
     Raises:
         WorkloadError: they have boxes, but the network is no detector.

@@ -136,7 +136,7 @@ def test_images_in_two_splits_are_reported(
     shutil.copy(root / "train/cat/0.png", root / "test/cat/copy.png")
     with caplog.at_level(logging.INFO):
         load_splits(DataConfig(FolderSource(root), validation_images=1))
-    assert "images also occur in an earlier split" in caplog.text
+    assert "examples also occur in an earlier split" in caplog.text
 
 
 def test_sources_by_key(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automl_compress.workload import ImageSet, Normalization
+from automl_compress.workload import ImageSet, Normalization, channel_statistics
 
 Refused = Callable[..., None]
 
@@ -45,7 +45,7 @@ def test_draw_is_seeded_and_an_own_copy() -> None:
 
 @pytest.mark.parametrize("count", [0, 11])
 def test_draw_refuses_what_it_cannot_give(count: int, refused: Refused) -> None:
-    refused(lambda: _images().draw(count, 0), "1..10 images", f"but {count} were")
+    refused(lambda: _images().draw(count, 0), "1..10 examples", f"but {count} were")
 
 
 def test_take_keeps_order_and_labels(refused: Refused) -> None:
@@ -82,10 +82,35 @@ def test_content_hash_does_not_depend_on_reading_in_pieces(
     assert hashlib.sha256().digest_size * 2 == len(whole)
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 8), (0, 3, 8, 8)])
+@pytest.mark.parametrize("shape", [(4,), (4, 1, 1, 1, 1, 1), (0, 3, 8, 8)])
 def test_image_set_refuses_other_shapes(shape: tuple[int, ...], refused: Refused) -> None:
     pixels = np.zeros(shape, np.uint8)
     refused(lambda: ImageSet.of(pixels, [0] * shape[0]), "(n, c, h, w)", str(shape))
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 2), (3, 4, 5), (3, 2, 2, 2)])
+def test_examples_of_any_shape_are_normalized_by_their_first_axis(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
+    examples = ImageSet.of(pixels, np.arange(5) % 2)
+    assert examples.shape == shape
+    assert examples.are_images == (len(shape) == 3)
+    mean, std = channel_statistics(examples)
+    scaled = pixels.swapaxes(1, -1).reshape(-1, shape[0]) / 255
+    np.testing.assert_allclose([mean, std], [scaled.mean(0), scaled.std(0)], atol=1e-4)
+    for channel, values in enumerate(examples.tensor(Normalization(mean, std)).unbind(1)):
+        expected = (pixels[:, channel] / 255 - mean[channel]) / std[channel]
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_only_images_have_boxes(refused: Refused) -> None:
+    boxes = np.zeros((2, 1, 6), np.float32)
+    refused(lambda: ImageSet.of(np.zeros((2, 3, 8), np.float32), boxes), "boxes must be images")
+
+
+def test_the_hash_of_images_is_that_of_earlier_versions() -> None:
+    images = ImageSet.of(np.arange(24, dtype=np.uint8).reshape(2, 1, 3, 4), [0, 1])
+    assert images.content_hash.startswith("ab2f509078237037")
+    assert images.take([1]).content_hash.startswith("e7451ae91d1d0ecb")
 
 
 def test_image_set_refuses_labels_that_do_not_match(refused: Refused) -> None:

@@ -73,6 +73,44 @@ def test_wrapped_networks_are_those_inside(wrap: Callable[[nn.Module], nn.Module
     assert workload.identity == Workload.of(network, train, test).identity
 
 
+class Signals(nn.Module):
+    """Of (n, 2, 32)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1))
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.layers(x).flatten(1))
+
+
+def test_examples_of_two_axes_are_grey_images_to_networks_of_images_alone() -> None:
+    values, labels = torch.rand(12, 2, 32), torch.arange(12) % 3
+    signals, network = TensorDataset(values, labels), Signals()
+    workload = Workload.of(network, signals, signals)
+    assert workload.example_input().shape == (1, 2, 32)
+    assert workload.identity == Workload.of(network, *[ImageSet.of(values, labels)] * 2).identity
+    bare, grey = torch.rand(12, 8, 8), Net()
+    images = TensorDataset(bare, labels)
+    workload = Workload.of(grey, images, images)
+    assert workload.example_input().shape == (1, 1, 8, 8)
+    with_axis = TensorDataset(bare[:, None], labels)
+    assert workload.identity == Workload.of(grey, with_axis, with_axis).identity
+
+
+def test_examples_that_a_network_does_not_take_are_refused(refused: Refused) -> None:
+    labels = torch.arange(12) % 3
+    for shape, said in (((9, 32), "to have 2 channels"), ((2,), "input[1, 1, 2]")):
+        data = TensorDataset(torch.rand(12, *shape), labels)
+        refused(
+            lambda data=data: Workload.of(Signals(), data, data),
+            *(f"model 'Signals' on an example {shape} must not fail", said, "correct it"),
+        )
+    data = TensorDataset(torch.rand(12, 1, 2, 32), labels)
+    refused(lambda: Workload.of(Signals(), data, data), "on an image (1, 2, 32)")
+
+
 def test_held_out_training_images_are_searched_by() -> None:
     train, test, named = _images(12), _images(10, seed=1), ("a", "b", "c")
     workload = Workload.of(
@@ -107,7 +145,7 @@ def test_what_does_not_fit_is_refused(refused: Refused) -> None:
     scripted = ScriptModule()
     refused(given(scripted), "'ScriptModule' must return a torch.nn.Module that runs its own")
     refused(given(classes=("a", "b")), "labels of the given data must be in 0..1, but reach to 2")
-    refused(given(first=[]), "the train set of the given data must hold images")
+    refused(given(first=[]), "the train set of the given data must hold examples")
     refused(given(first=iter([])), "the train set of the given data must have a length")
     refused(given(mean=[0.5, 0.5]), "data.mean must hold one number a channel, but holds 2 for 1")
     refused(given(validation_from="val"), "from test or train, but are to be from 'val'")

@@ -109,8 +109,20 @@ def test_grey_images_and_floats(load: Callable[[str], TrainTest]) -> None:
     assert load(f"return {grey}, {grey}").train.shape == (1, 4, 5)
     flat = "make(lambda x: torch.from_numpy(x[:, :, 0] / 7.0))"
     sets = load(f"return {flat}, {flat}")
-    assert sets.train.shape == (1, 4, 5)
+    assert sets.bare
+    assert sets.as_images().train.shape == sets.as_images().test.shape == (1, 4, 5)
     assert sets.train.images.dtype == np.float32
+
+
+@pytest.mark.parametrize("shape", [(60,), (4, 15), (2, 3, 2, 5), (12, 1, 5)])
+def test_tensors_and_arrays_of_one_to_four_axes_are_taken_as_they_are(
+    shape: tuple[int, ...], load: Callable[[str], TrainTest]
+) -> None:
+    array, tensor = f"x.reshape({shape})", f"torch.from_numpy(x.reshape({shape}))"
+    sets = load(f"return make(lambda x: {array}), make(lambda x: {tensor})")
+    assert sets.train.shape == sets.test.shape == shape
+    assert np.array_equal(sets.train.images, sets.test.images)
+    assert sets.bare == (len(shape) == 2)
 
 
 def test_labels_may_be_tensors_and_classes_may_have_names(
@@ -133,10 +145,11 @@ def test_labels_may_be_tensors_and_classes_may_have_names(
         ("return make(np.asarray), [], []", ("(train, test)", "a tuple of 3")),
         ("return iter([]), []", ("the train set", "a length and items", "list_iterator")),
         ("return make(np.asarray), []", ("the test set", "is empty")),
-        ("return [1, 2], [3]", ("(image, label)", "item 0 is of type int")),
+        ("return [1, 2], [3]", ("(example, label)", "item 0 is of type int")),
         ("return [('a', 0)], []", ("a PIL image, or a tensor", "item 0", "of type str")),
         ("return make(lambda x: x.astype(int)), []", ("uint8 (0..255) or floats", "int64")),
-        ("return make(lambda x: x[None]), []", ("shape (1, 4, 5, 3)",)),
+        ("return make(lambda x: x[None, None]), []", ("1 to 4 axes", "shape (1, 1, 4, 5, 3)")),
+        ("return make(lambda x: x[0, 0, 0]), []", ("1 to 4 axes", "of type uint8")),
         ("return make(np.asarray, [0, 0.5]), []", ("whole number", "item 1", "of type float")),
         ("return make(np.asarray, [0, True]), []", ("whole number", "item 1", "of type bool")),
         (
@@ -171,7 +184,7 @@ def test_labels_may_be_tensors_and_classes_may_have_names(
             "class Random(list):\n    def __getitem__(self, i):\n"
             "        return torch.rand(3, 4, 5), i % 2\n"
             "return Random([1, 2]), []",
-            ("the same image each time", "item 0", "remove random augmentation"),
+            ("the same example each time", "item 0", "remove random augmentation"),
         ),
     ],
 )
