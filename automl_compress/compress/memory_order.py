@@ -7,14 +7,17 @@ from torch import Tensor, nn
 
 
 def order_for(network: nn.Module, inputs: Tensor) -> torch.memory_format:
-    """Channels last, in which convolutions are fastest, unless the network's own code fails so.
+    """Channels last, in which 2-D convolutions are fastest, unless a network's own code fails so.
 
-    `x.view(len(x), -1)` behind a convolution does: it wants values in the usual order.
+    Only inputs of four axes, images, have that order. `x.view(len(x), -1)` behind a convolution
+    fails so: it wants values in the usual order.
 
     Args:
         network: in evaluation mode.
-        inputs: (n, c, h, w) one or more.
+        inputs: (n, ...) one or more.
     """
+    if inputs.dim() != 4:
+        return torch.contiguous_format
     try:
         with torch.no_grad():
             network(inputs.to(memory_format=torch.channels_last))
@@ -36,9 +39,9 @@ def put_in_order(network: nn.Module, order: torch.memory_format) -> None:
 
 
 def in_order(images: Tensor, order: torch.memory_format) -> Tensor:
-    """Images (n, c, h, w) in an order.
+    """Inputs (n, ...) in an order.
 
-    Those of one channel are in both at once for `Tensor.contiguous`, but not for convolutions.
+    Images of one channel are in both at once for `Tensor.contiguous`, but not for convolutions.
     """
     if order is torch.contiguous_format:
         return images.clone(memory_format=order)

@@ -21,6 +21,7 @@ from automl_compress.recover import (
     measure,
     recover_policy,
 )
+from automl_compress.recover.batches import check_augmentation
 from automl_compress.recover.fixed import fixed_in
 from automl_compress.recover.losses import labels_loss
 from automl_compress.recover.settings import Augmentation, TrainingSettings
@@ -121,7 +122,9 @@ class TrainedEstimator(Estimator):
     def __init__(
         self, workload: Workload, compressor: Compressor, networks: str, settings: TrainSettings
     ) -> None:
-        labels_loss(workload.task, settings.recovery.training.label_smoothing)  # or says why not
+        training = settings.recovery.training
+        labels_loss(workload.task, training.label_smoothing)  # or says why not
+        check_augmentation(workload.splits.train, training.augment)
         self.settings = settings
         self._compressor = compressor
         self._normalization = workload.normalization

@@ -104,7 +104,8 @@ class RecoveryTask:
             f"{after['test'].metrics[name]:.2%} after{given}; "
             f"{place / NETWORK}"
         )
-        if not recovered.mirrored and self.settings.training.augment.flip is None:
+        undecided = self.settings.training.augment.flip is None
+        if undecided and not recovered.mirrored and study.workload.splits.train.are_images:
             self.say(
                 "  training images were not mirrored, for the original network hardly knows "
                 "mirrored ones; augment.flip=true mirrors them"

@@ -86,7 +86,7 @@ def train_network(
     device = find_device(settings.device)
     model, images, scaling = workload.model, workload.splits.train, workload.normalization
     trained = partial(knows_mirrored, model, images, scaling, workload.task)
-    settings = settings.mirroring((lambda: True) if sparsity is None else trained)
+    settings = settings.mirroring((lambda: images.are_images) if sparsity is None else trained)
     network = move(trainable_but(own_copy(workload.model), workload.fixed), device)
     penalty = None
     if sparsity is not None:

@@ -1,4 +1,4 @@
-"""Training batches: which images, how they are changed, and how they become network input."""
+"""Training batches: which examples, how they are changed, and how they become network input."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Batches:
     """Batches of an endless training; every step's batch depends on seed and step alone.
 
     Args:
-        images: uint8 or normalised float32 images; may be a memory map.
-        normalization: turns 8-bit pixels into input.
-        size: images a batch, or all of them where there are fewer.
-        augmentation: how images are changed.
+        images: uint8 or normalised float32 examples; may be a memory map.
+        normalization: turns 8-bit values into input.
+        size: examples a batch, or all of them where there are fewer.
+        augmentation: how images are changed; all others stay as they are.
         seed: decides order and changes.
         device: where the batches lie.
 
     Raises:
-        WorkloadError: there are fewer than two images, or they would be moved out of sight.
+        WorkloadError: there are fewer than two examples, or see `check_augmentation`.
     """
 
     def __init__(
@@ -45,13 +45,10 @@ class Batches:
         device: torch.device,
     ) -> None:
         if len(images) < 2:
-            raise WorkloadError(f"training needs 2 images or more, but has {len(images)}; add some")
-        crop, least = augmentation.crop, min(images.shape[1:])
-        if crop is not None and crop >= least:
             raise WorkloadError(
-                f"'augment.crop' must be less than the {least} pixels of an image's shorter side, "
-                f"but is {crop}; lower it"
+                f"training needs 2 examples or more, but has {len(images)}; add some"
             )
+        check_augmentation(images, augmentation)
         self.size = min(size, len(images))
         self.steps = len(images) // self.size
         self._images = images
@@ -64,28 +61,26 @@ class Batches:
         self._labels = torch.from_numpy(images.labels.copy()).to(device)
         self._boxed = images.boxed
         self._raw = images.images.dtype == np.uint8
-        mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
-        self._mean = mean.view(1, -1, 1, 1).to(device)
-        self._std = std.view(1, -1, 1, 1).to(device)
-        fill = (mean * 255).round().to(torch.uint8) if self._raw else torch.zeros(images.shape[0])
-        self._fill = fill.to(device)
+        mean, std = (x.to(device) for x in normalization.tensors(images.images.ndim))
+        self._mean, self._std = mean, std
+        black = torch.zeros(images.shape[0], device=device)
+        self._fill = (mean.flatten() * 255).round().to(torch.uint8) if self._raw else black
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Input (size, c, h, w) float32 and labels (size, ...) of a step, counted from 0."""
+        """Input (size, ...) float32 and labels (size, ...) of a step, counted from 0."""
         epoch, place = divmod(step, self.steps)
         if self._order[0] != epoch:
             generator = _generator(self._seed, _ORDER, epoch)
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
         rows = self._order[1][place * self.size : (place + 1) * self.size]
         there = sent(rows, self._device)
-        generator = _generator(self._seed, _CHANGES, step)
-        changed, move = augment(
-            self._pixels(rows, there), self._augmentation, self._fill, generator, self._boxed
-        )
-        labels = self._labels[there]
-        if self._boxed:
-            labels = move.boxes(labels, *changed.shape[2:])
+        changed, labels = self._pixels(rows, there), self._labels[there]
+        if self._images.are_images:
+            generator = _generator(self._seed, _CHANGES, step)
+            changed, move = augment(changed, self._augmentation, self._fill, generator, self._boxed)
+            if self._boxed:
+                labels = move.boxes(labels, *changed.shape[2:])
         if not self._raw:
             return changed, labels
         return changed.float().div_(255).sub_(self._mean).div_(self._std), labels
@@ -97,6 +92,28 @@ class Batches:
         ordered = rows.sort().values.numpy()  # a file is read forward
         back = torch.from_numpy(np.argsort(np.argsort(rows.numpy())))
         return sent(torch.from_numpy(np.array(self._images.images[ordered]))[back], self._device)
+
+
+def check_augmentation(images: ImageSet, augmentation: Augmentation) -> None:
+    """Check that examples can be changed so.
+
+    Raises:
+        WorkloadError: they are no images, but are to be changed, or would be moved out of sight.
+    """
+    if not images.are_images:
+        asked = [name for name in ("crop", "flip", "cutout") if getattr(augmentation, name)]
+        if asked:
+            raise WorkloadError(
+                f"'augment.{asked[0]}' changes images (c, h, w) alone, but examples are of shape "
+                f"{images.shape}; remove it"
+            )
+        return
+    crop, least = augmentation.crop, min(images.shape[1:])
+    if crop is not None and crop >= least:
+        raise WorkloadError(
+            f"'augment.crop' must be less than the {least} pixels of an image's shorter side, "
+            f"but is {crop}; lower it"
+        )
 
 
 def _generator(seed: int, purpose: int, place: int) -> torch.Generator:

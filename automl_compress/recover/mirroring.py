@@ -23,7 +23,8 @@ def knows_mirrored(
 
     It is where it was trained on such images, or where things look the same from both sides.
     Digits, letters and signs do not: to train on mirrored ones spoils a network. Boxes are
-    mirrored with their images, and detectors taken to know these.
+    mirrored with their images, and detectors taken to know these. Examples that are no images have
+    no mirrored ones.
 
     Args:
         network: on the processor; left in evaluation mode.
@@ -34,6 +35,8 @@ def knows_mirrored(
     Raises:
         EstimateError: an output is not finite.
     """
+    if not images.are_images:
+        return False
     if task.quality != CLASSIFICATION.quality:
         return True
     drawn = images.draw(min(_IMAGES, len(images)), 0)

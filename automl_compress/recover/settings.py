@@ -35,14 +35,14 @@ larger: a step shrinks weights by the product of both (Loshchilov & Hutter 2019,
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images.
+    """Random changes of training images; examples that are no images (c, h, w) have none.
 
     Args:
         crop: pixels an image is moved by at most, each way; black pixels come in. None is an
             eighth of its height.
         flip: whether half of the images are mirrored; None where the network that training
             starts from, or the one it is distilled from, knows mirrored images, see
-            `mirroring.knows_mirrored`, and in training from scratch.
+            `mirroring.knows_mirrored`, and in training images from scratch.
         cutout: side of a square that is blotted out, in pixels; 0 for none (DeVries & Taylor
             2017).
     """

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from automl_compress.errors import WorkloadError
 from automl_compress.recover import Augmentation
 from automl_compress.recover.augment import augment
 from automl_compress.recover.batches import Batches
@@ -127,3 +129,22 @@ def test_images_on_disk_give_the_same_batches() -> None:
     for step in range(4):
         for one, other in zip(held(step), streamed(step), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 8), (3, 4, 4, 4)])
+def test_examples_that_are_no_images_are_normalised_and_nothing_else(
+    shape: tuple[int, ...],
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, *shape), np.uint8)
+    examples = ImageSet.of(pixels, np.arange(10))
+    scaling = Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    inputs, labels = _batches(examples, Augmentation())(1)
+    assert torch.equal(inputs, examples.take(labels.numpy()).tensor(scaling))
+
+
+@pytest.mark.parametrize("name", ["crop", "flip", "cutout"])
+def test_only_images_are_changed(name: str) -> None:
+    signals = ImageSet.of(np.zeros((4, 3, 8), np.float32), np.arange(4))
+    match = f"'augment.{name}' changes images .*, but examples are of shape .3, 8.; remove it"
+    with pytest.raises(WorkloadError, match=match):
+        _batches(signals, Augmentation(**{name: True}))

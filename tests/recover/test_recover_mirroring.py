@@ -47,6 +47,29 @@ def test_mirrored_images_are_known_or_not(digits: Workload) -> None:
     assert not knows_mirrored(digits.model, train, digits.normalization, digits.task)
 
 
+class Signals(nn.Module):
+    """Of (n, 2, 6), right from either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Flatten())
+        self.linear = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2))
+        return 0 * self.linear(self.layers(x)) + torch.stack([0.5 - mean, mean - 0.5], 1)
+
+
+def test_examples_that_are_no_images_are_never_mirrored() -> None:
+    signals = ImageSet.of(np.tile(np.float32([[[0.0]], [[1.0]]]), (10, 2, 6)), [0, 1] * 10)
+    workload = Workload.of(Signals(), signals, signals)
+    assert not knows_mirrored(workload.model, signals, workload.normalization, workload.task)
+    settings = RecoverySettings.from_section(section_of(QUICK)).training
+    for sparsity in (None, SparsitySettings()):
+        card = train_network(workload, settings, sparsity).card
+        assert card["training"]["augment"]["flip"] is False
+
+
 def test_what_is_stated_is_done() -> None:
     for flip in (False, True):
         stated = RecoverySettings.from_section(section_of([f"augment.flip={flip}".lower()]))
