@@ -98,7 +98,9 @@ def add_race_options(parser: Any) -> None:
 def add_shape_option(parser: Any) -> None:
     """Add `--input-shape C,H,W`, see `shape.read_shape`."""
     parser.add_argument(
-        "--input-shape", metavar="C,H,W", help="of an image, for networks that are not shipped"
+        "--input-shape",
+        metavar="C,H,W",
+        help="of an example, also 6,128 or 20, for networks that are not shipped",
     )
 
 

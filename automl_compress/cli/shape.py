@@ -11,7 +11,7 @@ MOST_VALUES: Final = 2**28
 
 
 def read_shape(text: str | None) -> tuple[int, ...] | None:
-    """The numbers of `3,32,32`; None where nothing is said.
+    """The numbers of `3,32,32`, or of any other shape of an example; None where nothing is said.
 
     Raises:
         InputError: it is no shape.

@@ -130,7 +130,7 @@ def _config(
     validation = {"from": "train", **data.section("search_validation").plain()}
     if validation["from"] != "train":
         raise InputError(
-            "data.search_validation.from must be train, so that the held-out images are never "
+            "data.search_validation.from must be train, so that the held-out examples are never "
             f"trained on, but is {validation['from']}; remove it"
         )
     stated: dict[str, Any] = {"seed": 0, **data.plain(), "search_validation": validation}
@@ -175,7 +175,7 @@ def _train(
     device = find_device(settings.device)
     workload, described = _load(config, stated)
     print(
-        f"{workload.name}: {len(workload.splits.train):,} training images, "
+        f"{workload.name}: {len(workload.splits.train):,} training examples, "
         f"{len(workload.splits.validation):,} held out, on {title_of(device)}",
         flush=True,
     )
@@ -191,11 +191,11 @@ def _train(
     name = workload.task.quality
     found = trained.card[name]
     print(
-        f"{output}: {QUALITIES[name]} {found['held_out']:.2%} on the held-out images, "
-        f"{found['test']:.2%} on the test images"
+        f"{output}: {QUALITIES[name]} {found['held_out']:.2%} on the held-out examples, "
+        f"{found['test']:.2%} on the test examples"
     )
     said = json.dumps({**described, "weights": str(output)})
-    print(f"a sweep that searches it, on images it was not trained on, says\nworkload: {said}")
+    print(f"a sweep that searches it, on examples it was not trained on, says\nworkload: {said}")
 
 
 def _check_files(output: Path, *, force: bool) -> None:

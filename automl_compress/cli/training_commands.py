@@ -86,7 +86,7 @@ def _add_options(parser: argparse.ArgumentParser, epochs: str) -> None:
         "--epochs",
         type=int,
         metavar="N",
-        help=f"passes over the training images; default: {epochs}",
+        help=f"passes over the training examples; default: {epochs}",
     )
     add_device_option(parser)
     add_overrides_option(

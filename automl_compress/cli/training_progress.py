@@ -46,5 +46,6 @@ def _line(standing: Standing) -> str:
         quality = f"  held-out {QUALITIES[standing.judged_by]} {standing.quality:.2%}"
     return (
         f"  epoch {standing.epoch:.1f}/{standing.epochs}  loss {standing.loss:.4f}{quality}  "
-        f"{standing.images_per_second:,.0f} images/s, about {duration(standing.seconds_left)} left"
+        f"{standing.images_per_second:,.0f} examples/s, "
+        f"about {duration(standing.seconds_left)} left"
     )

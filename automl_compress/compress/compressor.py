@@ -287,7 +287,7 @@ class Compressor:
     def _input_quantizer(self, name: str, bits: int) -> InputQuantizer:
         if name not in self._samples:
             raise SpaceError(
-                f"activation_bits need calibration images to find ranges, but '{name}' has none; "
+                f"activation_bits need calibration examples to find ranges, but '{name}' has none; "
                 "pass calibration"
             )
         if (name, bits) not in self._input_grids:
@@ -301,17 +301,19 @@ def _check_calibration(calibration: object, example_input: Tensor) -> None:
     """Check that calibration images are what the network takes."""
     if not isinstance(calibration, Tensor):
         raise InputError(
-            f"calibration images must be one tensor, but are a {type(calibration).__name__}; "
+            f"calibration examples must be one tensor, but are a {type(calibration).__name__}; "
             "stack them"
         )
     shape, example = tuple(calibration.shape[1:]), tuple(example_input.shape[1:])
     if shape != example or calibration.dtype != example_input.dtype:
         raise InputError(
-            f"calibration images must be like the example input, {example} {example_input.dtype}, "
-            f"but are {shape} {calibration.dtype}; prepare them alike"
+            f"calibration examples must be like the example input, {example} "
+            f"{example_input.dtype}, but are {shape} {calibration.dtype}; prepare them alike"
         )
     if not bool(torch.isfinite(calibration).all()):
-        raise InputError("calibration images must be finite, but hold NaN or infinity; repair them")
+        raise InputError(
+            "calibration examples must be finite, but hold NaN or infinity; repair them"
+        )
 
 
 def _free_weights(removed: Tensor, layer: nn.Module, stays: Places, whole: nn.Module) -> Tensor:

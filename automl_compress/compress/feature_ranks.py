@@ -57,7 +57,7 @@ def hrank_importance(
     del seed
     if images is None or not len(images):
         raise InputError(
-            "ranks of feature maps need calibration images, but there are none; give some, or "
+            "ranks of feature maps need calibration examples, but there are none; give some, or "
             "choose the criterion l1"
         )
     found: dict[str, list[NDArray[np.float64]]] = defaultdict(list)

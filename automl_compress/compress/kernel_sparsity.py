@@ -99,7 +99,7 @@ def signal_to_noise(
     """
     if images is None or not len(images):
         raise InputError(
-            "the kernel criterion 'variational' needs calibration images, but there are none; "
+            "the kernel criterion 'variational' needs calibration examples, but there are none; "
             "give some or choose magnitude"
         )
     generator = torch.Generator().manual_seed(seed)

@@ -64,7 +64,7 @@ def taylor_importance(
     del seed
     if images is None or not len(images):
         raise InputError(
-            "the criterion 'taylor' needs calibration images, but there are none; give some or "
+            "the criterion 'taylor' needs calibration examples, but there are none; give some or "
             "choose l1"
         )
     batches = torch.split(images, BATCH)

@@ -133,7 +133,7 @@ def _integers(report: OnnxReport) -> str:
     hint = needed if wide else ""
     return (
         f"{len(report.weight_bits)} layers hold integers{stored}{hint}; against PyTorch on "
-        f"{report.images:,} test images"
+        f"{report.images:,} test examples"
     )
 
 

@@ -313,7 +313,7 @@ def _warn_of_chance(baseline: Evaluation, workload: Workload) -> None:
     noise = math.sqrt(commonest * (1.0 - commonest) / max(1, baseline.images))
     if baseline.quality <= commonest + 2.0 * noise:
         _logger.warning(
-            "the uncompressed network is right on %.1f %% of the search images, and to name the "
+            "the uncompressed network is right on %.1f %% of the search examples, and to name the "
             "commonest class always would be on %.1f %%; check weights, data.mean, data.std and "
             "the order of the classes",
             100 * baseline.quality,

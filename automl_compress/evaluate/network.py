@@ -436,6 +436,6 @@ def _hash(*parts: Any) -> str:
 def _check_size(split: str, asked: int, held: int) -> None:
     if not 0 < asked <= held:
         raise WorkloadError(
-            f"the {split} split must hold the images asked for, but {asked} are asked of {held}; "
+            f"the {split} split must hold the examples asked for, but {asked} are asked of {held}; "
             "lower estimate.images or estimate.calibration_images"
         )

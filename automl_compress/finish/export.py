@@ -114,12 +114,12 @@ def _read_back(chosen_format: Format, output: Path, study: Restored) -> str:
     answering = isinstance(loaded, DetectorFile)
     quality = (study.test_quality_of_answers if answering else study.test_quality)(loaded)
     images, title = len(workload.splits.test), QUALITIES[workload.task.quality]
-    return f"read back, it has {quality:.2%} {title} on the {images:,} test images"
+    return f"read back, it has {quality:.2%} {title} on the {images:,} test examples"
 
 
 def _said(picked: Pick) -> str:
     title = QUALITIES[quality_name(picked.evaluation.metrics)]
     quality = f"{picked.evaluation.quality:.2%} {title}"
     if picked.tested:
-        return f"{quality} on the test images, says the study"
-    return f"{quality} on the search's images, never tested"
+        return f"{quality} on the test examples, says the study"
+    return f"{quality} on the search's examples, never tested"

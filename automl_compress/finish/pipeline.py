@@ -178,7 +178,7 @@ def _train_sparse(
     before, after = trained.card["given"][name], trained.card[name]
     audience.say(
         f"  {after['held_out']:.2%} held out (given network: {before['held_out']:.2%}), "
-        f"{after['test']:.2%} on the test images ({before['test']:.2%}); {path}"
+        f"{after['test']:.2%} on the test examples ({before['test']:.2%}); {path}"
     )
 
 

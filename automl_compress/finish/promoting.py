@@ -64,7 +64,7 @@ def _check(settings: RecoverySettings) -> None:
     require_ray("'asha'", "leave it out to train one network after the other")
     if not settings.held_out:
         raise InputError(
-            "'asha' compares trainings by held-out images, but 'held_out' is 0; raise it"
+            "'asha' compares trainings by held-out examples, but 'held_out' is 0; raise it"
         )
 
 
@@ -72,7 +72,7 @@ def _check_all_devices(name: str) -> None:
     _, _, index = name.partition(":")
     if index:
         raise InputError(
-            f"--asha trains on all CUDA devices that are there, but device is '{name}'; give "
+            f"'asha' trains on all CUDA devices that are there, but device is '{name}'; give "
             f"'cuda', with CUDA_VISIBLE_DEVICES={index} in the environment for that one alone"
         )
 
@@ -171,7 +171,7 @@ class _Field:
             return
         said = f"epoch {epoch} of {epochs}, held-out {self.title} {quality:.2%}"
         if epoch == epochs:
-            said = f"finished; {quality:.2%} on the search's images"
+            said = f"finished; {quality:.2%} on the search's examples"
         if stopped:
             said += "; stopped, for others do better"
         self.task.say(f"  {name}: {said}")

@@ -89,7 +89,7 @@ class RecoveryTask:
         was = None if trained is None else self._scores(trained)
         if was is not None and _quality(was, name) > _quality(after, name):
             self.say(
-                f"  the search-validation images prefer the network as it was, "
+                f"  the search-validation examples prefer the network as it was, "
                 f"{_quality(was, name):.2%} to {_quality(after, name):.2%}; it is left so"
             )
             after = was
@@ -117,8 +117,8 @@ class RecoveryTask:
         """Say where search-validation images prefer the network without the training."""
         if before > after:
             self.say(
-                f"  the search-validation images prefer the network before training, {before:.2%} "
-                f"to {after:.2%}; give more epochs, or export it without 'recovered'"
+                f"  the search-validation examples prefer the network before training, "
+                f"{before:.2%} to {after:.2%}; give more epochs, or export it without 'recovered'"
             )
 
     @cached_property

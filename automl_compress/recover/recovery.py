@@ -106,7 +106,7 @@ def recover(
     """
     if not isinstance(images, ImageSet):
         raise InputError(
-            f"training images must be an ImageSet, but are {shown(images)}; make one of arrays, "
+            f"training examples must be an ImageSet, but are {shown(images)}; make one of arrays, "
             "ImageSet.of(pixels, labels), or take a workload's splits.train"
         )
     if not isinstance(normalization, Normalization | None):

@@ -30,8 +30,8 @@ AGAIN: Final = "trained again"
 TITLES: Final[Mapping[str, str]] = {
     "learned": "learned predictor",
     "search": "search estimate",
-    "redrawn": "search estimate, other images",
-    "full": "all search-validation images",
+    "redrawn": "search estimate, other examples",
+    "full": "all search-validation examples",
     "size_bytes": "size alone",
     "macs": "MACs alone",
     "bitops": "bit operations alone",
@@ -285,12 +285,12 @@ def audit_note(audit: Audit) -> str:
     inside = sum(policy["band"] > 0 for policy in audit.policies)
     return (
         f"{len(audit.policies):,} policies of the space were trained for {length} of batch "
-        f"{train['training']['batch']} and measured on all search-validation images.{failed} "
+        f"{train['training']['batch']} and measured on all search-validation examples.{failed} "
         f"{inside} of them stand in {settings['bands']} bands, in which bytes and "
         f"multiply-accumulates differ by at most {100 * settings['tolerance']:g} % from the "
         "band's centre; within bands, only policies of one band are compared, so that size is of "
         "no help. Intervals are 95 %, by bootstrap over policies. Another draw of search and "
-        "calibration images moves a search estimate by "
+        "calibration examples moves a search estimate by "
         f"{formats.points(audit.noise['measured'])} points (standard deviation); it states "
         f"{formats.points(audit.noise['stated'])}. Within bands, trained networks scatter by "
         f"{formats.points(audit.within_bands[0])} points (standard deviation) with a standard "
@@ -307,7 +307,7 @@ def _noise_of_training(audit: Audit) -> str:
     between = (audit.correlation(AGAIN, s, "spearman") for s in ("overall", "within_bands"))
     one, other, overall, within = map(number_text, (*between, *audit.attainable))
     return (
-        " Every policy was trained twice, from two seeds and on two draws of images; estimates "
+        " Every policy was trained twice, from two seeds and on two draws of examples; estimates "
         f"rank the means. The two trainings rank each other with Spearman's rho {one} overall and "
         f"{other} within bands, so that an estimate which knew the true means would reach about "
         f"{overall} and {within}."

@@ -63,7 +63,7 @@ def _recovered(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]
 def _recovered_note(summary: Summary) -> str:
     return (
         f"{formats.count(len(summary.recovered), 'network')} of the search, trained on the "
-        "training images after it. The test images are those of the finalists: no training saw "
+        "training examples after it. The test examples are those of the finalists: no training saw "
         "them, and no decision of a training was made by them. Points lost are against the "
         f"{summary.reference}."
     )
@@ -87,7 +87,7 @@ def _front_note(summary: Summary) -> str:
     count = formats.count(len(summary.front), "network")
     return (
         f"The merged front of all contestants holds {count}. All numbers in this section are "
-        "estimates on the search images."
+        "estimates on the search examples."
     )
 
 
@@ -187,7 +187,7 @@ def _ladder(summary: Summary) -> list[Block]:
     return [
         Paragraph(
             "Before finalists were chosen, candidates climbed a ladder: each rung measured the "
-            "best of the one before it anew, on search-validation images, and passed on the best "
+            "best of the one before it anew, on search-validation examples, and passed on the best "
             "of what it measured itself. Luck on one rung is of no use on the next: where a rung "
             "that builds the same networks says less than the one before it, that one's choice was "
             "partly luck. Rungs that train or repair otherwise differ by that, too."

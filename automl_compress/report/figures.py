@@ -85,7 +85,7 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
         region, floor = _useful_region(summary, fronts.values(), baseline)
         limits = _zoom(zoom, fronts.values(), max(line.quality for line in uncut), floor)
         _whole(whole, fronts.values(), baseline, limits)
-        zoom.set_ylabel(f"{quality} on the search images, %")
+        zoom.set_ylabel(f"{quality} on the search examples, %")
         zoom.set_title(region, fontsize=10)
         whole.set_title("whole range", fontsize=10)
         figure.supxlabel(f"{title}, % of the {called(summary.reference)}", fontsize=10)
@@ -94,7 +94,7 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
     return Drawing(
         name,
         svg,
-        f"Fronts of {_listed(summary)}: {quality} on the search images against {title}",
+        f"Fronts of {_listed(summary)}: {quality} on the search examples against {title}",
         f"Highest {quality} within each limit on {title}, all seeds of a strategy together; bars "
         "are one standard error each way. Search estimates, not test numbers. Only networks that "
         "meet the constraints count.",
@@ -306,7 +306,7 @@ def draw_finalists(summary: Summary, cost: str) -> Drawing:
         name,
         svg,
         f"Test {summary.quality} of the finalists against {title}, beside the search estimates",
-        f"Finalists on the untouched test images against {title}: filled marks with 95 % "
+        f"Finalists on the untouched test examples against {title}: filled marks with 95 % "
         "intervals. Hollow marks are their search estimates.",
     )
 

@@ -22,7 +22,7 @@ def headline(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
     blocks: list[Block] = [
         Paragraph(_status(summary)),
         Bullets(tuple(_workload(summary))),
-        Heading("Results on the test images"),
+        Heading("Results on the test examples"),
         Paragraph(_baseline(summary)),
     ]
     if not summary.finalists:
@@ -65,7 +65,7 @@ def _workload(summary: Summary) -> list[str]:
     return [
         f"Network: {_named(workload, 'name', 'model')}",
         f"Data: {_named(workload, 'data')}",
-        f"Images: {splits or 'the manifest does not say'}",
+        f"Examples: {splits or 'the manifest does not say'}",
     ]
 
 
@@ -89,7 +89,7 @@ def _baseline(summary: Summary) -> str:
     )
     takes = f" It takes {costs}." if costs else ""
     if summary.test_quality is None:
-        return f"The uncompressed network is not measured on the test images yet.{takes}"
+        return f"The uncompressed network is not measured on the test examples yet.{takes}"
     told = _told(summary, summary.test_quality, summary.test_interval)
     if summary.given_quality is None:
         return f"The uncompressed network {told}.{takes}"
@@ -107,8 +107,8 @@ def _told(summary: Summary, quality: float, bounds: tuple[float, float] | None) 
     share = formats.percent(quality)
     interval = f" (95 % interval {formats.interval(bounds)})" if bounds else ""
     if summary.quality == "accuracy":
-        return f"is right on {share} of the{images} test images{interval}"
-    return f"has {share} {summary.quality} on the{images} test images{interval}"
+        return f"is right on {share} of the{images} test examples{interval}"
+    return f"has {share} {summary.quality} on the{images} test examples{interval}"
 
 
 def _headline_note(summary: Summary) -> str:
@@ -116,10 +116,10 @@ def _headline_note(summary: Summary) -> str:
     has = "has" if waiting == 1 else "have"
     missing = f" {formats.count(waiting, 'finalist')} {has} no test result." if waiting else ""
     return (
-        f"The search never saw these images. Shares in brackets are of the {summary.reference} "
-        "in 32-bit floats. The search estimate comes from the search images; "
+        f"The search never saw these examples. Shares in brackets are of the {summary.reference} "
+        "in 32-bit floats. The search estimate comes from the search examples; "
         f"{_estimate_note(summary)}. What stands after ± is its standard error, for "
-        f"the number of search images. {_interval_note(summary)}{missing}"
+        f"the number of search examples. {_interval_note(summary)}{missing}"
     )
 
 
@@ -134,12 +134,12 @@ def _estimate_note(summary: Summary) -> str:
 
 def _interval_note(summary: Summary) -> str:
     if summary.quality == "accuracy":
-        return "Intervals are Wilson's and cover the finite number of test images only."
+        return "Intervals are Wilson's and cover the finite number of test examples only."
     return (
         f"{summary.quality} is the mean over the classes of the average precision at an overlap "
         "(IoU) of 0.5, by the definition of COCO. Its standard error is taken from the scatter "
-        "over eight disjoint folds of the images, which know it to within a quarter only; "
-        "intervals are 1.96 of it each way and cover the finite number of test images only."
+        "over eight disjoint folds of the examples, which know it to within a quarter only; "
+        "intervals are 1.96 of it each way and cover the finite number of test examples only."
     )
 
 

@@ -32,12 +32,12 @@ def _rules(summary: Summary) -> list[str]:
     manifest = summary.result.manifest
     constraints = ", ".join(c.text or f"{c.metric} <= {c.limit:g}" for c in manifest.constraints)
     return [
-        "The images are split into sets that share none: for calibration and training, for the "
+        "The examples are split into sets that share none: for calibration and training, for the "
         "search, for the final test. The search sees the first two only.",
         *_draw(manifest),
         "Size is what the packed file holds: weights at their bit-widths, with their scales, "
         "BatchNorm and biases. 1 kB is 1,000 bytes.",
-        "MACs are multiply-accumulates for one image, counted after the inputs of the following "
+        "MACs are multiply-accumulates for one example, counted after the inputs of the following "
         "layers are removed too.",
         f"Objectives, all minimised: {', '.join(manifest.objectives)}.",
         f"Constraints: {constraints or 'none'}.",
@@ -51,7 +51,7 @@ def _draw(manifest: Manifest) -> list[str]:
     if error_name("accuracy") not in manifest.baseline:
         return []
     return [
-        "The search's images were drawn more often where the uncompressed network's answer is a "
+        "The search's examples were drawn more often where the uncompressed network's answer is a "
         "close call, and count the less for it: its estimates are weighted shares of right answers."
     ]
 

@@ -46,7 +46,7 @@ def draw_recovered(summary: Summary) -> Drawing:
         panels: Sequence[Axes] = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
         for axes, cost in zip(panels, costs, strict=True):
             _draw_panel(axes, summary, cost)
-        panels[0].set_ylabel(f"{summary.quality} on the test images, %")
+        panels[0].set_ylabel(f"{summary.quality} on the test examples, %")
         draw_legend(figure, _handles(summary))
         svg = svg_text(figure, name)
     titles = " and ".join(TITLES[cost] for cost in costs)

@@ -45,7 +45,9 @@ def finalists_table(summary: Summary) -> Table:
         "~remarks",
     )
     rows = [*_whole_rows(summary), *(_finalist_row(summary, f) for f in summary.finalists)]
-    return Table("Finalists on the untouched test images, the smallest first", columns, tuple(rows))
+    return Table(
+        "Finalists on the untouched test examples, the smallest first", columns, tuple(rows)
+    )
 
 
 def _whole_rows(summary: Summary) -> list[tuple[str, ...]]:
@@ -134,9 +136,9 @@ def _remarks(finalist: Finalist) -> str:
         return "not measured yet"
     if not finalist.test.ok:
         return f"measurement failed: {finalist.test.reason}"
-    remarks = ["dominated on the test images"] if finalist.dominated else []
+    remarks = ["dominated on the test examples"] if finalist.dominated else []
     remarks += [
-        f"breaks '{text}' {'as measured' if text in finalist.too_slow else 'on the test images'}"
+        f"breaks '{text}' {'as measured' if text in finalist.too_slow else 'on the test examples'}"
         for text in finalist.broken
     ]
     return "; ".join(remarks)
@@ -162,7 +164,7 @@ def recovered_table(summary: Summary) -> Table:
         *(_recovered_row(summary, network) for network in summary.recovered),
     )
     return Table(
-        "Recovered networks on the untouched test images, the smallest first", columns, rows
+        "Recovered networks on the untouched test examples, the smallest first", columns, rows
     )
 
 
@@ -227,7 +229,7 @@ def _rung_text(rung: RungRecord) -> str:
         )
         return f"trains for {length} of batch {training['batch']}"
     images = "all" if settings["images"] is None else f"{settings['images']:,}"
-    return f"{images} images" + (f", repair {settings['repair']}" if settings["repair"] else "")
+    return f"{images} examples" + (f", repair {settings['repair']}" if settings["repair"] else "")
 
 
 def picks_table(summary: Summary) -> Table:
@@ -385,7 +387,7 @@ def terminal_table(summary: Summary) -> Table:
     )
     whole = [*_whole_rows(summary), *(_finalist_row(summary, f) for f in summary.finalists)]
     return Table(
-        "Finalists on the test images", columns, tuple((r[0], r[1], *r[3:]) for r in whole)
+        "Finalists on the test examples", columns, tuple((r[0], r[1], *r[3:]) for r in whole)
     )
 
 

@@ -65,12 +65,12 @@ class DataConfig:
             Normalization(self.mean or unit.mean, self.std or unit.std)
         if self.validation_from not in HALVES:
             raise WorkloadError(
-                f"search-validation images must be from {' or '.join(HALVES)}, but are to "
+                f"search-validation examples must be from {' or '.join(HALVES)}, but are to "
                 f"be from {shown(self.validation_from)}; correct it"
             )
         if self.validation_images is not None and self.validation_images < 1:
             raise WorkloadError(
-                f"search-validation images must be at least 1, but are {self.validation_images}; "
+                f"search-validation examples must be at least 1, but are {self.validation_images}; "
                 "raise it"
             )
 

@@ -197,10 +197,10 @@ def test_reports_warn_of_estimates_that_rank_otherwise(
     (folder / "audit.json").write_text(json.dumps(document))
     write_report(folder)
     report = (folder / "report.md").read_text()
-    assert "images were drawn more often where the uncompressed network's answer is" in report
+    assert "examples were drawn more often where the uncompressed network's answer is" in report
     warned = "Warning: the search's estimate does not rank" in report
     assert warned == (tau < TRUSTED)
-    others = "search estimate, by divergence; all search-validation images. Objectives may"
+    others = "search estimate, by divergence; all search-validation examples. Objectives may"
     assert (f"What reaches both here: {others}" in report) == warned
 
 

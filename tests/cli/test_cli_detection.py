@@ -175,7 +175,7 @@ def test_a_packed_detector_is_the_one_that_was_measured(
     measured = result.test_evaluation(picked.policy)
     assert measured is not None
     printed = capsys.readouterr().out
-    assert f"read back, it has {measured.quality:.2%} mAP50 on the 8 test images" in printed
+    assert f"read back, it has {measured.quality:.2%} mAP50 on the 8 test examples" in printed
     restored = restore_study(folder / "out")
     x = restored.some_test_images(3)
     with torch.no_grad():

@@ -79,7 +79,7 @@ def test_an_onnx_file_is_compared_and_measured_as_it_runs(
     arguments = ["export", str(finished), "--pick", "point:1", "--format", "onnx"]
     assert main([*arguments, "-o", "deep/net.onnx"]) == 0
     printed = capsys.readouterr().out
-    said = r"(\d+) layers hold integers, .* bits on the INT8 grid; .* on (\d+) test images: "
+    said = r"(\d+) layers hold integers, .* bits on the INT8 grid; .* on (\d+) test examples: "
     agreement = re.search(said + r"top-1 agreement ([\d.]+)%, largest difference", printed)
     assert agreement is not None
     assert int(agreement[1]) > 0

@@ -267,7 +267,7 @@ def test_every_criterion_orders_the_channels_of_a_network(name: str) -> None:
 @pytest.mark.parametrize("name", NEED_IMAGES)
 def test_criteria_that_need_images_say_so(name: str) -> None:
     for images in (None, example("vgg", 4)[:0]):
-        with pytest.raises(InputError, match=r"need.* calibration images.*l1") as caught:
+        with pytest.raises(InputError, match=r"need.* calibration examples.*l1") as caught:
             Compressor(network("vgg"), example("vgg"), images, name)
         assert "\n" not in str(caught.value)
 

@@ -301,7 +301,7 @@ def test_learnt_ratios_choose_among_the_kept_channels() -> None:
 
 
 def test_learnt_ratios_need_images_and_classes() -> None:
-    with pytest.raises(InputError, match="needs calibration images"):
+    with pytest.raises(InputError, match="needs calibration examples"):
         Compressor(network("vgg"), example("vgg"), kernel_criterion="variational")
     images = example("outputs", 4)
     with pytest.raises(InputError, match="classes along axis 1, but it is a dict"):

@@ -107,7 +107,7 @@ def test_an_onnx_file_runs_as_the_network_does(tmp_path: Path) -> None:
     found = export_format("onnx").load(path, model)(images)
     with torch.no_grad():
         expected = built(images)
-    assert "on 40 test images: top-1 agreement" in written.remark
+    assert "on 40 test examples: top-1 agreement" in written.remark
     share = (found.argmax(1) == expected.argmax(1)).double().mean()
     assert f"top-1 agreement {float(share):.2%}" in written.remark
     difference = float((found - expected).abs().max())

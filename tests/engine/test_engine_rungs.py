@@ -283,7 +283,7 @@ def test_a_study_climbs_its_ladder(tmp_path: Path) -> None:
     assert predictor["evaluations"] >= 20
     write_report(result.folder)
     report = (result.folder / "report.md").read_text()
-    assert "| full | all images | 8 | 50.00 % |" in report
+    assert "| full | all examples | 8 | 50.00 % |" in report
     assert "| trained | trains for 4 steps of batch 128 | 4 | 50.00 % |" in report
     trained = result.rung("trained")[result.manifest.finalists[0]].metrics["accuracy"]
     assert "on rung trained" in report

@@ -144,6 +144,6 @@ def test_a_share_of_the_latency_is_one_of_the_measured_latency(tmp_path):
     assert [f.broken for f in fixed.finalists] == [(), ("latency_ms <= 0.31",)]
     remarks = [row[-1] for row in finalists_table(slow).rows[1:]]
     assert remarks == [
-        "breaks 'accuracy >= 0.92' on the test images",
+        "breaks 'accuracy >= 0.92' on the test examples",
         "breaks 'latency_ms <= 0.55x' as measured",
     ]

@@ -280,7 +280,7 @@ def test_constraints_are_stated_and_counted(copy):
 def test_no_test_baseline_yet(copy):
     change(copy, test_baseline={}, status="running")
     page, _ = words(copy)
-    assert "not measured on the test images yet" in page.text
+    assert "not measured on the test examples yet" in page.text
     assert "Cheapest finalists" not in page.text
 
 
@@ -313,7 +313,7 @@ def test_dominated_finalists_and_lost_points_are_stated(tmp_path):
         contestants=only("nsga2-0"),
     )
     page, text = words(folder)
-    assert page.text.count("dominated on the test images") == 1
+    assert page.text.count("dominated on the test examples") == 1
     assert "| at most 1 | no finalist reaches it | no finalist reaches it |" in text
     assert "| at most 2 | 100.0 kB (2.9 %): finalist 1 | 1.0 M (0.8 %): finalist 1 |" in text
 
@@ -347,7 +347,7 @@ def test_what_breaks_a_constraint_is_no_pick(tmp_path, rule, pick, said):
     (row,) = (line for line in text.splitlines() if line.startswith("| at most 2 |"))
     assert row.split(" | ")[1] == pick
     assert said in text
-    assert f"breaks '{rule.replace('>', '&gt;')}' on the test images" in text
+    assert f"breaks '{rule.replace('>', '&gt;')}' on the test examples" in text
 
 
 def test_few_seeds_are_said_plainly(study, copy):
