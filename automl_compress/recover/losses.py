@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from automl_compress.compress.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from automl_compress.errors import InputError
 from automl_compress.workload import CLASSIFICATION, BoxTask, Detection, Task
 from automl_compress.workload.detection_loss import detector_loss
@@ -18,7 +19,10 @@ from automl_compress.workload.task import divergence
 from automl_compress.workload.torchvision_detectors import AnchorDetection, untrainable
 
 Loss: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""Scalar loss of a network on inputs (n, c, h, w) and labels (n, ...)."""
+"""Scalar loss of a network on inputs (n, ...) and labels (n, ...)."""
+
+_CHANNELS_FIRST: Final = (*CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS)
+"""Layers whose values have channels along axis 1."""
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Scalar loss of outputs (n, ...) against labels or a teacher's outputs."""
@@ -124,8 +128,8 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     (Zagoruyko & Komodakis 2017, eq. 2).
 
     Args:
-        student: (n, c, h, w).
-        teacher: (n, c', h, w).
+        student: (n, c, ...), such as (n, c, h, w).
+        teacher: (n, c', ...).
     """
     maps = [x.float().pow(2).mean(1).flatten(1) for x in (student, teacher)]
     return (F.normalize(maps[0]) - F.normalize(maps[1])).pow(2).sum(1).mean()
@@ -134,16 +138,25 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_points(network: nn.Module, example: Tensor) -> tuple[str, ...]:
     """The last module before every change of the resolution, in the network's order.
 
+    Maps are values (n, c, h, w) of a network of images. Of others they are what convolutions and
+    batch normalizations give, such as (n, c, t): tokens (n, t, c) look like that too.
+
     Args:
         network: the teacher.
-        example: (1, c, h, w).
+        example: (1, ...) what it takes.
     """
     last: dict[torch.Size, str] = {}
     handles = []
+    of_images = example.dim() == 4
+
+    def is_map(module: nn.Module, output: Any) -> bool:
+        if not isinstance(output, Tensor) or output.shape[2:].numel() <= 1:
+            return False
+        return output.dim() == 4 if of_images else isinstance(module, _CHANNELS_FIRST)
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            if is_map(module, output):
                 last.pop(output.shape[2:], None)
                 last[output.shape[2:]] = name
 

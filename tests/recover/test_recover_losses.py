@@ -58,6 +58,27 @@ def test_attention_points_stand_before_every_change_of_resolution() -> None:
     assert points == ("layer1", "layer2", "layer3")
 
 
+def test_attention_of_signals_is_compared_along_time_and_not_that_of_tokens() -> None:
+    class Network(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv1d(2, channels, 5, 2), nn.BatchNorm1d(channels))
+            self.second = nn.Sequential(nn.Conv1d(channels, channels, 3), nn.ReLU())
+            self.encoder = nn.TransformerEncoderLayer(channels, 2, 8, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.encoder(self.second(self.first(x)).transpose(1, 2)).mean(1)
+
+    teacher, student, x = Network(4).eval(), Network(4).eval(), torch.rand(3, 2, 30)
+    points = attention_points(teacher, x[:1])
+    assert points == ("first.1", "second.0")
+    plain, with_maps = (
+        Distillation(teacher, 1.0, 2.0, 0.0, weight, points)(student, x, torch.zeros(3).long())
+        for weight in (0.0, 1.0)
+    )
+    assert with_maps > plain
+
+
 def test_attention_is_part_of_the_loss() -> None:
     model, other = (build_model("digits_cnn", {}, seed) for seed in (0, 1))
     x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
