@@ -45,7 +45,7 @@ class LatencyRequest:
         batch: inputs per run.
         runs: runs of each network.
         table: the table's file.
-        input_shape: (channels, height, width) of a network that is not shipped.
+        input_shape: of an example, of a network that is not shipped.
         json: file for the rows.
         output: folder of the page and its figure.
     """

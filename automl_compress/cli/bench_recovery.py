@@ -32,7 +32,7 @@ class RecoveryBenchRequest:
         rounds: of all loops.
         threads: of torch.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        input_shape: (channels, height, width) of a network that is not shipped.
+        input_shape: of an example, of a network that is not shipped.
         output: folder of the page.
         json: file for the rows.
     """

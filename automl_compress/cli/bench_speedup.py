@@ -29,7 +29,7 @@ class SpeedupRequest:
         batches: inputs per run, each measured by itself.
         threads: threads of one run.
         runs: runs of each network.
-        input_shape: (channels, height, width) of a network that is not shipped.
+        input_shape: of an example, of a network that is not shipped.
         output: folder of the page.
         json: file for the rows.
     """

@@ -20,7 +20,7 @@ def write_space_file(model: str, path: Path, input_shape: tuple[int, ...] | None
     Args:
         model: a shipped name or `package.module:factory`.
         path: the file to write.
-        input_shape: (channels, height, width); None takes a shipped network's own.
+        input_shape: of an example, without the batch axis; None takes a shipped network's own.
 
     Raises:
         InputError: the model cannot be built or followed, or its input shape is not known.
@@ -37,11 +37,11 @@ def write_space_file(model: str, path: Path, input_shape: tuple[int, ...] | None
 def network_and_example(
     model: str, input_shape: tuple[int, ...] | None
 ) -> tuple[nn.Module, Tensor]:
-    """A network by its name, with any weights, and (1, channels, height, width) random input.
+    """A network by its name, with any weights, and (1, ...) random input.
 
     Args:
         model: a shipped name or `package.module:factory`.
-        input_shape: (channels, height, width); None takes a shipped network's own.
+        input_shape: of an example, without the batch axis; None takes a shipped network's own.
 
     Raises:
         InputError: the model cannot be built, or its input shape is not known.

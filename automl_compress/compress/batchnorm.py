@@ -56,7 +56,7 @@ def recalibrate(model: nn.Module, images: Tensor) -> None:
 
     Args:
         model: changed in place; its statistics become tensors of its own.
-        images: (n, channels, height, width).
+        images: (n, ...).
     """
     norms = measurable_norms(model)
     size = max(32, _BATCH_VALUES // max(1, images[0].numel()))
@@ -108,7 +108,7 @@ class PairedStatistics:
 
     Args:
         model: the original network, in evaluation mode.
-        images: (n, channels, height, width).
+        images: (n, ...).
         low_precision: whether compressed networks compute in bfloat16 meanwhile.
         followed: norms, by name, with the layers whose outputs only they read.
     """

@@ -55,7 +55,7 @@ class Compressor:
     Args:
         model: the trained network; never changed.
         example_input: (1, channels, height, width), or whatever the network takes.
-        calibration: (n, channels, height, width) images that choose clips and repair the
+        calibration: (n, ...) images that choose clips and repair the
             network; without them, weights are quantized by rule and activations cannot be.
         criterion: a name in `importance.CRITERIA`, `package.module:callable`, or a function like
             those.
@@ -363,7 +363,7 @@ def compress(
         model: the trained network; not changed, and no tensor is shared with the result.
         policy: kept channels and bits.
         example_input: (1, channels, height, width), or whatever the network takes.
-        calibration: (n, channels, height, width) images, a few hundred of the training set; they
+        calibration: (n, ...) images, a few hundred of the training set; they
             choose clips and repair the network, which otherwise loses far more accuracy.
             Activation bits need them.
 

@@ -95,7 +95,7 @@ def fit_layers(
     Args:
         network: changed in place; changed tensors become its own.
         tasks: by layer name.
-        images: (n, channels, height, width), those the samples were made of.
+        images: (n, ...), those the samples were made of.
         fit: what is done to every layer.
         statistics: inside it the network runs; renews statistics, or does nothing.
     """

@@ -51,7 +51,7 @@ def fitting_images(images: Tensor, repair: Repair) -> Tensor:
     """The calibration images that layers are sampled and fitted on.
 
     Args:
-        images: (n, channels, height, width) all calibration images.
+        images: (n, ...) all calibration images.
         repair: `auto` holds some of them out.
     """
     usable = len(images) - (len(images) // HELD_OUT if repair == "auto" else 0)
@@ -63,7 +63,7 @@ class Repairer:
 
     Args:
         model: the original network.
-        images: (n, channels, height, width) calibration images.
+        images: (n, ...) calibration images.
         samples: what its layers do on `fitting_images`.
         repair: what is done.
     """

@@ -74,7 +74,7 @@ class Prepared:
         search: the estimator of the race.
         test: that of the finalists.
         compressor: builds its networks.
-        example_input: (1, channels, height, width) what they take.
+        example_input: (1, ...) what they take.
         rungs: estimators of the ladder by name, but for learned ones.
     """
 

@@ -148,13 +148,13 @@ class Restored:
         return self.workload.example_input()
 
     def calibration_images(self) -> Tensor:
-        """(n, channels, height, width) training images that the search calibrated by."""
+        """(n, ...) training images that the search calibrated by."""
         settings = self.config.estimate
         drawn = self.workload.splits.train.draw(settings.calibration_images, settings.seed)
         return drawn.tensor(self.workload.normalization)
 
     def some_test_images(self, count: int) -> Tensor:
-        """(n, channels, height, width) final test images, at most `count`."""
+        """(n, ...) final test images, at most `count`."""
         split = self.workload.splits.test
         drawn = split if count >= len(split) else split.draw(count, self.config.estimate.seed)
         return drawn.tensor(self.workload.normalization)

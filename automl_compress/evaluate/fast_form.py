@@ -77,7 +77,7 @@ class FastForm:
 
         Args:
             network: as for `outputs`.
-            images: (n, channels, height, width), any.
+            images: (n, ...), any.
         """
         if self._program is None:
             result: Tensor = network(images)
@@ -93,7 +93,7 @@ class FastForm:
         Args:
             network: a compressed form of the model; not changed, its tensors are shared.
             policy: what it was built from.
-            batches: (n, channels, height, width) each, the same ones at every call.
+            batches: (n, ...) each, the same ones at every call.
         """
         low = self._type != torch.float32
         if self._program is None:

@@ -94,7 +94,7 @@ class _Reference:
     """What networks are measured by.
 
     Attributes:
-        images: (n, channels, height, width).
+        images: (n, ...).
         labels: (n, ...).
         sample: how the images were drawn; None where all count alike.
         original: (n, ...) the uncompressed network's outputs, to compare others with; None where
@@ -284,7 +284,7 @@ class NetworkEstimator(Estimator):
         Where the standard error does not follow from a count, it stands beside it.
 
         Args:
-            network: maps (n, channels, height, width) to the task's outputs; called as it is.
+            network: maps (n, ...) to the task's outputs; called as it is.
 
         Raises:
             EstimateError: an output is not finite.
@@ -324,7 +324,7 @@ class NetworkEstimator(Estimator):
         )
 
     def images_and_labels(self) -> tuple[Tensor, Tensor]:
-        """(n, channels, height, width) images and (n,) labels that answers are counted on."""
+        """(n, ...) images and (n,) labels that answers are counted on."""
         return self._reference.images, self._reference.labels
 
     @property

@@ -133,7 +133,7 @@ def follow(
     Args:
         model: in evaluation mode; not changed.
         norms: BatchNorms that can be folded, with the layers they follow.
-        example: (1, channels, height, width).
+        example: (1, ...).
         forms: compressed forms of it that the program must serve too.
     """
     with torch.inference_mode(False), torch.no_grad():

@@ -202,7 +202,7 @@ def penalty_of(
     Args:
         network: the network in training.
         original: what it is a copy of; followed to find its channel groups.
-        example_input: (1, channels, height, width) what it takes.
+        example_input: (1, ...) what it takes.
         settings: method and strength.
 
     Raises:

@@ -29,7 +29,7 @@ def resting_modules(network: nn.Module, inputs: Tensor) -> list[nn.Module]:
 
     Args:
         network: not changed, its mode neither.
-        inputs: (n, c, h, w) a few images, two or more where it has BatchNorms, on its device.
+        inputs: (n, ...) a few, two or more where it has BatchNorms, on its device.
 
     Returns:
         The fewest levels with which it gives one tensor of the shape that it has in evaluation
@@ -67,7 +67,7 @@ def training_heads(network: nn.Module, inputs: Tensor) -> dict[str, int]:
 
     Args:
         network: not changed, its mode neither.
-        inputs: (n, c, h, w) an image or more. They are taken twice, as BatchNorms need two.
+        inputs: (n, ...) one or more. They are taken twice, as BatchNorms need two.
 
     Returns:
         How many parameters each has, by its name, the outermost parts only; none where the network

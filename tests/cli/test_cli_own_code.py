@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,3 +228,43 @@ def test_a_replay_and_a_benchmark_take_it(capsys: pytest.CaptureFixture[str]) ->
     missing = ("--strategies", "random", "own_of_tests:Yours")
     assert "has no 'Yours'" in _refused(capsys, "replay", "table.csv", *missing)
     assert "has no 'Yours'" in _refused(capsys, "bench", "strategies", *missing, *small)
+
+
+SIGNALS = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def network():
+    first = (nn.Conv1d(2, 8, 5), nn.BatchNorm1d(8), nn.ReLU())
+    return nn.Sequential(*first, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+
+def data():
+    labels = torch.arange(60) % 3
+    values = torch.randn(60, 2, 32) + labels[:, None, None]
+    return TensorDataset(values, labels), TensorDataset(values[:40], labels[:40])
+"""
+
+
+def test_a_study_of_signals_speaks_of_no_images(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(SIGNALS)
+    shape = ["--input-shape", "2,32"]
+    assert main(["space", "own_of_tests:network", "-o", "space.yaml", *shape]) == 0
+    assert "input 2x32" in Path("space.yaml").read_text()
+    workload = {"model": "own_of_tests:network", "data": "own_of_tests:data"}
+    settings = [f"workload={json.dumps(workload)}", "strategies=[random]", "estimate.images=20"]
+    settings += ["space=space.yaml", "budget.evaluations=3"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["search", "sweep.yaml", "-o", "out", *words]) == 0
+    written = Path("out/report.md").read_text() + "".join(capsys.readouterr())
+    key = re.compile(r'\s*("|\| )(calibration\\?_)?images')  # of a setting
+    assert not [x for x in written.lower().splitlines() if "image" in x and not key.match(x)]
+    changed = ["--set", "epochs=1", "--set", "augment.flip=true"]
+    said = _refused(capsys, "recover", "out", "--pick", "point:1", *changed)
+    assert (
+        "'augment.flip' changes images (c, h, w) alone, but examples are of shape (2, 32)" in said
+    )
+    assert main(["export", "out", "--pick", "point:1", "-o", "net.packed"]) == 0
+    assert "its input is (n, 2, 32) of float32" in capsys.readouterr().out

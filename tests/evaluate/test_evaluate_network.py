@@ -17,6 +17,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 from torch import nn
+from torch.utils.data import TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from automl_compress.compress import Compressor, space_of_structure
 from automl_compress.errors import InputError, WorkloadError
@@ -513,3 +515,61 @@ def test_a_network_that_takes_no_channels_last_is_measured_as_it_is() -> None:
     settings = EstimateSettings(images=12, calibration_images=8, draw="uniform")
     found = NetworkEstimator(workload, settings).estimate(Policy({}))
     assert (found.reason, found.images) == ("", 12)
+
+
+class Signals(nn.Module):
+    """Of (n, 2, 32): a residual sum and a depthwise separable convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv1d(2, 8, 5), nn.BatchNorm1d(8), nn.ReLU())
+        self.branch = nn.Sequential(nn.Conv1d(8, 8, 3, padding=1), nn.BatchNorm1d(8))
+        self.depthwise = nn.Conv1d(8, 8, 3, groups=8)
+        self.pointwise = nn.Conv1d(8, 12, 1)
+        self.linear = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.pointwise(self.depthwise(torch.relu(self.branch(x) + x)))
+        return self.linear(nn.functional.adaptive_avg_pool1d(x.relu(), 1).flatten(1))
+
+
+def _features() -> nn.Module:
+    first = (nn.Linear(32, 16), nn.BatchNorm1d(16), nn.ReLU())
+    return nn.Sequential(*first, nn.Linear(16, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
+
+
+def _volumes() -> nn.Module:
+    layers = (nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.AdaptiveAvgPool3d(1))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "groups"),
+    [(Signals, (2, 32), 2), (_features, (32,), 2), (_volumes, (1, 6, 6, 6), 1)],
+)
+def test_examples_that_are_no_images_are_estimated_as_a_plain_loop_does(
+    make: Any, shape: tuple[int, ...], groups: int
+) -> None:
+    torch.manual_seed(0)
+    values, labels = torch.randn(60, *shape), torch.arange(60) % 3
+    data = TensorDataset(values, labels)
+    workload = Workload.of(make(), data, data)
+    estimator = NetworkEstimator(
+        workload, EstimateSettings(images=30, calibration_images=32, floor=0.0, draw="uniform")
+    )
+    model, structure = estimator.compressor.model, estimator.compressor.structure
+    assert len([group for group in structure.groups if not group.protected]) == groups
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        workload.model(workload.example_input())
+    assert estimator.compressor.cost(Policy({}))["macs"] == counter.get_total_flops() / 2
+    rules = SpaceRules(activation_bits=(6, 8), kernel_sparsity=(0, 0.5))
+    space = space_of_structure(model, structure, rules).space
+    for place in (0, -1):
+        policy = Policy({gene.name: gene.values[place] for gene in space.genes})
+        evaluation = estimator.estimate(policy)
+        assert evaluation.status == "ok", evaluation.reason
+        images, expected = estimator.images_and_labels()
+        with torch.inference_mode():
+            answers = estimator.compressor.build(policy)(images).argmax(1)
+        assert evaluation.metrics["accuracy"] == (answers == expected).float().mean()
