@@ -167,7 +167,7 @@ def _settings(task: SpeedTask, distill: float, precision: Precision) -> Recovery
         default.training,
         epochs=1,
         batch=task.batch,
-        augment=Augmentation(flip=True),
+        augment=Augmentation(flip=task.example.dim() == 4),
         device=task.device,
         precision=precision,
     )
@@ -206,13 +206,13 @@ def _plain(network: nn.Module, images: ImageSet, task: SpeedTask) -> Callable[[]
 
 
 def train_plainly(network: nn.Module, pixels: Tensor, labels: Tensor, batch: int) -> None:
-    """One pass over images as a tutorial writes it.
+    """One pass over examples as a tutorial writes it.
 
     Args:
         network: trained in place.
-        pixels: (n, channels, height, width) uint8.
+        pixels: (n, ...) uint8; images are moved and mirrored.
         labels: (n,).
-        batch: images a step.
+        batch: examples a step.
     """
     network.train()
     optimizer = torch.optim.SGD(
@@ -220,16 +220,21 @@ def train_plainly(network: nn.Module, pixels: Tensor, labels: Tensor, batch: int
     )
     for rows in torch.split(torch.randperm(len(labels), device=labels.device), batch):
         inputs = pixels[rows].float() / 255
-        height, width = inputs.shape[2:]
-        most = height // 8
-        top, left = torch.randint(2 * most + 1, (2,)).tolist()
-        inputs = F.pad(inputs, [most] * 4)[:, :, top : top + height, left : left + width]
-        mirrored = torch.rand(len(rows), device=labels.device) < 0.5
-        inputs = torch.where(mirrored[:, None, None, None], inputs.flip(3), inputs)
+        if inputs.dim() == 4:
+            inputs = _moved_and_mirrored(inputs)
         loss = F.cross_entropy(network(inputs), labels[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+
+
+def _moved_and_mirrored(images: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    most = height // 8
+    top, left = torch.randint(2 * most + 1, (2,)).tolist()
+    moved = F.pad(images, [most] * 4)[:, :, top : top + height, left : left + width]
+    mirrored = torch.rand(len(images), device=images.device) < 0.5
+    return torch.where(mirrored[:, None, None, None], moved.flip(3), moved)
 
 
 def speed_page(name: str, task: SpeedTask, rows: Sequence[SpeedRow], machine: str) -> str:
@@ -246,13 +251,13 @@ def speed_page(name: str, task: SpeedTask, rows: Sequence[SpeedRow], machine: st
         (
             f"# Training {name}: ours against a plain PyTorch loop",
             "",
-            f"Images of {shape} trained on in a second, batches of {task.batch}, on {machine}. "
+            f"Inputs of {shape} trained on in a second, batches of {task.batch}, on {machine}. "
             f"Medians of {task.rounds} rounds, in each of which every loop makes {task.steps} "
             "steps. Ratios are to the plain loop on the same network, without grids where ours "
-            "learns some. Ours averages the weights, changes every image for itself, and computes "
+            "learns some. Ours averages the weights, changes images one by one, and computes "
             "in bfloat16 where the device has it; the plain loop computes in float32.",
             "",
-            "| network | loop | images/s | ratio |",
+            "| network | loop | inputs/s | ratio |",
             "| --- | --- | ---: | ---: |",
             *(f"| {r.network} | {r.loop} | {r.per_second:,.0f} | {r.ratio:.2f} |" for r in rows),
             "",

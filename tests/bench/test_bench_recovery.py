@@ -40,10 +40,19 @@ def test_every_loop_runs_on_every_network_and_stands_on_the_page() -> None:
     assert sum(line.startswith("| half the channels") for line in page.splitlines()) == 8
 
 
-def test_the_plain_loop_trains() -> None:
+def test_loops_train_on_signals() -> None:
+    layers = (torch.nn.Conv1d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    network = torch.nn.Sequential(*layers, torch.nn.Linear(24, 3))
+    task = SpeedTask(network, torch.zeros(1, 2, 8), 3, 8, 1, 1, "cpu")
+    rows = measure_training(task, lambda _: None)
+    assert all(row.per_second > 0 for row in rows)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 16), (64,)])
+def test_the_plain_loop_trains(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     labels = torch.arange(64) % 2
-    pixels = (labels * 200).to(torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8)
+    pixels = (labels * 200).to(torch.uint8)[:, None].repeat(1, 64).reshape(64, *shape)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
     for _ in range(20):
         train_plainly(network, pixels, labels, 16)
