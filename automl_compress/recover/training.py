@@ -179,7 +179,6 @@ class Trainer:
         first, start = self._step, time.monotonic()
         reported = saved = start
         since, total = self._step, torch.zeros((), device=self.device)
-        start_training(self.network, self._resting)
         while self._step < self.steps:
             total += self._one_step()
             now = time.monotonic()
@@ -198,7 +197,6 @@ class Trainer:
             total.zero_()
             if stopped.is_set():
                 raise InterruptedStudy(self._stopped(checkpoint))
-            start_training(self.network, self._resting)  # measuring ended it
 
     def _one_step(self) -> Tensor:
         """The loss of one step, still on the device."""
@@ -207,6 +205,8 @@ class Trainer:
             group["lr"] = rate
         inputs, labels = self._batches(self._step)
         inputs = in_order(inputs, self._order)
+        if not self.network.training:  # measuring ends it
+            start_training(self.network, self._resting)
         with self._chance(), torch.enable_grad():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
                 loss = self._loss(self.network, inputs, labels)
