@@ -375,7 +375,7 @@ def test_a_policy_of_another_network_is_a_failed_evaluation(estimator: NetworkEs
 def test_more_images_than_there_are_cannot_be_asked_for(
     workload: Workload, changes: dict[str, int]
 ) -> None:
-    with pytest.raises(WorkloadError, match="split must hold the images") as caught:
+    with pytest.raises(WorkloadError, match="split must hold the examples") as caught:
         NetworkEstimator(workload, replace(SETTINGS, **changes))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
