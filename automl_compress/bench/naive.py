@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.compress import Compressor
+from automl_compress.compress.kinds import BATCH_NORMS, CONVOLUTIONS
 from automl_compress.errors import InputError
 from automl_compress.space import Policy
 from automl_compress.workload import CLASSIFICATION, Task
@@ -27,9 +28,9 @@ class NaiveLoop:
 
     Args:
         compressor: tells which channels are the important ones; its network is copied.
-        example_input: (1, channels, height, width).
-        calibration: (n, channels, height, width) for BatchNorm.
-        images: (n, channels, height, width) that networks are judged by.
+        example_input: (1, ...).
+        calibration: (n, ...) for BatchNorm.
+        images: (n, ...) that networks are judged by.
         labels: (n, ...).
         task: judges.
 
@@ -65,7 +66,7 @@ class NaiveLoop:
         found = []
         for group in self._compressor.structure.groups:
             layer = self._model.get_submodule(group.first_writer)
-            if group.protected or "#" in group.name or not isinstance(layer, nn.Conv2d):
+            if group.protected or "#" in group.name or not isinstance(layer, CONVOLUTIONS):
                 continue
             model = copy.deepcopy(self._model).requires_grad_(True)
             names = {id(module): name for name, module in model.named_modules()}
@@ -107,7 +108,7 @@ class NaiveLoop:
         return graph.get_pruning_group(layer, self._pruning.prune_conv_out_channels, channels)
 
     def _recalibrate(self, network: nn.Module) -> None:
-        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # an average over all batches

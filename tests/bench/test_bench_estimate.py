@@ -23,6 +23,7 @@ from automl_compress.bench.naive import NaiveLoop
 from automl_compress.cli import main
 from automl_compress.cli.bench_estimate import estimate_page
 from automl_compress.compress import Compressor, derive_space
+from automl_compress.compress.kinds import BATCH_NORMS
 from automl_compress.errors import InputError
 from automl_compress.evaluate.network import EstimateSettings
 from automl_compress.space import Policy, SpaceRules
@@ -45,7 +46,7 @@ def bench() -> LoopBench:
     return LoopBench(task())
 
 
-@pytest.mark.parametrize("name", ["vgg", "mobile", "resnet8"])
+@pytest.mark.parametrize("name", ["vgg", "mobile", "resnet8", "signal", "volume"])
 def test_the_naive_loop_cuts_what_the_compressor_cuts(name: str) -> None:
     model, x = network(name), example(name, 12)
     compressor = Compressor(model, x[:1], x, repair="none")
@@ -60,6 +61,19 @@ def test_the_naive_loop_cuts_what_the_compressor_cuts(name: str) -> None:
         pruned = naive.prune(policy)(x)
         torch.testing.assert_close(pruned, compressor.build(policy)(x), rtol=1e-4, atol=1e-5)
     assert torch.equal(model(x), network(name)(x))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "signal", "volume"])
+def test_the_naive_loop_recalibrates_every_batch_norm(name: str) -> None:
+    model, x = network(name), example(name, 12)
+    compressor = Compressor(model, x[:1], x, repair="none")
+    naive = NaiveLoop(compressor, x[:1], 3 * x + 1, x, torch.zeros(12, dtype=torch.long))
+    copied = naive.prune(Policy({}))
+    naive._recalibrate(copied)
+    norms = dict(model.named_modules())
+    for place, module in copied.named_modules():
+        if isinstance(module, BATCH_NORMS):
+            assert not torch.allclose(module.running_var, norms[place].running_var)
 
 
 def test_option_a_shortcuts_are_not_understood() -> None:
