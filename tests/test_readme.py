@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from automl_compress.cli.main import _parser
 from automl_compress.engine import Study, read_config, restore_study
@@ -119,7 +120,9 @@ def test_every_strategy_and_network_is_named(name: str) -> None:
 def test_every_sweep_is_named_and_loads(path: Path) -> None:
     assert f"`sweeps/{path.name}`" in README
     config = read_config(path)
-    assert str(config.plain["space"]).endswith(".yaml")
+    named = yaml.safe_load(path.read_text())["space"]
+    assert config.space == load_rules(path.parent / named)
+    assert config.plain["space"] == config.space.to_dict()
     assert config.name == path.stem
 
 
