@@ -257,7 +257,11 @@ def plain(workload: Workload) -> NetworkEstimator:
     ("changes", "policy"),
     [
         ({"criterion": "taylor"}, {"channels:stage8.0.conv1": 4}),
-        ({"kernel_criterion": "variational"}, {"kernel_sparsity:stage8.0.conv1": 0.5}),
+        pytest.param(
+            {"kernel_criterion": "variational"},
+            {"kernel_sparsity:stage8.0.conv1": 0.5},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_criteria_that_learn_from_answers_work_for_detectors(

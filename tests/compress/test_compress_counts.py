@@ -123,7 +123,7 @@ def test_who_takes_channels_for_positions_is_named(name: str, writer: str, reade
 
 
 @ARCHITECTURES
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_costs_are_those_of_the_built_network(name: str, seed: int) -> None:
     inputs = example(name)
     compressor = shared_compressor(name, 8, "none")

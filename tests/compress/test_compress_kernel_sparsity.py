@@ -84,7 +84,7 @@ def test_bytes_never_rise_when_kernels_go(
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_costs_are_those_of_the_kernels_that_stay(name: str, seed: int) -> None:
     inputs = example(name)
     compressor = shared_compressor(name, 8, "none")

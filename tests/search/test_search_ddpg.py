@@ -227,7 +227,11 @@ def test_exploration_is_alive_halfway_through_a_search() -> None:
     assert places.std(axis=0).min() > 0.05
 
 
-@pytest.mark.parametrize("settings", [{}, {"twin": True}, {"together": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, *(pytest.param({name: True}, marks=pytest.mark.slow) for name in ("twin", "together"))],
+    ids=str,
+)
 def test_the_search_is_better_than_its_warm_up(settings: dict[str, bool]) -> None:
     problem = NETWORK.problem(("error", "size_bytes"))
     _, useful = references(problem.objectives, problem.baseline)

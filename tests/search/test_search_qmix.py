@@ -95,7 +95,7 @@ def test_the_search_is_better_than_its_warm_up(monotonic: bool) -> None:
     assert np.mean(gains) > 0
 
 
-@pytest.mark.parametrize("monotonic", [True, False])
+@pytest.mark.parametrize("monotonic", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_agents_alone_learn_what_a_preference_asks_for(monotonic: bool) -> None:
     """Greedy episodes of a trained team: who pays more for bytes gets a smaller network."""
     problem = NETWORK.problem(("error", "size_bytes"))
