@@ -41,7 +41,13 @@ from automl_compress.engine.engine import (
     RungStanding,
     ignore,
 )
-from automl_compress.engine.room import Pool, room_for, what_differs, what_waits
+from automl_compress.engine.room import (
+    Pool,
+    room_for,
+    what_differs,
+    what_left,
+    what_waits,
+)
 from automl_compress.engine.shipping import copy_own_modules, import_roots
 from automl_compress.errors import EngineError, InputError, InterruptedStudy, StudyError
 from automl_compress.ledger import ContestantRecord
@@ -69,7 +75,11 @@ _DISPATCHER_DIED: Final = (
     "the machine that searches has memory left, then go on with 'resume'"
 )
 _CHECKPOINT: Final = "contestant.npz"
-_TUNES_STATE: Final = "ray.tune.execution.experiment_state"
+_TUNES_LOGS: Final = (
+    "ray.tune.execution.experiment_state",
+    "ray.tune.execution.tune_controller",
+    "ray.tune.tune",
+)
 _PATIENCE_SECONDS: Final = 10.0
 WATCH_SECONDS: Final = 30.0
 """How often it is looked whether evaluators have started; they take seconds."""
@@ -92,6 +102,7 @@ class ClusterEngine:
         self._threads = settings.threads
         self._grows = settings.workers is None
         self._said = {""}
+        self._there = _addresses()
         # Ledger and checkpoints are files beside the driver, which other machines may not see:
         # dispatcher and contestants run on its machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -138,7 +149,7 @@ class ClusterEngine:
         except KeyboardInterrupt as reason:
             raise InterruptedStudy("stopped; all finished evaluations are saved") from reason
         if results.errors:
-            raise EngineError(reason_of(results.errors[0]))
+            raise EngineError(reason_of(results.errors[0])) from results.errors[0]
         for result in results:
             metrics = result.metrics or {}
             if failure := metrics.get("failure"):
@@ -192,9 +203,12 @@ class ClusterEngine:
                 waits = "" if ends else self._what_waits(pool)
                 if self._grows:  # machines may have joined
                     self._dispatcher.grow.remote(self._room())
+                before, self._there = self._there, _addresses()
             except ray.exceptions.RayError:
                 continue  # who waits for answers is told
-            for remark in {*pool.lost, *pool.late, waits, what_differs(pool.kinds)} - self._said:
+            left = what_left(before, self._there)
+            remarks = {*left, *pool.lost, *pool.late, waits, what_differs(pool.kinds)}
+            for remark in remarks - self._said:
                 _logger.warning("%s", remark)
                 self._said.add(remark)
 
@@ -279,7 +293,9 @@ def start_ray(settings: EngineSettings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner is not ours
     # Nobody reads the state that Tune saves of itself; on a full disk, the ledger says what to do.
-    logging.getLogger(_TUNES_STATE).setLevel(logging.CRITICAL)
+    # What fails a trial is raised, in one line, and would be shown with a traceback each time.
+    for name in _TUNES_LOGS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Contestants whose study is stopped would each show a traceback.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     where: dict[str, Any] = {"address": address}
@@ -293,7 +309,12 @@ def start_ray(settings: EngineSettings) -> None:
     else:
         stated = _job_variables()  # which Ray would refuse to replace
         environment["env_vars"] = {n: v for n, v in variables.items() if n not in stated}
-    with tempfile.TemporaryDirectory() as folder, _environment(inherited), _sigterm_kept():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _environment(inherited),
+        _sigterm_kept(),
+        _machines_unheard(),
+    ):
         ships = address != LOCAL and _JOB not in os.environ  # whose job ships its own
         if ships and copy_own_modules(Path(folder)):
             environment["working_dir"] = folder
@@ -324,6 +345,24 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _machines_unheard() -> Iterator[None]:
+    """A Ray that is started inside does not show what its machines publish as errors.
+
+    Of one that went away these are 50 lines of its log, in the middle of the output. Ray has no
+    setting for it.
+    """
+    listen = getattr(ray._private.worker, "listen_error_messages", None)
+    if listen is None:  # another version has it elsewhere, and shows them
+        yield
+        return
+    ray._private.worker.listen_error_messages = lambda *_: None
+    try:
+        yield
+    finally:
+        ray._private.worker.listen_error_messages = listen
 
 
 @contextmanager
@@ -407,6 +446,11 @@ def this_machine() -> str:
 def _machines() -> list[tuple[str, float]]:
     """Machines that are there, by Ray's name for them, and how many processors each has."""
     return [(n["NodeID"], n["Resources"].get("CPU", 0.0)) for n in ray.nodes() if n["Alive"]]
+
+
+def _addresses() -> dict[str, str]:
+    """Addresses of the machines that are there, by Ray's name for them."""
+    return {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
 
 
 def _processors_beside_contestants() -> list[float]:

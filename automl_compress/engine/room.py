@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -64,6 +64,21 @@ def what_waits(pool: Pool, threads: int, processors: Sequence[float], free: floa
         f"which {free:g} are free (others may hold them, see 'ray status', or starting takes "
         f"long); the study {goes_on}"
     )
+
+
+def what_left(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What to say of machines that are gone, a line for each.
+
+    Args:
+        before: addresses of the machines that were there, by a name that no other ever has.
+        now: of those that are there.
+    """
+    return [
+        f"machine {address} has left the cluster; evaluators that were there start again where "
+        "there is room, and what they were asked is asked again"
+        for name, address in before.items()
+        if name not in now
+    ]
 
 
 def what_differs(kinds: Iterable[str]) -> str:

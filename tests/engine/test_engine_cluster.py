@@ -197,12 +197,17 @@ def test_an_undisturbed_race_and_its_ladder_go_as_serially(
 
 @pytest.mark.parametrize(("workers", "asked"), [(None, [3, 7]), (2, [2])])
 def test_machines_that_join_later_are_used_where_workers_are_not_counted(
-    workers: int | None, asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int | None,
+    asked: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from automl_compress.engine import cluster
 
     found: list[int] = []
-    machines = [{"NodeID": "0a" * 28, "Resources": {"CPU": 4.0}, "Alive": True}]
+    here = {"NodeID": "0a" * 28, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 4.0}}
+    machines = [{**here, "Alive": True}]
     pretended = SimpleNamespace(
         pool=SimpleNamespace(remote=lambda: Pool(1, 1)),
         grow=SimpleNamespace(remote=found.append),
@@ -220,10 +225,15 @@ def test_machines_that_join_later_are_used_where_workers_are_not_counted(
     monkeypatch.setattr(cluster, "share_large_tensors", lambda: None)
     monkeypatch.setattr(cluster, "RemoteDispatcher", SimpleNamespace(options=lambda **_: pretended))
     engine = cluster.ClusterEngine(race(tmp_path), EngineSettings(workers=workers), tmp_path)
-    machines.append({"NodeID": "other", "Resources": {"CPU": 4.0}, "Alive": True})
+    machines.append({**machines[0], "NodeID": "other", "NodeManagerAddress": "10.0.0.2"})
     with engine._watched():
         pass
     assert found == asked
+    assert "has left" not in caplog.text
+    machines[-1]["Alive"] = False
+    with engine._watched():
+        pass
+    assert "machine 10.0.0.2 has left the cluster" in caplog.text
 
 
 def test_what_contestants_load_is_light() -> None:
@@ -399,18 +409,35 @@ def test_a_contestant_whose_dispatcher_died_is_not_started_again(
     assert "must live as long as the study, but it died; see" in str(last["failure"])
 
 
-def test_a_full_disk_is_told_of_by_the_ledger_alone(
+def test_what_fails_is_told_once_and_not_by_tune(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Tune would show a traceback for every try to save its own state, which nobody reads."""
-    from ray.tune.execution import experiment_state
+    """Tune would show a traceback for every try to save its own state, which nobody reads; on a
+    full disk the ledger says what to do. So it would for each start of a trial that fails."""
+    from ray.tune import tune
+    from ray.tune.execution import experiment_state, tune_controller
 
     from automl_compress.engine.cluster import ray, start_ray
 
     monkeypatch.setattr(ray, "init", lambda **_: None)
     start_ray(EngineSettings(address="local"))
     experiment_state.logger.error("Saving experiment state to storage failed")
+    tune_controller.logger.error("Trial task failed for trial")
+    tune.logger.error("Trials did not complete")
     assert not caplog.records
+
+
+def test_what_machines_publish_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that goes away Ray prints 50 lines of its log."""
+    from automl_compress.engine.cluster import ray, start_ray
+
+    worker = ray._private.worker
+    usual = worker.listen_error_messages
+    during: list[object] = []
+    monkeypatch.setattr(ray, "init", lambda **_: during.append(worker.listen_error_messages))
+    start_ray(EngineSettings(address="local"))
+    assert during != [usual]
+    assert worker.listen_error_messages is usual
 
 
 def test_rays_start_and_end_leave_sigterm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

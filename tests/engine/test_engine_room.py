@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from automl_compress.engine.room import Pool, room_for, what_differs, what_waits
+from automl_compress.engine.room import Pool, room_for, what_differs, what_left, what_waits
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,14 @@ def test_machines_that_compute_otherwise_are_named() -> None:
     assert what_differs(["AVX512", "AVX2", "AVX512"]).startswith(
         "machines of the cluster compute with AVX2 and with AVX512, whose last digits differ"
     )
+
+
+def test_machines_that_are_gone_are_named() -> None:
+    before = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
+    again = {"a": "10.0.0.1", "new": "10.0.0.3"}  # one was started anew
+    said = what_left(before, again)
+    assert [re.findall(r"^machine (\S+) has left the cluster", line) for line in said] == [
+        ["10.0.0.2"],
+        ["10.0.0.3"],
+    ]
+    assert what_left(before, {**before, "d": "10.0.0.4"}) == []
