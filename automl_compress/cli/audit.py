@@ -65,7 +65,7 @@ def add_audit(subparsers: Any) -> None:
         "--workers", type=int, metavar="N", help="measure and train so many at a time, on Ray"
     )
     parser.add_argument(
-        "--address", metavar="ADDRESS", help="of a running Ray cluster: HOST:PORT, or auto"
+        "--address", metavar="ADDRESS", help="of a running Ray cluster: HOST:PORT or auto; or local"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of all that is drawn; default: 0"

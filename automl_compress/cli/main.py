@@ -90,7 +90,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="networks to evaluate at a time, on Ray"
     )
     parser.add_argument(
-        "--address", metavar="ADDRESS", help="of a running Ray cluster: HOST:PORT, or auto"
+        "--address", metavar="ADDRESS", help="of a running Ray cluster: HOST:PORT or auto; or local"
     )
     parser.add_argument(
         "--open", action="store_true", help="open the report in a browser when it is done"

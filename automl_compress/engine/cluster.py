@@ -11,6 +11,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -65,9 +67,11 @@ LOCAL: Final = "local"
 """The address of a Ray of one's own on this machine."""
 _UNREACHABLE: Final = "Ray could not be started or reached"
 _AUTHENTICATE: Final = (
-    "if it asks for a token, as clusters since Ray 2.59 do where '~/.ray/auth_token' exists, set "
-    "RAY_AUTH_MODE=token here and on its machines"
+    "if it asks for a token, as clusters since Ray 2.59 do where '~/.ray/auth_token' exists, copy "
+    "that file to all machines and set RAY_AUTH_MODE=token on them"
 )
+_AUTH_MODE: Final = "RAY_AUTH_MODE"
+_TOKENS: Final = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set where `ray job submit` has brought the driver to the cluster."""
 _DISPATCHER_DIED: Final = (
@@ -81,6 +85,7 @@ _TUNES_LOGS: Final = (
     "ray.tune.tune",
 )
 _PATIENCE_SECONDS: Final = 10.0
+_STATUS_SECONDS: Final = 60.0
 WATCH_SECONDS: Final = 30.0
 """How often it is looked whether evaluators have started; they take seconds."""
 
@@ -307,6 +312,7 @@ def start_ray(settings: EngineSettings) -> None:
         cores = (settings.workers or 0) * settings.threads or len(os.sched_getaffinity(0))
         where |= {"num_cpus": cores + 1, "include_dashboard": False}  # one more for contestants
     else:
+        inherited = _without_needless_token(address)
         stated = _job_variables()  # which Ray would refuse to replace
         environment["env_vars"] = {n: v for n, v in variables.items() if n not in stated}
     with (
@@ -378,6 +384,34 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _without_needless_token(address: str) -> dict[str, str]:
+    """What has Ray join a cluster as the cluster is, with a token or without.
+
+    Ray keeps a token of every run on one machine and then joins `auto` as if the cluster had one
+    too. If that was started without, nothing of the cluster may answer us, and no actor starts.
+    """
+    if address != "auto" or _AUTH_MODE in os.environ or not _has_token():
+        return {}
+    without = {_AUTH_MODE: "disabled"}
+    asked = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        done = subprocess.run(  # noqa: S603 - Ray's own command
+            asked,
+            env={**os.environ, **without},
+            capture_output=True,
+            timeout=_STATUS_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {}
+    return {} if done.returncode else without
+
+
+def _has_token() -> bool:
+    """Whether this machine has a token for clusters."""
+    return any(map(os.getenv, _TOKENS)) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _job_variables() -> set[str]:

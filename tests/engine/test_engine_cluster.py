@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -40,6 +41,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have a token, and Ray is asked whether a cluster needs it."""
+    from automl_compress.engine import cluster
+
+    monkeypatch.setattr(cluster, "_has_token", lambda: False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
 
 
 def _run(folder: Path, workers: int, **estimator: object) -> list[Standing]:
@@ -438,6 +448,46 @@ def test_what_machines_publish_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> 
     start_ray(EngineSettings(address="local"))
     assert during != [usual]
     assert worker.listen_error_messages is usual
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "token", "answers", "joined"),
+    [
+        ("auto", None, True, True, "disabled"),
+        ("auto", None, True, False, None),  # which asks for the token
+        ("auto", None, False, True, None),
+        ("auto", "token", True, True, "token"),
+        ("local", None, True, True, None),
+    ],
+)
+def test_a_token_is_left_aside_where_a_cluster_has_none(
+    address: str,
+    mode: str | None,
+    token: bool,
+    answers: bool,
+    joined: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray would join as if the cluster had one too; then no actor starts, and nothing says why."""
+    from automl_compress.engine import cluster
+
+    asked: list[str] = []
+
+    def status(command: list[str], env: dict[str, str], **_: object) -> SimpleNamespace:
+        asked.append(env["RAY_AUTH_MODE"])
+        assert command[1:] == ["-m", "ray.scripts.scripts", "status", "--address", "auto"]
+        return SimpleNamespace(returncode=0 if answers else 1)
+
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setattr(cluster, "_has_token", lambda: token)
+    monkeypatch.setattr(cluster.subprocess, "run", status)
+    found: list[str | None] = []
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: found.append(os.getenv("RAY_AUTH_MODE")))
+    cluster.start_ray(EngineSettings(address=address))
+    assert found == [joined]
+    assert os.getenv("RAY_AUTH_MODE") == mode
+    assert asked == (["disabled"] if address == "auto" and token and mode is None else [])
 
 
 def test_rays_start_and_end_leave_sigterm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
