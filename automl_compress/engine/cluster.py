@@ -203,6 +203,8 @@ class ClusterEngine:
         ends = False
         while not ends:
             ends = over.wait(WATCH_SECONDS)
+            if not ends and (silence := _head_silent()):
+                self._warn({silence})  # what follows would not come back
             try:
                 pool: Pool = ray.get(self._dispatcher.pool.remote(), timeout=_PATIENCE_SECONDS)
                 waits = "" if ends else self._what_waits(pool)
@@ -212,10 +214,13 @@ class ClusterEngine:
             except ray.exceptions.RayError:
                 continue  # who waits for answers is told
             left = what_left(before, self._there)
-            remarks = {*left, *pool.lost, *pool.late, waits, what_differs(pool.kinds)}
-            for remark in remarks - self._said:
-                _logger.warning("%s", remark)
-                self._said.add(remark)
+            self._warn({*left, *pool.lost, *pool.late, waits, what_differs(pool.kinds)})
+
+    def _warn(self, remarks: set[str]) -> None:
+        """Say what was not said before."""
+        for remark in remarks - self._said:
+            _logger.warning("%s", remark)
+            self._said.add(remark)
 
     def _room(self) -> int:
         return room_for(_processors_beside_contestants(), self._threads)
@@ -448,12 +453,40 @@ def _check_address(address: str) -> None:
     if not host or not port.isdecimal() or "/" in host:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
+        _call(address)
     except (OSError, OverflowError) as reason:
         raise EngineError(
             f"a cluster must answer at its address, but nothing does at '{address}' ({reason}); "
             "correct it, or start the cluster by 'ray start --head'"
         ) from reason
+
+
+def _call(address: str) -> None:
+    """Check that something listens at `host:port`.
+
+    Raises:
+        OSError: nothing does, within seconds.
+        OverflowError: there is no such port.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
+
+
+def _head_silent() -> str:
+    """What to say where the cluster's head does not answer; empty where it does.
+
+    Without it Ray aborts this process after a minute, with a line of its own.
+    """
+    address = ray.get_runtime_context().gcs_address
+    try:
+        _call(address)
+    except OSError as reason:
+        return (
+            f"the cluster's head must live as long as the study, but nothing answers at "
+            f"'{address}' ({reason}); if it stays so for a minute, Ray ends this process: start a "
+            "cluster again, then go on with 'resume'"
+        )
+    return ""
 
 
 def fitted(tuner: tune.Tuner) -> tune.ResultGrid:

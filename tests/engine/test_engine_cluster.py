@@ -267,6 +267,25 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(
             start_ray(EngineSettings(address=address))
 
 
+def test_a_head_that_is_gone_is_told_before_ray_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from automl_compress.engine import cluster
+
+    def told(address: tuple[str, int]) -> str:
+        context = SimpleNamespace(gcs_address=f"{address[0]}:{address[1]}")
+        monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+        return cluster._head_silent()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        assert told(address) == ""
+    with socket.socket() as bound:  # nobody listens there
+        bound.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{bound.getsockname()[1]}"
+        assert re.search(f"head .* nothing answers at '{place}'.*resume", told(bound.getsockname()))
+
+
 def test_a_cluster_that_answers_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     from automl_compress.engine.cluster import ray, start_ray
 
