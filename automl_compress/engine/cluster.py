@@ -594,7 +594,8 @@ def _race(contestant: Contestant, dispatcher: Any, last: dict[str, Any]) -> None
         last["standing"] = contestant.finish_round(evaluations, hits).to_dict()
         now = time.monotonic()
         if now - saved_at >= CHECKPOINT_SECONDS:
-            with tempfile.TemporaryDirectory() as folder:
+            # Whoever is killed here leaves nothing outside the study's folder.
+            with tempfile.TemporaryDirectory(dir=tune.get_context().get_trial_dir()) as folder:
                 save_state(Path(folder) / _CHECKPOINT, contestant.state_dict())
                 checkpoint = tune.Checkpoint.from_directory(folder)
                 tune.report({**last, "finished": False}, checkpoint=checkpoint)

@@ -438,6 +438,32 @@ def test_a_contestant_whose_dispatcher_died_is_not_started_again(
     assert "must live as long as the study, but it died; see" in str(last["failure"])
 
 
+def test_checkpoints_are_made_in_the_studys_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A contestant that is killed meanwhile leaves nothing elsewhere."""
+    from automl_compress.engine import cluster
+
+    rounds = iter([["asked"], []])
+    standing = Standing("nsga2-0", 1, 0, 0, None, None)
+    contestant = SimpleNamespace(
+        next_round=lambda: next(rounds),
+        finish_round=lambda *_: standing,
+        state_dict=lambda: {"position": 1},
+    )
+    made: list[str] = []
+    monkeypatch.setattr(cluster, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(cluster.ray, "get", lambda _: ([], 0))
+    monkeypatch.setattr(cluster.tune, "get_checkpoint", lambda: None)
+    trial = SimpleNamespace(get_trial_dir=lambda: str(tmp_path))
+    monkeypatch.setattr(cluster.tune, "get_context", lambda: trial)
+    monkeypatch.setattr(cluster.tune, "report", lambda *_, checkpoint: made.append(checkpoint.path))
+    dispatcher = SimpleNamespace(answer=SimpleNamespace(remote=list))
+    cluster._race(contestant, dispatcher, {})
+    assert [Path(folder).parent for folder in made] == [tmp_path]
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_fails_is_told_once_and_not_by_tune(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
