@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -378,15 +378,22 @@ def _machines_unheard() -> Iterator[None]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Processes that are started inside have these variables; afterwards all are as before."""
-    before = {name: os.environ.get(name) for name in variables}
+    """Processes that are started inside have these variables; afterwards all are as before.
+
+    So is the one by which Ray's start on one machine would have the next join a cluster by token.
+    """
+    before = {name: os.environ.get(name) for name in (*variables, _AUTH_MODE)}
     os.environ.update(variables)
+    if _AUTH_MODE in variables:
+        with suppress(AttributeError):  # another version has them elsewhere
+            ray._raylet.Config.initialize("")  # or Ray goes by what an earlier start had set
+            ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 

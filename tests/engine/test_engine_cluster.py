@@ -528,9 +528,21 @@ def test_a_token_is_left_aside_where_a_cluster_has_none(
     monkeypatch.setattr(cluster, "_has_token", lambda: token)
     monkeypatch.setattr(cluster.subprocess, "run", status)
     found: list[str | None] = []
-    monkeypatch.setattr(cluster.ray, "init", lambda **_: found.append(os.getenv("RAY_AUTH_MODE")))
+
+    def init(**_: object) -> None:
+        found.append(os.getenv("RAY_AUTH_MODE"))
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as Ray does; the next start goes by it
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    forgotten: list[str] = []
+    config = SimpleNamespace(initialize=lambda _: forgotten.append("mode"))
+    loader = SimpleNamespace(reset_cache=lambda: forgotten.append("token"))
+    loaders = SimpleNamespace(instance=lambda: loader)
+    monkeypatch.setattr(cluster.ray._raylet, "Config", config)  # that of a running Ray stays
+    monkeypatch.setattr(cluster.ray._raylet, "AuthenticationTokenLoader", loaders)
     cluster.start_ray(EngineSettings(address=address))
     assert found == [joined]
+    assert forgotten == (["mode", "token"] if joined == "disabled" else [])
     assert os.getenv("RAY_AUTH_MODE") == mode
     assert asked == (["disabled"] if address == "auto" and token and mode is None else [])
 
