@@ -4,10 +4,10 @@ Layers many of whose feature maps have a low rank are sensitive: their channels 
 agent, `ddpg`, decides all other genes, bits of sensitive layers among them, which the paper does
 not treat. The shares of low ranks are `Problem.sensitivity`.
 
-Where the problem does not state them, sensitivity is measured: starting from the least compressed
-network that meets the constraints on costs, each channel gene alone is cut to its smallest
-value, and what the network then loses is how sensitive the gene is. These evaluations are charged
-like any other.
+Where the problem does not state them, or no map has a low rank, as in small networks, sensitivity
+is measured: starting from the least compressed network that meets the constraints on costs, each
+channel gene alone is cut to its smallest value, and what the network then loses is how sensitive
+the gene is. These evaluations are charged like any other.
 
 The paper publishes no code. A quarter of the channel genes is protected, the most sensitive, and
 one at least where there are several; genes without sensitivity (0) never are. Protected channels
@@ -48,12 +48,15 @@ class Sensitive(Strategy):
     def __init__(self, problem: Problem, seed: int, protected: float = PROTECTED) -> None:
         super().__init__(problem, seed)
         genes = problem.space.genes
-        self._channels = [place for place, gene in enumerate(genes) if gene.kind == "channels"]
+        self._channels = [
+            place for place, gene in enumerate(genes) if gene.kind == "channels" and len(gene) > 1
+        ]
         several = protected > 0 and len(self._channels) > 1
         self._count = max(int(several), int(protected * len(self._channels)))
         self._agent_seed = int(self.rng.integers(2**31))
         self._seen = Seen()
-        stated = len(problem.sensitivity) == len(genes)
+        known = len(problem.sensitivity) == len(genes)
+        stated = known and bool(np.any(problem.sensitivity[self._channels]))
         self._sensitivity = np.array(problem.sensitivity) if stated else np.zeros(len(genes))
         self._probes = {} if stated or not self._count else self._cut_one_by_one()
         self._waiting = list(self._probes)  # keys of probes to ask for
@@ -77,10 +80,14 @@ class Sensitive(Strategy):
         order = np.argsort(-found, kind="stable")[: self._count]
         return [self._channels[place] for place in order if found[place] > 0]
 
-    def _build(self) -> Restricted:
+    def _free(self) -> list[int]:
+        """Positions of the genes that the agent decides."""
         kept = set(self.protected())
         free = [place for place in range(len(self.problem.space)) if place not in kept]
-        free = free or list(range(len(self.problem.space)))
+        return free or list(range(len(self.problem.space)))
+
+    def _build(self) -> Restricted:
+        free = self._free()
         fixed = least_compressed(self.problem, free, HARDEST)
         return Restricted(self.problem, self._agent_seed, DDPG, free, fixed)
 

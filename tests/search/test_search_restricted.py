@@ -240,6 +240,18 @@ def test_channels_of_stated_sensitive_layers_are_kept() -> None:
     assert len({e.policy["weight_bits:layer2"] for e in told}) > 1
 
 
+def test_where_no_feature_map_has_a_low_rank_sensitivity_is_measured() -> None:
+    """Rather than protecting nothing, unsaid."""
+    problem = replace(NETWORK.problem(), sensitivity=np.zeros(len(NETWORK.space)))
+    assert Sensitive(problem, 0).ask(4) == Sensitive(NETWORK.problem(), 0).ask(4)
+
+
+def test_channels_without_a_choice_are_not_among_the_protected() -> None:
+    problem = ToyNetwork(layers=2, channels=(16,)).problem()
+    strategy = Sensitive(replace(problem, sensitivity=np.full(len(problem.space), 0.5)), 0)
+    assert strategy.protected() == []
+
+
 def test_sensitive_layers_stay_whole_where_the_others_can_meet_a_constraint() -> None:
     problem = ToyNetwork(layers=8).problem(("error", "macs"), ["macs <= 0.5x"])
     told = _search(Sensitive(_stated(problem, sensitive=4), 0), 20, ToyEstimator(ToyNetwork(8)))
