@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,11 +91,16 @@ class Contestant:
         self.record = record
         self._problem = problem
         self._budget = budget
-        self._strategy = build_strategy(record.strategy, problem, record.seed)
+        known = replace(problem, budget=budget)
+        self._strategy = build_strategy(record.strategy, known, record.seed)
         self._position = 0
         self._round = 0
         self._asked: list[Request] = []
         self._score = _Score(record, problem)
+
+    def plan(self) -> list[str]:
+        """What its strategy sets out to do."""
+        return self._strategy.plan()
 
     def next_round(self) -> list[Request]:
         """The next batch; empty when the budget is spent or the space exhausted."""

@@ -23,6 +23,7 @@ from automl_compress.compress import (
 from automl_compress.compress.feature_ranks import IMAGES as RANKED_IMAGES
 from automl_compress.deploy.latency_model import LatencyModel
 from automl_compress.engine.config import StudyConfig
+from automl_compress.engine.contestant import Contestant
 from automl_compress.engine.idle import without_idle_choices
 from automl_compress.engine.latency import (
     check_machine,
@@ -52,7 +53,7 @@ from automl_compress.evaluate.latency import CostsWithLatency, WithLatency
 from automl_compress.evaluate.network import NetworkEstimator
 from automl_compress.ledger import Manifest
 from automl_compress.recover import training_heads
-from automl_compress.search import Problem, RungOffer, build_strategy, find_strategy
+from automl_compress.search import Problem, RungOffer, find_strategy
 from automl_compress.space import Policy, SearchSpace
 from automl_compress.workload import BoxTask, Workload
 
@@ -163,11 +164,19 @@ def prepare_study(
         useful_loss=useful_loss(loss_of(config.objectives)),
         sparsity_loss=manifest.sparsity_loss,
     )
-    for name in config.strategies:  # whose mistakes are told before anything is written
-        build_strategy(name, problem, config.seeds[0])
+    manifest = replace(manifest, plans=_plans(manifest, problem))
     return Prepared(
         manifest, problem, *found.estimators, compressor, workload.example_input(), rungs
     )
+
+
+def _plans(manifest: Manifest, problem: Problem) -> dict[str, list[str]]:
+    """What each strategy sets out to do; mistakes in it are told before anything is written."""
+    plans: dict[str, list[str]] = {}
+    for record in manifest.contestants:
+        if record.strategy not in plans:
+            plans[record.strategy] = Contestant(record, problem, manifest.budget).plan()
+    return {name: plan for name, plan in plans.items() if plan}
 
 
 def _measured(config: StudyConfig, given: nn.Module | None, before: Manifest | None) -> _Measured:

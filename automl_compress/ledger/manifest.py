@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -101,6 +101,7 @@ class Manifest:
             nobody asked.
         networks: hashes of what decides the networks that the search and the final test measure;
             empty in older studies.
+        plans: by strategy, what it set out to do, one sentence each; who says nothing is left out.
         extended: fingerprints of the study before it was extended, the first one first.
     """
 
@@ -126,6 +127,7 @@ class Manifest:
     predictor: Mapping[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
     extended: tuple[str, ...] = ()
+    plans: Mapping[str, Sequence[str]] = field(default_factory=dict)
     given: Mapping[str, float] = field(default_factory=dict)
     test_given: Mapping[str, float] = field(default_factory=dict)
     version: int = MANIFEST_VERSION

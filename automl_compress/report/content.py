@@ -11,6 +11,7 @@ from automl_compress.report.audit import audit_note, audit_verdict
 from automl_compress.report.audit_views import audit_table
 from automl_compress.report.document import (
     Block,
+    Bullets,
     Details,
     Document,
     Heading,
@@ -100,6 +101,7 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
         return [*blocks, Paragraph("No evaluation is made yet, so there is nothing to compare.")]
     note = _hypervolume_note(summary)
     blocks += [Paragraph(text) for text in (note, _seeds_note(summary))]
+    blocks += _plans(summary)
     blocks += [tables.hypervolume_table(summary, kind) for kind in ("useful", "plain")]
     if not summary.level:
         blocks.append(Paragraph(
@@ -111,6 +113,15 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
     failures = tables.failures_table(summary)
     blocks += [failures] if failures else [Paragraph("No evaluation failed.")]
     return [*blocks, Paragraph(_timing_note(summary)), tables.timing_table(summary)]
+
+
+def _plans(summary: Summary) -> list[Block]:
+    """What strategies set out to do, those that say it."""
+    plans = summary.result.manifest.plans
+    if not plans:
+        return []
+    said = tuple(f"{name}: {'; '.join(plan)}." for name, plan in plans.items())
+    return [Paragraph("What strategies set out to do on this network:"), Bullets(said)]
 
 
 def _hypervolume_note(summary: Summary) -> str:

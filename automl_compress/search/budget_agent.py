@@ -45,6 +45,7 @@ from automl_compress.search.priors import draw_new, lowered, steps_to_fit
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.restricted import Restricted, genes_of, least_compressed
 from automl_compress.search.reward import outcome, rewards
+from automl_compress.search.start import affordable
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Kind, Policy
 
@@ -138,11 +139,22 @@ class BudgetAgent(Strategy):
         self._mdp = LayerMDP(problem)
         self._replay = EpisodeReplay(self._mdp.steps, self._mdp.state_size)
         self._seen = Seen()
-        self._start = WARM_UP
+        self._start = affordable(WARM_UP, problem)
         self._episodes = self._walks = 0
         self._learner = ActorCritic(
             self._mdp.state_size + 1, 1, int(self.rng.integers(2**31)), LEARNING
         )
+
+    def plan(self) -> list[str]:
+        """What it decides, and by which budget."""
+        budget = f"by {self._budget.metric}"
+        if self._meet != "reward":
+            shares = ", ".join(f"{share:.1%}" for share in self._shares)
+            budget = f"within {shares} of the {self._budget.metric}"
+        return [
+            f"draws its first {self._start} policies by chance",
+            f"then one agent takes an action for each of {self.problem.choices}, {budget}",
+        ]
 
     # Acting.
 

@@ -80,6 +80,7 @@ class DDPG(ImaginingAgent[ActorCritic]):
         self, problem: Problem, seed: int, twin: bool = False, together: bool = False
     ) -> None:
         super().__init__(problem, seed, WARM_UP, NOISE, UPDATES_PER_EPISODE)
+        self._together = together
         self._mdp = LayerMDP(problem, together)
         self._replay = EpisodeReplay(self._mdp.steps, self._mdp.state_size)
         self._learner = ActorCritic(
@@ -88,6 +89,14 @@ class DDPG(ImaginingAgent[ActorCritic]):
             int(self.rng.integers(2**31)),
             twin_of(LEARNING) if twin else LEARNING,
         )
+
+    def plan(self) -> list[str]:
+        """What one action decides."""
+        where = f"{self._mdp.steps} layers, " if self._together else ""
+        return [
+            *super().plan(),
+            f"then one agent takes an action for each of {where}{self.problem.choices}",
+        ]
 
     # Acting.
 

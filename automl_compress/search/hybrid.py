@@ -27,6 +27,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -129,7 +130,9 @@ class Hybrid(Strategy):
         self._asked_by: dict[str, int] = {}  # key of what is out, and who: member, _START, _NOBODY
 
     def _build(self, name: str) -> Strategy:
-        return build_strategy(name, self.problem, int(self.rng.integers(2**31)))
+        """A member; how much of the budget it will get, nobody knows."""
+        problem = replace(self.problem, budget=None)
+        return build_strategy(name, problem, int(self.rng.integers(2**31)))
 
     def _starter(self, name: str | None, members: Sequence[str]) -> Strategy | None:
         """Who is asked first: the member of that name when there is one."""

@@ -22,7 +22,7 @@ from automl_compress.search.priors import draw_new
 from automl_compress.search.record import Record
 from automl_compress.search.replay import EpisodeReplay
 from automl_compress.search.reward import outcome, undamped
-from automl_compress.search.start import Start
+from automl_compress.search.start import Start, affordable
 from automl_compress.search.strategy import Problem, Seen, State, Strategy
 from automl_compress.space import Indices, Policy
 
@@ -94,8 +94,9 @@ class ImaginingAgent(Strategy, Generic[L]):
     Args:
         problem: what is searched.
         seed: decides every random choice.
-        warm_up: policies drawn by `Start`, near the limit of constraints on costs: after draws
-            evenly below it, `ddpg` and `qmix` were behind chance for 60 evaluations.
+        warm_up: policies drawn by `Start`, as many as the budget affords, near the limit of
+            constraints on costs: after draws evenly below it, `ddpg` and `qmix` were behind chance
+            for 60 evaluations.
         exploring: how an episode strays from what the learner thinks best, by its number.
         updates: of the learner per episode that it is told of.
     """
@@ -112,7 +113,7 @@ class ImaginingAgent(Strategy, Generic[L]):
         self._updates = updates
         self._record = Record(problem)
         self._seen = Seen()
-        self._start = Start(problem, self.rng, warm_up, near_limit=True)
+        self._start = Start(problem, self.rng, affordable(warm_up, problem), near_limit=True)
         self._episodes = 0
 
     @abstractmethod
@@ -172,6 +173,10 @@ class ImaginingAgent(Strategy, Generic[L]):
         """The first new end of episodes one by one."""
         one = np.array([spread])
         return draw_new(self.problem, self._seen, lambda: self._ends(one)[0], self.rng)
+
+    def plan(self) -> list[str]:
+        """How many policies are drawn before it learns."""
+        return [f"draws its first {len(self._start)} policies by chance"]
 
     def skip_start(self) -> None:
         """Go on from what is told in place of warm-up draws."""

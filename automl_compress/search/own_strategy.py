@@ -81,6 +81,11 @@ class OwnStrategy(Strategy):
         with self._in("tell"):
             self._own.tell(list(evaluations))
 
+    def plan(self) -> list[str]:
+        """What it says it sets out to do."""
+        with self._in("plan"):
+            return [str(sentence) for sentence in self._own.plan()]
+
     def skip_start(self) -> None:
         """Have it leave out its start."""
         with self._in("skip_start"):

@@ -74,6 +74,14 @@ class QMIX(ImaginingAgent[TeamLearner]):
             Mixing(monotonic=monotonic, rate=3e-3, own_return=0.5),
         )
 
+    def plan(self) -> list[str]:
+        """Who is in the team."""
+        return [
+            *super().plan(),
+            f"then a team with one agent for each of {self.problem.choices} lowers them in "
+            f"{self._game.steps} iterations",
+        ]
+
     # Acting.
 
     def _ends(self, exploring: Array) -> Indices:

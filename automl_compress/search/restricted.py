@@ -121,6 +121,10 @@ class Restricted(Strategy):
         """Tell the strategy what fits."""
         self._part.tell([self._own(e) for e in evaluations if self.fits(e)])
 
+    def plan(self) -> list[str]:
+        """What the strategy sets out to do with the free genes."""
+        return self._part.plan()
+
     def skip_start(self) -> None:
         """As the strategy does."""
         self._part.skip_start()

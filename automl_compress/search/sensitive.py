@@ -91,6 +91,23 @@ class Sensitive(Strategy):
         fixed = least_compressed(self.problem, free, HARDEST)
         return Restricted(self.problem, self._agent_seed, DDPG, free, fixed)
 
+    def plan(self) -> list[str]:
+        """Which channels are protected and why, or how that is found."""
+        if self._probes:
+            return [
+                f"cuts each of {len(self._probes)} channel groups alone, for no low rank of a "
+                f"feature map is known, and protects {self._count}, those that the network needs "
+                "most"
+            ]
+        genes = self.problem.space.genes
+        fixed = self.problem.space.decode(least_compressed(self.problem, self._free(), HARDEST))
+        protected = [
+            f"protects {genes[place].target}, {fixed[genes[place].name]} channels: "
+            f"{self._sensitivity[place]:.0%} of its feature maps have a low rank"
+            for place in self.protected()
+        ]
+        return [*protected, *self._build().plan()]
+
     def ask(self, count: int) -> list[Policy]:
         """Probes, where sensitivity must be measured; then what the agent asks for.
 

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import numpy as np
 
 from automl_compress.search.priors import draw_new, mildest, scaled_indices, stratified_mildness
 from automl_compress.search.strategy import Problem, Seen
 from automl_compress.space import Indices, Policy
+
+WARM_UP_SHARE: Final = 0.5
+"""Share of the budget that is drawn by chance before an agent learns, at most."""
+
+
+def affordable(warm_up: int, problem: Problem) -> int:
+    """As much of a warm-up as leaves an agent a part of the budget to learn and to act in.
+
+    Args:
+        warm_up: policies drawn by chance where the budget is large or nobody knows it.
+        problem: states the budget.
+    """
+    if problem.budget is None:
+        return warm_up
+    return min(warm_up, int(WARM_UP_SHARE * problem.budget))
 
 
 class Start:

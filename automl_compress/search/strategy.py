@@ -66,6 +66,7 @@ class Problem:
             columns are the shares of bytes and multiply-accumulates it can save.
         sensitivity: (n_genes,) how sensitive the layer of each gene is, in [0, 1]: the share of
             its feature maps whose rank is low; empty when nobody measured it.
+        budget: evaluations that the strategy is charged in all; None when nobody knows.
         rungs: rungs that may be asked for, by name; empty where a study has no ladder.
         useful_loss: how much more loss than the baseline a network may have to be of use.
         sparsity_loss: error that sparsity training added before the search. What a race shows of
@@ -82,6 +83,7 @@ class Problem:
     constraints: tuple[Constraint, ...] = ()
     features: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     sensitivity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    budget: int | None = None
     rungs: Mapping[str, RungOffer] = field(default_factory=dict)
     useful_loss: float = USEFUL_LOSS
     sparsity_loss: float = 0.0
@@ -106,6 +108,12 @@ class Problem:
         if self.counted_error is not None:
             return self.counted_error
         return self.baseline[self.loss] + TOLERATED * self.useful_loss
+
+    @property
+    def choices(self) -> str:
+        """How many genes have a choice, of which kinds, in words."""
+        chosen = [gene.kind for gene in self.space if len(gene) > 1]
+        return f"{len(chosen)} genes ({' and '.join(dict.fromkeys(chosen))})"
 
     @property
     def minimised_costs(self) -> tuple[str, ...]:
@@ -189,6 +197,10 @@ class Strategy(ABC):
         Args:
             budget: evaluations that are left.
         """
+        return []
+
+    def plan(self) -> list[str]:
+        """What it sets out to do on this problem, one sentence each, for the study's report."""
         return []
 
     @abstractmethod

@@ -6,15 +6,18 @@ are `ddpg` on their part of the genes.
 
 The paper publishes no code. What it leaves open, and where this deviates:
 
-1. The best network is the one that alone dominates the largest useful hypervolume, or the largest
+1. One agent cuts channels and kernels together; the paper's cuts channels, and a threshold then
+   removes kernels. Which kernels go is the study's `kernel_criterion`.
+2. The best network is the one that alone dominates the largest useful hypervolume, or the largest
    plain one as long as none is useful. So the search covers the bits' front of one pruned network.
-2. The stages take turns by a fixed count of evaluations.
-3. Where the genes of one stage have no choice, there is one stage, on all genes.
+3. The stages take turns by a count of evaluations: `PRUNED`, or a share of a small budget.
+4. Where the genes of one stage have no choice, there is one stage, on all genes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -27,6 +30,8 @@ from automl_compress.space import Indices, Policy
 
 PRUNED: Final = 60
 """Evaluations of the first stage."""
+SHARE: Final = 0.6
+"""Share of the budget that they take at most."""
 
 
 class TwoStage(Strategy):
@@ -35,13 +40,17 @@ class TwoStage(Strategy):
     Args:
         problem: what is searched.
         seed: decides every random choice.
-        pruned: evaluations of the first stage that are told before the second begins.
+        pruned: evaluations of the first stage that are told before the second begins; `PRUNED`, or
+            `SHARE` of a smaller budget, when not given.
     """
 
     batch = 5
 
-    def __init__(self, problem: Problem, seed: int, pruned: int = PRUNED) -> None:
+    def __init__(self, problem: Problem, seed: int, pruned: int | None = None) -> None:
         super().__init__(problem, seed)
+        if pruned is None:
+            pruned = PRUNED if problem.budget is None else min(PRUNED, int(SHARE * problem.budget))
+        self._pruned = pruned
         self._pruning = genes_of(problem, ("channels", "kernel_sparsity"))
         self._quantizing = genes_of(problem, ("weight_bits", "activation_bits"))
         self._single = not set(self._pruning).isdisjoint(self._quantizing)  # one of them is all
@@ -58,7 +67,24 @@ class TwoStage(Strategy):
     def _build(self) -> Restricted:
         """The agent of this stage."""
         free = self._pruning if self._stage == 1 else self._quantizing
-        return Restricted(self.problem, self._seeds[self._stage - 1], DDPG, free, self._winner)
+        problem = replace(self.problem, budget=self._budget())
+        return Restricted(problem, self._seeds[self._stage - 1], DDPG, free, self._winner)
+
+    def _budget(self) -> int | None:
+        """Evaluations of this stage."""
+        if self._single or self.problem.budget is None:
+            return self.problem.budget
+        return self._pruned if self._stage == 1 else self.problem.budget - self._pruned
+
+    def plan(self) -> list[str]:
+        """How long the stages are, and what each decides."""
+        if self._single:
+            return ["has one stage, for either pruning or bits have no choices"]
+        kinds = sorted({self.problem.space.genes[place].kind for place in self._pruning})
+        return [
+            f"decides {' and '.join(kinds)} in the first {self._pruned} evaluations, at the least "
+            "compressed bits, then bits of the best network found, whose channels stay"
+        ]
 
     def ask(self, count: int) -> list[Policy]:
         """What the agent of this stage asks for; fewer when its part is exhausted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from automl_compress.engine import Study
@@ -23,11 +22,18 @@ def settings() -> dict[str, Any]:
 
 
 def test_ranks_are_counted_for_the_strategy_that_asks(settings: dict[str, Any]) -> None:
-    problem = Study(**settings, strategies=["sensitive"])._prepare().problem
-    channels = np.array([gene.kind == "channels" for gene in problem.space])
+    prepared = Study(**settings, strategies=["sensitive", "random"])._prepare()
+    problem = prepared.problem
+    found = zip(problem.space, problem.sensitivity, strict=True)
+    shares = {gene.name: float(share) * (gene.kind == "channels") for gene, share in found}
     assert problem.sensitivity.shape == (len(problem.space),)
     assert ((problem.sensitivity >= 0) & (problem.sensitivity <= 1)).all()
-    assert (problem.sensitivity[channels] > 0).any()
+    most = max(problem.space, key=lambda gene: shares[gene.name])
+    assert shares[most.name] > 0
+    assert list(prepared.manifest.plans) == ["sensitive"]
+    assert prepared.manifest.plans["sensitive"][0].startswith(
+        f"protects {most.target}, {most.values[-1]} channels: {shares[most.name]:.0%} of its"
+    )
 
 
 def test_other_studies_do_not_pay_for_ranks(settings: dict[str, Any]) -> None:

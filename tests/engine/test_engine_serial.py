@@ -18,7 +18,7 @@ from automl_compress.engine.engine import EngineSettings
 from automl_compress.engine.serial import SerialEngine
 from automl_compress.errors import InputError, InterruptedStudy, SpaceError, StudyError
 from automl_compress.evaluate import objective_values, references
-from automl_compress.ledger import Ledger
+from automl_compress.ledger import ContestantRecord, Ledger
 from automl_compress.search import RungOffer
 from automl_compress.space import Gene, SearchSpace, SpaceRules
 from automl_compress.space.rules import ChannelRule, Override
@@ -140,6 +140,11 @@ def test_what_is_useful_waits_where_the_original_is_left_out(
     standing = contestant.finish_round(answers, 0)
     assert (standing.useful is None) == leaves_out
     assert standing.least_loss is not None
+
+
+def test_strategies_know_their_budget() -> None:
+    record = ContestantRecord("two-stage-0", "two-stage", 0)
+    assert "in the first 6 evaluations" in Contestant(record, NETWORK.problem(), 10).plan()[0]
 
 
 def test_the_standing_of_sparse_networks_counts_from_the_given_one(tmp_path: Path) -> None:

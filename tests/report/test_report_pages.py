@@ -358,6 +358,12 @@ def test_few_seeds_are_said_plainly(study, copy):
     assert "Every strategy ran with 1 to 2 seeds" in words(copy)[1]
 
 
+def test_what_strategies_set_out_to_do_is_said(copy):
+    assert "set out" not in words(copy)[1]
+    change(copy, plans={"ddpg": ["draws 3 policies", "then acts"]})
+    assert "\n- ddpg: draws 3 policies; then acts.\n" in words(copy)[1]
+
+
 @pytest.mark.parametrize(
     "objectives",
     [("error", "params"), ("macs", "error", "size_bytes", "params", "bitops")],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -377,3 +377,10 @@ def test_no_member_makes_it_break_a_constraint_on_costs() -> None:
     known = [policy for policy in _policies(100, seed=1) if not problem.cost_violation(policy)]
     strategy.tell([ESTIMATOR.estimate(policy) for policy in known])
     assert not any(map(problem.cost_violation, strategy.ask(20)))
+
+
+def test_members_do_not_take_the_whole_budget_for_their_own() -> None:
+    """So that how they begin does not depend on it."""
+    problem = ToyNetwork(layers=3).problem()
+    known, unknown = (Hybrid(replace(problem, budget=b), 0).state_dict() for b in (20, None))
+    assert known["members"][1]["start"] == unknown["members"][1]["start"]

@@ -148,6 +148,7 @@ def test_what_fails_to_make_one_is_told(text: str, said: str, plug: Write) -> No
         ("def state_dict(self): return np.array([None])", "is of type ndarray"),
         ("def load_state_dict(self, state): state['x']", "'load_state_dict' of .* KeyError: 'x'"),
         ("def skip_start(self): raise OSError", "'skip_start' of .* raised OSError;"),
+        ("def plan(self): return 1 / 0", "'plan' of .* raised ZeroDivisionError"),
     ],
 )
 def test_what_no_strategy_may_do_is_told(methods: str, said: str, plug: Write) -> None:
@@ -157,6 +158,7 @@ def test_what_no_strategy_may_do_is_told(methods: str, said: str, plug: Write) -
 
     def use() -> None:
         assert strategy.batch
+        assert strategy.plan() == []
         strategy.ask_rungs(10)
         asked = strategy.ask(4)
         strategy.tell([ToyEstimator(NETWORK).estimate(policy) for policy in asked])

@@ -196,6 +196,16 @@ def test_the_second_stage_gives_bits_to_the_winner() -> None:
     assert len({tuple(e.policy.of_kind("weight_bits").values()) for e in second}) == len(second)
 
 
+@pytest.mark.parametrize(("budget", "pruned"), [(15, 9), (40, 24), (100, 60), (None, 60)])
+def test_a_small_budget_has_both_stages(budget: int | None, pruned: int) -> None:
+    strategy = TwoStage(replace(NETWORK.problem(), budget=budget), 0)
+    assert f"in the first {pruned} evaluations" in " ".join(strategy.plan())
+    if budget == 15:
+        bits = [set(e.policy.of_kind("weight_bits").values()) for e in _search(strategy, budget)]
+        assert all(found == {8} for found in bits[:5])
+        assert sum(found != {8} for found in bits) >= budget - pruned - 1
+
+
 def test_one_kind_of_genes_is_one_stage() -> None:
     network = ToyNetwork(layers=3, channels=())
     strategy = TwoStage(network.problem(), 0, pruned=5)
@@ -240,10 +250,17 @@ def test_channels_of_stated_sensitive_layers_are_kept() -> None:
     assert len({e.policy["weight_bits:layer2"] for e in told}) > 1
 
 
+def test_the_plan_names_sensitive_layers_and_why() -> None:
+    (first, *_) = Sensitive(_stated(NETWORK.problem(), sensitive=4), 0).plan()
+    assert first == "protects layer2, 16 channels: 90% of its feature maps have a low rank"
+
+
 def test_where_no_feature_map_has_a_low_rank_sensitivity_is_measured() -> None:
     """Rather than protecting nothing, unsaid."""
     problem = replace(NETWORK.problem(), sensitivity=np.zeros(len(NETWORK.space)))
-    assert Sensitive(problem, 0).ask(4) == Sensitive(NETWORK.problem(), 0).ask(4)
+    strategy = Sensitive(problem, 0)
+    assert strategy.ask(4) == Sensitive(NETWORK.problem(), 0).ask(4)
+    assert "cuts each of 4 channel groups alone" in strategy.plan()[0]
 
 
 def test_channels_without_a_choice_are_not_among_the_protected() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from automl_compress.search import build_strategy
 from automl_compress.search.start import Start
 from automl_compress.search.strategy import Problem, Seen
-from automl_compress.testing import ToyNetwork
+from automl_compress.testing import ToyEstimator, ToyNetwork
 
 NETWORK = ToyNetwork(layers=6)
 
@@ -72,3 +74,24 @@ def test_a_restored_start_goes_on() -> None:
     assert [other.draw(other_seen) for _ in range(7)] == [start.draw(seen) for _ in range(7)]
     start.skip()
     assert not start
+
+
+@pytest.mark.parametrize("name", ["ddpg", "qmix", "amc", "haq"])
+def test_agents_learn_within_a_small_budget(name: str) -> None:
+    """Half of it is drawn by chance, and no more than of a large one."""
+    for budget, drawn in ((None, 30), (200, 30), (24, 12)):
+        plan = build_strategy(name, replace(NETWORK.problem(), budget=budget), 0).plan()
+        assert plan[0] == f"draws its first {drawn} policies by chance"
+
+
+def test_chance_takes_as_much_of_a_budget_as_is_said() -> None:
+    """After it, two agents of one seed differ by how they learn."""
+    problem = replace(NETWORK.problem(), budget=10)
+    agents = [build_strategy(name, problem, 0) for name in ("ddpg", "qmix")]
+    rounds = []
+    for _ in range(2):
+        asked = [agent.ask(5) for agent in agents]
+        for agent, policies in zip(agents, asked, strict=True):
+            agent.tell([ToyEstimator(NETWORK).estimate(policy) for policy in policies])
+        rounds.append(asked[0] == asked[1])
+    assert rounds == [True, False]
