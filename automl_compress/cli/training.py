@@ -26,6 +26,7 @@ from automl_compress.recover import (
     train_network,
 )
 from automl_compress.recover.fixed import untrained_parts
+from automl_compress.recover.losses import labels_loss
 from automl_compress.settings import LARGEST_SEED, Section
 from automl_compress.workload import (
     BOXED,
@@ -37,7 +38,6 @@ from automl_compress.workload import (
     card_path,
     channel_statistics,
     check_model_name,
-    check_trainable,
     layout_of,
     load_untrained,
     read_card,
@@ -146,9 +146,10 @@ def _config(
 
 def _load(config: WorkloadConfig, stated: dict[str, Any]) -> tuple[Workload, dict[str, Any]]:
     """The workload, and what a sweep file must say to search it."""
-    check_trainable(config.model, config.model_args)
-    splits = load_untrained(config).splits
-    if config.data.mean is None and splits.train.images.dtype == np.uint8:
+    loaded = load_untrained(config)
+    splits, scales_itself = loaded.splits, loaded.task.blank is not None
+    labels_loss(loaded.task)  # or says why not
+    if config.data.mean is None and not scales_itself and splits.train.images.dtype == np.uint8:
         known = trained_normalization(config.data, splits.train)
         mean, std = (known.mean, known.std) if known else channel_statistics(splits.train)
         stated.update(mean=list(mean), std=list(std))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,8 @@ class Batches:
         augmentation: how images are changed; all others stay as they are.
         seed: decides order and changes.
         device: where the batches lie.
+        blank: (c,) pixel on the 0..1 scale that comes in where images with boxes are moved, or
+            something is blotted out; the normalization's mean when not given.
 
     Raises:
         WorkloadError: there are fewer than two examples, or see `check_augmentation`.
@@ -43,6 +46,7 @@ class Batches:
         augmentation: Augmentation,
         seed: int,
         device: torch.device,
+        blank: Sequence[float] | None = None,
     ) -> None:
         if len(images) < 2:
             raise WorkloadError(
@@ -63,8 +67,10 @@ class Batches:
         self._raw = images.images.dtype == np.uint8
         mean, std = (x.to(device) for x in normalization.tensors(images.images.ndim))
         self._mean, self._std = mean, std
-        black = torch.zeros(images.shape[0], device=device)
-        self._fill = (mean.flatten() * 255).round().to(torch.uint8) if self._raw else black
+        if blank is None:
+            blank = normalization.mean if self._raw else (0.0,) * images.shape[0]
+        fill = torch.tensor(blank).to(device)
+        self._fill = (fill * 255).round().clamp(0, 255).to(torch.uint8) if self._raw else fill
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from automl_compress.compress.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from automl_compress.errors import InputError
-from automl_compress.workload import CLASSIFICATION, BoxTask, Detection, Task
-from automl_compress.workload.detection_loss import detector_loss
+from automl_compress.workload import CLASSIFICATION, BoxTask, Task
 from automl_compress.workload.task import divergence
-from automl_compress.workload.torchvision_detectors import AnchorDetection, untrainable
 
 Loss: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Scalar loss of a network on inputs (n, ...) and labels (n, ...)."""
@@ -32,22 +30,21 @@ def labels_loss(task: Task, smoothing: float = 0.0) -> Criterion:
     """The loss of outputs against labels, the mean over the images.
 
     Args:
-        task: says which; of classes it is the cross-entropy, of boxes see `detection_loss`.
+        task: says which; of classes it is the cross-entropy, of boxes see `BoxTask.loss`.
         smoothing: share of the target spread over all classes.
 
     Raises:
-        InputError: labels are smoothed that are no classes of images, or the loss is not known.
+        InputError: labels are smoothed that are no classes of images, or there is no loss.
     """
-    if isinstance(task, AnchorDetection):
-        raise untrainable()
-    if not isinstance(task, Detection):
+    if not isinstance(task, BoxTask):
         return partial(F.cross_entropy, label_smoothing=smoothing)
+    task.check_trainable()
     if smoothing:
         raise InputError(
-            f"'label_smoothing' must be 0 for detectors, whose focal loss leaves doubt already, "
-            f"but is {smoothing:g}; remove it"
+            f"'label_smoothing' must be 0 for detectors, whose losses spread nothing over the "
+            f"classes, but is {smoothing:g}; remove it"
         )
-    return partial(detector_loss, task)
+    return task.loss
 
 
 def teacher_loss(task: Task, temperature: float) -> Criterion:

@@ -133,7 +133,8 @@ class Trainer:
         self._after_backward = after_backward
         self._after_step = after_step
         self._batches = Batches(
-            images, normalization, settings.batch, settings.augment, settings.seed, self.device
+            *(images, normalization, settings.batch, settings.augment, settings.seed, self.device),
+            blank=task.blank,
         )
         few = self._batches(0)[0][:_FEW]
         self._order = order_for(self.network, few)

@@ -11,7 +11,6 @@ from automl_compress.workload.models import (
     ModelSpec,
     build_model,
     check_model_name,
-    check_trainable,
     fixed_parameters,
 )
 from automl_compress.workload.resnet_cifar import PadShortcut
@@ -53,7 +52,6 @@ __all__ = [
     "card_path",
     "channel_statistics",
     "check_model_name",
-    "check_trainable",
     "fixed_parameters",
     "layout_of",
     "load_splits",

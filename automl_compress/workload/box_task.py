@@ -72,6 +72,33 @@ class BoxTask(Task):
             (n, classes, places) scores in [0, 1].
         """
 
+    def check_trainable(self) -> None:
+        """Check that there is a loss.
+
+        Raises:
+            WorkloadError: there is none.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, boxes: Tensor) -> Tensor:
+        """The loss of outputs against boxes.
+
+        Args:
+            outputs: (n, ...) raw, float32.
+            boxes: (n, m, 6), see `workload.boxes`.
+
+        Raises:
+            WorkloadError: there is none.
+        """
+
+    def own_loss(self, outputs: Tensor) -> Tensor:
+        """The loss of boxes against the detections that the outputs are sure of."""
+        found = self.answers(outputs)
+        sure = (found[..., 5] >= 0) & (found[..., 4] >= SURE)
+        kinds = torch.where(sure, found[..., 5], -1.0)
+        boxes = torch.cat([found[..., :4], kinds[..., None], torch.zeros_like(kinds)[..., None]], 2)
+        return self.loss(outputs.float(), boxes.to(outputs.device))
+
     def inside(self, boxes: Tensor) -> Tensor:
         """(..., 4) boxes cut at the edges of the image."""
         height, width = self.image_shape

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from automl_compress.errors import WorkloadError
-from automl_compress.workload.box_task import SURE, BoxTask, Suppression
+from automl_compress.workload.box_task import BoxTask, Suppression
 from automl_compress.workload.detection_loss import detector_distance, detector_loss
 from automl_compress.workload.mean_precision import require_detection
 from automl_compress.workload.placement import sent
@@ -91,13 +91,9 @@ class Detection(BoxTask):
             )
         check_finite_output(model, output, "outputs")
 
-    def own_loss(self, outputs: Tensor) -> Tensor:
-        """The loss of boxes against the detections that the outputs are sure of."""
-        found = self.answers(outputs)
-        sure = (found[..., 5] >= 0) & (found[..., 4] >= SURE)
-        kinds = torch.where(sure, found[..., 5], -1.0)
-        boxes = torch.cat([found[..., :4], kinds[..., None], torch.zeros_like(kinds)[..., None]], 2)
-        return detector_loss(self, outputs.float(), boxes.to(outputs.device))
+    def loss(self, outputs: Tensor, boxes: Tensor) -> Tensor:
+        """See `detector_loss`."""
+        return detector_loss(self, outputs, boxes)
 
     def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
         """See `detector_distance`."""

@@ -111,11 +111,10 @@ def detector_loss(task: Detection, outputs: Tensor, boxes: Tensor) -> Tensor:
     focal = focal_loss(logits, wanted.classes) * wanted.counted[:, None]
     overlap = 1 - generalised_overlap(edges, wanted.edges)
     weight = wanted.centrality
-    of_centre = F.binary_cross_entropy_with_logits(centre, weight, reduction="none")
     return (
         focal.sum() / number
         + (overlap * weight).sum() / weight.sum().clamp(min=_TINY)
-        + (of_centre * wanted.taken).sum() / number
+        + (entropy(centre, weight) * wanted.taken).sum() / number
     )
 
 
@@ -136,11 +135,11 @@ def detector_distance(task: Detection, outputs: Tensor, target: Tensor) -> Tenso
     wanted, central = its_logits.sigmoid(), its_centre.sigmoid()
     weight = wanted.amax(1) * central
     number = weight.sum().clamp(min=1.0)
-    off = (logits.sigmoid() - wanted).square()
-    of_classes = off * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    of_classes = quality_focal(logits, wanted)
     overlap = 1 - generalised_overlap(edges, its_edges)
-    of_centre = F.binary_cross_entropy_with_logits(centre, central, reduction="none")
-    return of_classes.sum() / number + ((overlap + of_centre) * weight).sum() / number
+    return (
+        of_classes.sum() / number + ((overlap + entropy(centre, central)) * weight).sum() / number
+    )
 
 
 def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -148,8 +147,31 @@ def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     probability = logits.sigmoid()
     right = torch.lerp(1 - probability, probability, wanted)
     balance = torch.lerp(torch.full_like(wanted, 1 - ALPHA), torch.full_like(wanted, ALPHA), wanted)
-    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    return balance * (1 - right) ** GAMMA * entropy
+    return balance * (1 - right) ** GAMMA * entropy(logits, wanted)
+
+
+def quality_focal(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Focal loss of every logit against a probability, of any shape (Li et al. 2020, eq. 3)."""
+    return (logits.sigmoid() - wanted).square() * entropy(logits, wanted)
+
+
+def exclusive_focal(logits: Tensor, wanted: Tensor) -> Tensor:
+    """The same of classes that exclude one another.
+
+    Args:
+        logits: (n, kinds, places).
+        wanted: (n, kinds, places) probabilities, 1 in sum over the kinds.
+
+    Returns:
+        (n, places).
+    """
+    off = (logits.softmax(1) - wanted).square().sum(1)
+    return off * -(wanted * logits.log_softmax(1)).sum(1)
+
+
+def entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of every logit against a probability, of any shape."""
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
 
 
 def generalised_overlap(one: Tensor, other: Tensor) -> Tensor:

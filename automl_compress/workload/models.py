@@ -20,11 +20,7 @@ from automl_compress.workload.fcos_resnet import FcosResNet
 from automl_compress.workload.mobilenet_cifar import CifarMobileNetV2
 from automl_compress.workload.placement import CPU, move
 from automl_compress.workload.synchronized import make_local
-from automl_compress.workload.torchvision_detectors import (
-    SingleStage,
-    looking_once,
-    untrainable,
-)
+from automl_compress.workload.torchvision_detectors import looking_once
 from automl_compress.workload.wrappers import unwrapped
 
 
@@ -135,16 +131,6 @@ def fitting(name: str, model: Any) -> nn.Module:
     _check_parameters(name, model)
     make_local(model)
     return looking_once(model)
-
-
-def check_trainable(name: str, args: Mapping[str, Any]) -> None:
-    """Check that a network of the user's own can be trained here.
-
-    Raises:
-        WorkloadError: it cannot, or see `build_model`.
-    """
-    if name not in MODELS and isinstance(construct_model(name, args), SingleStage):
-        raise untrainable()
 
 
 def _check_parameters(name: str, model: nn.Module) -> None:

@@ -57,6 +57,14 @@ class Task(ABC):
     quality: ClassVar[str]
     """Name of the metric that networks are judged by, a share in [0, 1]."""
 
+    @property
+    def blank(self) -> tuple[float, ...] | None:
+        """(c,) pixel on the 0..1 scale that says nothing to a network which scales images itself.
+
+        None where that is the normalization's mean.
+        """
+        return None
+
     @abstractmethod
     def check_output(self, model: str, output: Any, classes: int) -> None:
         """Check what a network gives for one example.

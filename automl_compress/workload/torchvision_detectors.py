@@ -1,4 +1,4 @@
-"""Detectors of torchvision that look once: SSD, RetinaNet and FCOS, as a user has trained them.
+"""Detectors of torchvision that look once: SSD, RetinaNet and FCOS, as a user's factory makes them.
 
 As torchvision writes them they take a list of images and give a list of boxes, after scaling,
 normalizing and non-maximum suppression. `SingleStage` is the network inside: images (n, 3, h, w) of
@@ -8,12 +8,14 @@ have no such form: what their second half computes depends on what the first has
 
 Deviations from torchvision's own answers: the 1,000 best detections of an image compete, not as
 many of every class or grid, and at most 100 stay, as COCO counts them.
+
+They are trained by torchvision's own losses, see `torchvision_loss`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -21,8 +23,10 @@ from torch import Tensor, nn
 
 from automl_compress.errors import WorkloadError
 from automl_compress.workload.box_task import BoxTask, Suppression
+from automl_compress.workload.detection_loss import entropy, exclusive_focal, quality_focal
 from automl_compress.workload.mean_precision import require_detection
 from automl_compress.workload.task import check_finite_output, shown_output
+from automl_compress.workload.torchvision_loss import DetectorLoss
 
 _PACKAGE: Final = "torchvision.models.detection."
 _KINDS: Final = ("ssd.SSD", "retinanet.RetinaNet", "fcos.FCOS")
@@ -30,7 +34,11 @@ _STEPS: Final = ("forward", "postprocess_detections")
 """Methods by which a detector comes from images to boxes."""
 _SCALING: Final = ("forward", "normalize", "resize", "batch_images")
 """Methods by which its transform makes its input of images."""
+PARTS: Final = ("cls_logits", "bbox_regression", "bbox_ctrness")
+"""What a head gives, by torchvision's names; the last by FCOS alone."""
 _EDGES: Final = 4
+_MARGIN: Final = 0.05
+"""Sizes of the anchor that are added to distances where boxes are compared with a teacher's."""
 _LARGEST: Final = math.log(1000 / 16)
 """Logarithm of how much larger than its anchor a box is at most (torchvision's `BoxCoder`)."""
 
@@ -52,6 +60,9 @@ class AnchorDetection(BoxTask):
         exclusive: whether classes exclude one another (softmax) or not (sigmoid).
         centred: whether there is a logit of the centre.
         keeping: which detections are kept.
+        grids: (h, w) of the maps whose cells have the anchors.
+        own: the loss that torchvision trains it by; None where its head has another form of loss.
+        mean: (c,) pixel on the 0..1 scale that the network takes off.
     """
 
     anchors: Tensor
@@ -59,6 +70,9 @@ class AnchorDetection(BoxTask):
     exclusive: bool
     centred: bool
     keeping: Suppression
+    grids: tuple[tuple[int, int], ...]
+    own: DetectorLoss | None
+    mean: tuple[float, ...]
 
     @property
     def suppression(self) -> Suppression:
@@ -79,23 +93,54 @@ class AnchorDetection(BoxTask):
             )
         check_finite_output(model, output, "outputs")
 
-    def own_loss(self, outputs: Tensor) -> Tensor:
-        """There is none here.
+    @property
+    def blank(self) -> tuple[float, ...]:
+        """See `Task.blank`."""
+        return self.mean
 
-        Raises:
-            WorkloadError: always.
-        """
-        del outputs
-        raise untrainable()
+    def check_trainable(self) -> None:
+        """See `BoxTask.check_trainable`."""
+        if self.own is None:
+            raise untrainable()
+
+    def loss(self, outputs: Tensor, boxes: Tensor) -> Tensor:
+        """The loss of torchvision's detector, see `DetectorLoss`."""
+        self.check_trainable()
+        assert self.own is not None
+        boxes = torch.cat([self.inside(boxes[..., :_EDGES]), boxes[..., _EDGES:]], -1)
+        parts = torch.split(outputs.transpose(1, 2), self.channels, 2)
+        found = {name: part.contiguous() for name, part in zip(PARTS, parts, strict=False)}
+        return self.own(found, boxes, self.anchors, self.grids)
 
     def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """There is none here.
+        """See `detector_distance`, of which this is the like.
 
-        Raises:
-            WorkloadError: always.
+        Where classes exclude one another, the cross-entropy is that of all of them and no class at
+        all. Places count by the teacher's squared score: there are thousands of a low one.
         """
-        del outputs, target
-        raise untrainable()
+        from torchvision.ops import generalized_box_iou_loss
+
+        outputs, target = outputs.float(), target.float()
+        weight = self.decoded(target)[1].amax(1).square()
+        logits, codes, *centre = torch.split(outputs, self.channels, 1)
+        its_logits, its_codes, *its_centre = torch.split(target, self.channels, 1)
+        if self.weights is None:  # a ReLU gives distances, so that boxes may be without an area
+            codes, its_codes = codes + _MARGIN, its_codes + _MARGIN
+        boxes, its_boxes = (self._boxes(c.transpose(1, 2)) for c in (codes, its_codes))
+        off = generalized_box_iou_loss(boxes, its_boxes)
+        if self.centred:
+            off = off + entropy(centre[0], its_centre[0].sigmoid())[:, 0]
+        if self.exclusive:
+            of_classes = exclusive_focal(logits, its_logits.softmax(1))
+        else:
+            of_classes = quality_focal(logits[:, 1:], its_logits[:, 1:].sigmoid())
+        total: Tensor = of_classes.sum() + (off * weight).sum()
+        return total / weight.sum().clamp(min=1.0)
+
+    @property
+    def channels(self) -> list[int]:
+        """How many of a place belong to each of `PARTS`."""
+        return [1 + self.classes, _EDGES, *([1] if self.centred else [])]
 
     def decoded(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """See `BoxTask.decoded`."""
@@ -122,11 +167,12 @@ class AnchorDetection(BoxTask):
 
 
 def untrainable() -> WorkloadError:
-    """What is said where a loss is asked for."""
+    """What is said where a loss is asked for that there is not."""
     return WorkloadError(
-        "detectors of torchvision can be searched and exported here but not trained, for their "
-        "losses are torchvision's; choose criteria that ask for none, such as l1 and magnitude, "
-        "and train with torchvision, or use 'fcos_resnet'"
+        "a detector of torchvision is trained by its own loss, which must be a sum of what its "
+        "'compute_loss' gives for raw outputs without reading weights, but this one's head has "
+        "another; search and export it with criteria that ask for none, such as l1 and magnitude, "
+        "or give the head a 'compute_loss' as torchvision's has"
     )
 
 
@@ -149,9 +195,8 @@ class SingleStage(nn.Module):
             self.register_buffer(name, values.reshape(1, -1, 1, 1), persistent=False)
         self.weights = getattr(detector.box_coder, "weights", None)
         self.exclusive = _kind(detector) == "ssd.SSD"
-        self.parts = ["cls_logits", "bbox_regression"]
-        if _kind(detector) == "fcos.FCOS":
-            self.parts.append("bbox_ctrness")
+        self.parts = PARTS if _kind(detector) == "fcos.FCOS" else PARTS[:2]
+        self.loss = DetectorLoss(detector)
         self.keeping = Suppression(detector.score_thresh, detector.nms_thresh)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,16 +236,21 @@ class SingleStage(nn.Module):
                     f"{_shown(image_shape)} and it would make them {_shown(found)}; set "
                     f"data.image_size: [{found[0]}, {found[1]}]"
                 )
-            (anchors,) = self.anchor_generator(batch, self._maps(image))
-        return AnchorDetection(
-            self.classes,
-            image_shape,
-            anchors,
-            self.weights,
-            self.exclusive,
-            "bbox_ctrness" in self.parts,
-            self.keeping,
-        )
+            maps = self._maps(image)
+            (anchors,) = self.anchor_generator(batch, maps)
+            task = AnchorDetection(
+                self.classes,
+                image_shape,
+                anchors,
+                self.weights,
+                self.exclusive,
+                "bbox_ctrness" in self.parts,
+                self.keeping,
+                tuple((m.shape[2], m.shape[3]) for m in maps),
+                self.loss,
+                tuple(self.mean.flatten().tolist()),
+            )
+            return task if _has_loss(task) else replace(task, own=None)
 
 
 def looking_once(model: nn.Module) -> nn.Module:
@@ -230,6 +280,16 @@ def _check_methods(part: Any, names: tuple[str, ...]) -> None:
                 f"does, but {type(part).__name__} has another '{name}'; move what it adds into the "
                 f"backbone or the head, or return raw outputs, see workload.detection"
             )
+
+
+def _has_loss(task: AnchorDetection) -> bool:
+    """Whether a detector's loss can be had of raw outputs; heads of users may have any other."""
+    outputs = torch.zeros(1, sum(task.channels), len(task.anchors))
+    box = torch.tensor([[[0.0, 0.0, *reversed(task.image_shape), 0.0, 0.0]]])
+    try:
+        return bool(task.loss(outputs, box).ndim == 0)
+    except Exception:  # whatever the head's own code raises
+        return False
 
 
 def _kind(model: nn.Module) -> str:

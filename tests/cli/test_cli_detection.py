@@ -25,7 +25,7 @@ from automl_compress.evaluate.network import EstimateSettings, NetworkEstimator
 from automl_compress.recover import DETECTOR_RECOVERY
 from automl_compress.report import pick_network
 from automl_compress.space import Policy, SpaceRules
-from automl_compress.workload import Workload, load_workload
+from automl_compress.workload import Workload, WorkloadConfig, load_workload
 
 pytestmark = pytest.mark.usefixtures("operators_read_once")
 
@@ -88,16 +88,33 @@ def _recovered(folder: Path) -> Path:
     return folder / "out"
 
 
-def test_detectors_of_torchvision_are_not_trained(
+def test_detectors_of_torchvision_are_trained(tmp_path: Path) -> None:
+    """Also towards sparsity; what a sweep must say has no mean, which such networks take off."""
+    few = ["--epochs", "1", "--device", "cpu", "--set", "batch=2", "--set", "augment.crop=0"]
+    start, sparse = tmp_path / "ssd.safetensors", tmp_path / "sparse.safetensors"
+    data = ["--data", str(write_voc(tmp_path / "voc")), "--set", "data.image_size=[64,96]"]
+    assert main(["train", "tiny_detectors:ssd", *data, *few, "-o", str(start)]) == 0
+    words = ["sparsify", "tiny_detectors:ssd", "--weights", str(start), *few, "-o", str(sparse)]
+    assert main(words) == 0
+    cards = [json.loads(path.with_suffix(".json").read_text()) for path in (start, sparse)]
+    for card in cards:
+        assert card["quality"] == "map50"
+        assert not {"mean", "std"} & card["workload"]["data"].keys()
+    assert cards[1]["penalty"]["after"] < cards[1]["penalty"]["before"]
+    said = {**cards[0]["workload"], "weights": str(start)}
+    assert load_workload(WorkloadConfig.of(**said)).task.blank
+
+
+def test_detectors_with_another_form_of_loss_are_not_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", str(write_voc(tmp_path / "voc")), "--set", "data.image_size=[64,96]"]
-    for words in (["train"], ["sparsify", "--weights", "none.pth"]):
-        words.insert(1, "tiny_detectors:ssd")
-        assert main([*words, *data, "-o", str(tmp_path / "never.safetensors")]) == 2
-        said = capsys.readouterr().err
-        assert "not trained" in said
-        assert "data.mean" not in said
+    words = ["train", "tiny_detectors:lossless", *data]
+    assert main([*words, "-o", str(tmp_path / "never.safetensors")]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "'compute_loss'" in said.err
+    assert not said.out
 
 
 def test_the_card_of_a_detector_names_its_metric(folder: Path) -> None:

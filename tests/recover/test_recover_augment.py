@@ -148,3 +148,15 @@ def test_only_images_are_changed(name: str) -> None:
     match = f"'augment.{name}' changes images .*, but examples are of shape .3, 8.; remove it"
     with pytest.raises(WorkloadError, match=match):
         _batches(signals, Augmentation(**{name: True}))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_what_comes_in_is_blank_to_networks_that_scale_images_themselves(
+    kind: type[np.generic],
+) -> None:
+    images = ImageSet.of(np.zeros((4, 1, 8, 8), kind), np.full((4, 1, 6), -1.0, np.float32))
+    settings = Augmentation(crop=4, flip=False)
+    batches = Batches(
+        *(images, Normalization.unit(1), 4, settings, 0, torch.device("cpu")), blank=[0.6]
+    )
+    assert batches(0)[0].unique().tolist() == pytest.approx([0.0, 0.6])

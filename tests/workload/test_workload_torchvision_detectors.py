@@ -16,9 +16,6 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from automl_compress.engine.trained import TrainedEstimator, TrainSettings
-from automl_compress.errors import InputError
-from automl_compress.recover.losses import LabelsLoss
 from automl_compress.workload import (
     BoxTask,
     WorkloadConfig,
@@ -139,20 +136,6 @@ def test_methods_of_ones_own_are_refused_for_they_are_not_looked_into(refused: R
     model = tiny_detectors.fcos()
     model.postprocess_detections = lambda *_: []
     refused(lambda: looking_once(model), "FCOS", "'postprocess_detections'")
-
-
-def test_they_are_not_trained_here(voc: Path) -> None:
-    workload = load_workload(_config(voc, "tiny_detectors:ssd"))
-    raw = workload.model(workload.example_input())
-    never: Any = None
-    for ask in (
-        lambda: LabelsLoss(workload.task),
-        lambda: TrainedEstimator(workload, never, "", TrainSettings()),
-        lambda: workload.task.own_loss(raw),
-        lambda: workload.task.distance(raw, raw),
-    ):
-        with pytest.raises(InputError, match="not trained"):
-            ask()
 
 
 @pytest.mark.parametrize(
