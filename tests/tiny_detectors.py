@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
 SCALING: dict[str, Any] = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
 SIZES: dict[str, Any] = {"min_size": HEIGHT, "max_size": WIDTH}
@@ -75,6 +76,17 @@ def fcos(num_classes: int = 3) -> nn.Module:
     """An FCOS."""
     anchors = AnchorGenerator(((8,), (16,)), ((1.0,),) * 2)
     return FCOS(Pyramid(32), num_classes, anchor_generator=anchors, **SIZES, **SCALING)
+
+
+def frozen_norms(num_classes: int = 3) -> nn.Module:
+    """A RetinaNet with BatchNorms that do not learn in its backbone, and a head of group norms."""
+    anchors = AnchorGenerator(((16, 24), (32, 48)), ((0.5, 1.0),) * 2)
+    head = RetinaNetHead(8, 4, num_classes, norm_layer=partial(nn.GroupNorm, 4))
+    backbone = Pyramid(8)
+    for stage in (*backbone.body.low, *backbone.body.high):
+        stage[1] = FrozenBatchNorm2d(stage[1].num_features)
+        stage[1].running_var.uniform_(0.5, 2.0)
+    return RetinaNet(backbone, num_classes, anchor_generator=anchors, head=head, **SIZES, **SCALING)
 
 
 class Lossless(nn.Module):

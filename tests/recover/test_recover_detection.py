@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,21 @@ from boxed_folders import HEIGHT, WIDTH, write_voc
 from torch import Tensor
 
 import automl_compress as ac
+from automl_compress.compress import Compressor
 from automl_compress.errors import InputError
-from automl_compress.recover import DETECTOR_BASELINE, train_network
+from automl_compress.recover import (
+    DETECTOR_BASELINE,
+    DETECTOR_RECOVERY,
+    RecoverySettings,
+    measure,
+    recover_policy,
+    section_of,
+    train_network,
+)
 from automl_compress.recover.augment import Move, augment
-from automl_compress.recover.losses import labels_loss
+from automl_compress.recover.losses import LabelsLoss, labels_loss
 from automl_compress.recover.settings import Augmentation
+from automl_compress.recover.training import Trainer
 from automl_compress.workload import Detection, Workload, WorkloadConfig, load_untrained
 from automl_compress.workload.detection import EXTRA
 from automl_compress.workload.detection_loss import (
@@ -236,3 +247,47 @@ def test_training_goes_on_where_it_stopped_with_boxes(workload: Workload, tmp_pa
     train_network(workload, settings, checkpoint=tmp_path / "checkpoint")
     again = train_network(workload, settings, checkpoint=tmp_path / "checkpoint")
     assert all(torch.equal(v, again.network.state_dict()[n]) for n, v in whole.items())
+
+
+@pytest.mark.parametrize("kind", ["ssd", "frozen_norms"])
+def test_detectors_of_torchvision_learn_again_what_cutting_took(kind: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    root = write_voc(tmp_path / "voc", {"train": 8, "val": 1, "test": 1})
+    data = {"voc": str(root), "image_size": [HEIGHT, WIDTH]}
+    workload = load_untrained(WorkloadConfig.of(model=f"tiny_detectors:{kind}", data=data))
+    images, scaling = workload.splits.train, workload.normalization
+    inputs = images.tensor(scaling)
+    compressor = Compressor(workload.model, inputs[:1], inputs, repair="none", task=workload.task)
+    space = ac.SearchSpace.from_model(workload.model, inputs[:1])
+    half = space.decode(space.sizes // 2)
+    section = section_of(
+        epochs=3, batch=4, device="cpu", held_out=0.0, distill=0.2, calibration_images=8
+    )
+    settings = RecoverySettings.from_section(section, DETECTOR_RECOVERY)
+    found = recover_policy(compressor, half, images, scaling, settings).network
+    before = compressor.build(half)
+    losses = [
+        measure(network, images, scaling, torch.device("cpu"), workload.task).loss
+        for network in (before, found)
+    ]
+    assert losses[1] < losses[0] - 0.01
+    assert found(inputs).shape == before(inputs).shape
+    learned = dict(found.named_buffers())
+    for name, module in before.named_modules():
+        if isinstance(module, ops.FrozenBatchNorm2d):
+            for part, value in module.named_buffers():
+                assert torch.equal(learned[f"{name}.{part}"], value)
+
+
+def test_training_fills_edges_with_what_the_network_takes_off(tmp_path: Path) -> None:
+    data = {"voc": str(write_voc(tmp_path / "voc")), "image_size": [HEIGHT, WIDTH]}
+    workload = load_untrained(WorkloadConfig.of(model="tiny_detectors:ssd", data=data))
+    settings = replace(DETECTOR_BASELINE, batch=6, device="cpu")
+    trainer = Trainer(
+        *(copy.deepcopy(workload.model), workload.splits.train, workload.normalization, settings),
+        *(LabelsLoss(workload.task), ""),
+        task=workload.task,
+    )
+    mean = torch.tensor([0.4, 0.5, 0.6]).mul(255).round().div(255)
+    edges = torch.cat([trainer._batches(0)[0][:, :, side].transpose(0, 1) for side in (0, -1)], 1)
+    assert (edges == mean[:, None, None]).all(2).any(1).all()
