@@ -16,6 +16,7 @@ from torch import nn
 from automl_compress.errors import WorkloadError
 from automl_compress.settings import LARGEST_SEED, REQUIRED, Origin, Section, as_stated, shown
 from automl_compress.user_code import is_factory, user_code
+from automl_compress.workload.box_task import BoxTask
 from automl_compress.workload.card import card_data
 from automl_compress.workload.data import DataConfig, channel_numbers, existing
 from automl_compress.workload.detection import EXTRA, Detection, strides_of
@@ -351,16 +352,25 @@ def task_of(model: nn.Module, images: ImageSet, example: torch.Tensor) -> Task:
         example: (1, ...) one of them as network input.
 
     Raises:
-        WorkloadError: they have boxes, but the network is no detector.
+        WorkloadError: they have boxes, but the network is no detector or knows fewer classes.
     """
     if not images.boxed:
         return CLASSIFICATION
-    _, height, width = images.shape
+    name, (_, height, width) = type(model).__name__, images.shape
+    task: BoxTask
     if isinstance(model, SingleStage):
-        return model.detection(type(model).__name__, (height, width))
-    with torch.no_grad():
-        classes = model(example).shape[1] - EXTRA
-    return Detection(classes, (height, width), strides_of(model, type(model).__name__))
+        task = model.detection(name, (height, width))
+    else:
+        with torch.no_grad():
+            classes = model(example).shape[1] - EXTRA
+        task = Detection(classes, (height, width), strides_of(model, name))
+    largest = int(images.labels[..., 4].max())
+    if largest >= task.classes:
+        raise WorkloadError(
+            f"classes of boxes must be those of the network, 0..{task.classes - 1}, but reach up "
+            f"to {largest}; number them from 0, without one for no class"
+        )
+    return task
 
 
 def _task(name: str, model: nn.Module, splits: Splits) -> Task:

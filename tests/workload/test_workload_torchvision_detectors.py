@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_detectors
 import torch
@@ -18,6 +19,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from automl_compress.workload import (
     BoxTask,
+    ImageSet,
     WorkloadConfig,
     build_model,
     load_untrained,
@@ -94,6 +96,19 @@ def test_the_task_of_images_is_found_again(voc: Path) -> None:
     assert isinstance(task, AnchorDetection)
     assert torch.equal(task.anchors, workload.task.anchors)  # type: ignore[attr-defined]
     assert (task.classes, task.centred, task.exclusive) == (2, True, False)
+
+
+@pytest.mark.parametrize("name", ["tiny_detectors:fcos", "fcos_resnet"])
+def test_classes_that_a_network_has_not_are_refused(name: str, refused: Refused) -> None:
+    """Such as those that torchvision counts from 1."""
+    model = build_model(name, {"num_classes": 2 + (name != "fcos_resnet")})
+    boxes = np.array([[[4, 4, 30, 30, 2, 0]]], np.float32)
+    images = ImageSet.of(np.zeros((1, 3, HEIGHT, WIDTH), np.uint8), boxes)
+    example = torch.zeros(1, 3, HEIGHT, WIDTH)
+    refused(lambda: task_of(model, images, example), "0..1, but reach up to 2", "from 0")
+    boxes[..., 4] = 1
+    images = ImageSet.of(images.images, boxes)
+    assert isinstance(task_of(model, images, example), BoxTask)
 
 
 @pytest.mark.parametrize(
