@@ -34,7 +34,7 @@ from automl_compress.workload.sources import TrainTest
 from automl_compress.workload.splits import Splits, load_normalization, splits_of
 from automl_compress.workload.task import CLASSIFICATION, Task, shown_output
 from automl_compress.workload.torch_modes import usual_modes
-from automl_compress.workload.torchvision_detectors import SingleStage
+from automl_compress.workload.torchvision_detectors import SingleStage, looking_once
 from automl_compress.workload.user_data import MemorySource
 from automl_compress.workload.weights import check_there, load_weights
 from automl_compress.workload.wrappers import unwrapped
@@ -360,10 +360,16 @@ def task_of(model: nn.Module, images: ImageSet, example: torch.Tensor) -> Task:
     task: BoxTask
     if isinstance(model, SingleStage):
         task = model.detection(name, (height, width))
+    elif looking_once(model) is not model:
+        raise WorkloadError(
+            f"of a detector of torchvision, the network inside is compressed, but {name} was given "
+            f"itself; take that of a workload, Workload.of(network, train, test).model"
+        )
     else:
+        strides = strides_of(model, name)
         with torch.no_grad():
             classes = model(example).shape[1] - EXTRA
-        task = Detection(classes, (height, width), strides_of(model, name))
+        task = Detection(classes, (height, width), strides)
     largest = int(images.labels[..., 4].max())
     if largest >= task.classes:
         raise WorkloadError(

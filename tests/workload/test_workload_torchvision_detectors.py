@@ -99,13 +99,15 @@ def test_the_task_of_images_is_found_again(voc: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny_detectors:fcos", "fcos_resnet"])
-def test_classes_that_a_network_has_not_are_refused(name: str, refused: Refused) -> None:
+def test_boxes_and_networks_that_do_not_fit_are_refused(name: str, refused: Refused) -> None:
     """Such as those that torchvision counts from 1."""
     model = build_model(name, {"num_classes": 2 + (name != "fcos_resnet")})
     boxes = np.array([[[4, 4, 30, 30, 2, 0]]], np.float32)
     images = ImageSet.of(np.zeros((1, 3, HEIGHT, WIDTH), np.uint8), boxes)
     example = torch.zeros(1, 3, HEIGHT, WIDTH)
     refused(lambda: task_of(model, images, example), "0..1, but reach up to 2", "from 0")
+    whole: Any = tiny_detectors.fcos().eval()
+    refused(lambda: task_of(whole, images, example), "FCOS was given itself", "Workload.of")
     boxes[..., 4] = 1
     images = ImageSet.of(images.images, boxes)
     assert isinstance(task_of(model, images, example), BoxTask)
