@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from automl_compress.evaluate import QUALITIES
 from automl_compress.recover import (
     BASELINE,
     DETECTOR_BASELINE,
+    DETECTOR_SPARSITY,
     SPARSITY,
     SparsitySettings,
     TrainingSettings,
@@ -43,9 +44,6 @@ from automl_compress.workload import (
     read_card,
     trained_normalization,
 )
-
-DETECTOR_SPARSITY: Final = replace(DETECTOR_BASELINE, epochs=30, rate=0.005)
-"""Sparsity training of a detector."""
 
 
 def train_baseline(

@@ -124,6 +124,7 @@ def _in_names(value: Any) -> Any:
 def config_of_section(section: Section, base: Path) -> StudyConfig:
     """Read and close a sweep file's top-level mapping."""
     workload = _workload(section, base)
+    boxed = _is_boxed(workload)
     config = StudyConfig(
         name=_name(section),
         workload=workload,
@@ -138,9 +139,9 @@ def config_of_section(section: Section, base: Path) -> StudyConfig:
         engine=_engine(section.section("engine")),
         finalists=section.number("finalists", int, 16, low=1),
         final_repair=section.choice("final_repair", REPAIRS, "auto"),  # type: ignore[arg-type]
-        ladder=read_ladder(section, _is_boxed(workload)),
+        ladder=read_ladder(section, boxed),
         automatic=_automatic(section),
-        pipeline=read_pipeline(section),
+        pipeline=read_pipeline(section, boxed),
         base=base,
     )
     section.close()

@@ -7,6 +7,8 @@ from typing import Any
 
 from automl_compress.deploy.formats import FORMATS
 from automl_compress.recover import (
+    DETECTOR_RECOVERY,
+    DETECTOR_SPARSITY,
     SPARSITY,
     RecoverySettings,
     SparsitySettings,
@@ -50,8 +52,12 @@ class PipelineSettings:
     stated: dict[str, Any]
 
 
-def read_pipeline(outer: Section) -> PipelineSettings | None:
+def read_pipeline(outer: Section, boxed: bool = False) -> PipelineSettings | None:
     """Read the mapping below `pipeline`, if there is one.
+
+    Args:
+        outer: the sweep.
+        boxed: whether a detector is trained, which decides what settings are when not given.
 
     Raises:
         InputError: a key or value is wrong.
@@ -60,11 +66,12 @@ def read_pipeline(outer: Section) -> PipelineSettings | None:
         return None
     outer.get("pipeline", dict)
     section = outer.section("pipeline")
+    full = DETECTOR_RECOVERY if boxed else RecoverySettings()
     settings = PipelineSettings(
-        sparsify=_sparsify(section),
+        sparsify=_sparsify(section, DETECTOR_SPARSITY if boxed else SPARSITY),
         picks=section.items("pick", str, ("knee",)),
-        distill=_recovery(section, "distill"),
-        quantize=_recovery(section, "quantize") or RecoverySettings(),
+        distill=_recovery(section, "distill", full),
+        quantize=_recovery(section, "quantize", full) or full,
         formats=section.items("export", str, ("packed",)),
         stated=section.values(),
     )
@@ -79,14 +86,14 @@ def read_pipeline(outer: Section) -> PipelineSettings | None:
     return settings
 
 
-def _sparsify(outer: Section) -> SparsifyStage | None:
+def _sparsify(outer: Section, default: TrainingSettings) -> SparsifyStage | None:
     if "sparsify" not in outer:
         return None
     section = outer.section("sparsify")
-    stage = SparsifyStage(SparsitySettings.read(section), SPARSITY.read(section))
+    stage = SparsifyStage(SparsitySettings.read(section), default.read(section))
     section.close()
     return stage
 
 
-def _recovery(outer: Section, key: str) -> RecoverySettings | None:
-    return RecoverySettings.from_section(outer.section(key)) if key in outer else None
+def _recovery(outer: Section, key: str, default: RecoverySettings) -> RecoverySettings | None:
+    return RecoverySettings.from_section(outer.section(key), default) if key in outer else None

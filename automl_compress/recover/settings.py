@@ -159,6 +159,8 @@ DETECTOR_BASELINE: Final = TrainingSettings(
 )
 """Training a detector from scratch: small batches, for the images are large, and few of them, so
 that weights are averaged over a few epochs only."""
+DETECTOR_SPARSITY: Final = replace(DETECTOR_BASELINE, epochs=30, rate=0.005)
+"""Sparsity training of a detector."""
 
 
 @dataclass(frozen=True)
