@@ -157,13 +157,18 @@ def _seeds_note(summary: Summary) -> str:
     each = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else formats.count(
         fewest, "seed"
     )  # fmt: skip
-    note = f"Every strategy ran with {each}. The range shown is from the lowest to the highest."
-    if fewest < _FEW_SEEDS:
+    ran = "One strategy" if len(summary.race) == 1 else "Every strategy"
+    note = f"{ran} ran with {each}."
+    if summary.has_ranges:
+        note += " The range shown is from the lowest to the highest."
+    if fewest < _FEW_SEEDS and len(summary.strategies) > 1:
+        other = "another seed" if fewest == 1 else "another set of seeds"
         note += (
-            " That is too few to call a difference significant: another set of seeds may turn "
-            "the order around."
+            f" That is too few to call a difference significant: {other} may turn the order around."
         )
-    note += " The rank is by mean useful hypervolume at the end."
+    if summary.level and len(summary.race) > 1:
+        mean = "mean useful" if summary.has_ranges else "useful"
+        note += f" The rank is by {mean} hypervolume at the end."
     if len(summary.race) < len(summary.strategies):
         note += " The reference is not in the race and is not ranked."
     return note

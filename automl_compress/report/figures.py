@@ -95,9 +95,18 @@ def draw_front(summary: Summary, cost: str) -> Drawing:
         name,
         svg,
         f"Fronts of {_listed(summary)}: {quality} on the search examples against {title}",
-        f"Highest {quality} within each limit on {title}, all seeds of a strategy together; bars "
-        "are one standard error each way. Search estimates, not test numbers. Only networks that "
-        "meet the constraints count.",
+        f"Highest {quality} within each limit on {title}{_front_caption(summary)}",
+    )
+
+
+def _front_caption(summary: Summary) -> str:
+    """How to read a figure of fronts, as far as it applies to a study."""
+    seeds = ", all seeds of a strategy together" if summary.has_ranges else ""
+    only = " Only networks that meet the constraints count."
+    return (
+        f"{seeds}; bars are one standard error each way. Search estimates, not test numbers. The "
+        "frame at the right is the region at the left."
+        f"{only if summary.result.manifest.constraints else ''}"
     )
 
 
@@ -219,10 +228,22 @@ def draw_hypervolume(summary: Summary, kind: str) -> Drawing:
         name,
         svg,
         f"{kind.capitalize()} hypervolume of {_listed(summary)} against evaluations",
-        f"{kind.capitalize()} hypervolume after every evaluation: mean over the seeds, and a band "
-        "from the lowest seed to the highest. A line ends where the shortest of its seeds ends; "
-        "that of the reference is drawn on. The vertical axis need not start at 0.",
+        f"{kind.capitalize()} hypervolume after every evaluation{_curve_note(summary)} The "
+        "vertical axis need not start at 0.",
     )
+
+
+def _curve_note(summary: Summary) -> str:
+    """What the lines are, and where they end, as far as there is more than one answer."""
+    note = "."
+    if summary.has_ranges:
+        note = (
+            ": mean over the seeds, and a band from the lowest seed to the highest. A line ends "
+            "where the shortest of its seeds ends."
+        )
+    if len(summary.race) < len(summary.strategies):
+        note += " That of the reference is drawn on to the end of the longest."
+    return note
 
 
 def _curves(summary: Summary, kind: str) -> dict[str, NDArray[np.float64]]:

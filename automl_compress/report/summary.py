@@ -81,6 +81,11 @@ class Summary:
         return len(counts) == 1 and 0 not in counts
 
     @property
+    def has_ranges(self) -> bool:
+        """Whether any strategy ran with several seeds, so that means and ranges are shown."""
+        return any(len(group.members) > 1 for group in self.strategies)
+
+    @property
     def has_values(self) -> bool:
         """Whether any evaluation can be drawn."""
         return any(member.usable.any() for group in self.strategies for member in group.members)

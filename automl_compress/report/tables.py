@@ -278,8 +278,9 @@ def hypervolume_table(summary: Summary, kind: str) -> Table:
         rows.append((group.label, rank, str(len(group.members)), _counts(group), *cells))
     finished = summary.result.manifest.status == "finished"
     titles = [f"at {part} of the budget ({number:,})" for part, number in spots]
+    over = ": mean (lowest..highest) over seeds" if summary.has_ranges else ""
     return Table(
-        f"{kind.capitalize()} hypervolume by strategy: mean (lowest..highest) over seeds",
+        f"{kind.capitalize()} hypervolume by strategy{over}",
         columns_of(
             "<strategy",
             "rank",

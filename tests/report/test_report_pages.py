@@ -21,9 +21,17 @@ from report_studies import (
 
 from automl_compress.errors import StudyError
 from automl_compress.evaluate import Constraint, Evaluation
-from automl_compress.ledger import ContestantRecord, Manifest, StudyResult
+from automl_compress.ledger import (
+    LEDGER,
+    ContestantRecord,
+    Ledger,
+    Manifest,
+    Place,
+    StudyResult,
+)
 from automl_compress.report import write_report
 from automl_compress.report.content import build_document
+from automl_compress.report.figures import draw_front
 from automl_compress.report.formats import percent, points
 from automl_compress.report.html import to_html
 from automl_compress.report.markdown import to_markdown
@@ -356,6 +364,51 @@ def test_few_seeds_are_said_plainly(study, copy):
     assert "too few to call a difference significant" in text
     change(copy, contestants=(CONTESTANTS[0], *CONTESTANTS[2:]))
     assert "Every strategy ran with 1 to 2 seeds" in words(copy)[1]
+
+
+@pytest.mark.parametrize("names", [("nsga2-0",), ("nsga2-0", "ddpg-1")])
+def test_of_one_seed_no_range_is_spoken_of(tmp_path, names):
+    """Nor of an order that another set of seeds may turn around."""
+    made = [[evaluation(policy(2), 0.92, 4e5)] for _ in names]
+    folder = write_study(tmp_path, made, finalists=0, contestants=only(*names), budget=1)
+    _, _, text = pages(folder)
+    several = len(names) > 1
+    assert f"{'Every' if several else 'One'} strategy ran with 1 seed." in text
+    assert ("another seed may turn the order around" in text) == several
+    assert ("The rank is by useful hypervolume at the end." in text) == several
+    for wrong in (
+        "range",
+        "mean over",
+        "(lowest..highest)",
+        "all seeds of a strategy",
+        "reference",
+    ):
+        assert wrong not in text
+
+
+def test_nothing_is_said_of_ranks_where_nothing_is_ranked(study, copy):
+    rule = "The rank is by mean useful hypervolume at the end."
+    assert rule in (study / "report.md").read_text(encoding="utf-8")
+    with Ledger(copy / LEDGER) as ledger:
+        late = evaluation(policy(2), 0.92, 4e5)
+        places = [Place(CONTESTANTS[0].name, 30, 3)]
+        ledger.add(late, places[0])
+        ledger.charge(places, [late])
+    text = words(copy)[1]
+    assert "so nothing is ranked" in text
+    assert rule not in text
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"), [((), False), ((Constraint("size_bytes", 1e6, "size_bytes <= 1 MB"),), True)]
+)
+def test_constraints_are_spoken_of_where_there_are_any(tmp_path, rules, said):
+    made = [[evaluation(policy(2), 0.92, 4e5)]]
+    folder = write_study(
+        tmp_path, made, finalists=0, contestants=only("nsga2-0"), constraints=rules
+    )
+    drawing = draw_front(Summary(StudyResult(folder)), "size_bytes")
+    assert ("meet the constraints" in drawing.caption) == said
 
 
 def test_what_strategies_set_out_to_do_is_said(copy):
