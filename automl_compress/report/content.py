@@ -120,7 +120,10 @@ def _plans(summary: Summary) -> list[Block]:
     plans = summary.result.manifest.plans
     if not plans:
         return []
-    said = tuple(f"{name}: {'; '.join(plan)}." for name, plan in plans.items())
+    said = tuple(
+        f"{name}: {'; '.join(sentence.rstrip(' .') for sentence in plan)}."
+        for name, plan in plans.items()
+    )
     return [Paragraph("What strategies set out to do on this network:"), Bullets(said)]
 
 

@@ -147,10 +147,11 @@ class BudgetAgent(Strategy):
 
     def plan(self) -> list[str]:
         """What it decides, and by which budget."""
-        budget = f"by {self._budget.metric}"
+        budget = f"rewarded for a small error weighed by the logarithm of {self._budget.metric}"
         if self._meet != "reward":
-            shares = ", ".join(f"{share:.1%}" for share in self._shares)
-            budget = f"within {shares} of the {self._budget.metric}"
+            shares = ", ".join(f"{100 * share:.1f} %" for share in self._shares)
+            turn = ", in turn" if len(self._shares) > 1 else ""
+            budget = f"within {shares} of the least compressed policy's {self._budget.metric}{turn}"
         return [
             f"draws its first {self._start} policies by chance",
             f"then one agent takes an action for each of {self.problem.choices}, {budget}",

@@ -92,10 +92,10 @@ class DDPG(ImaginingAgent[ActorCritic]):
 
     def plan(self) -> list[str]:
         """What one action decides."""
-        where = f"{self._mdp.steps} layers, " if self._together else ""
+        layers = f"{self._mdp.steps} layers, which have " if self._together else ""
         return [
             *super().plan(),
-            f"then one agent takes an action for each of {where}{self.problem.choices}",
+            f"then one agent takes an action for each of {layers}{self.problem.choices}",
         ]
 
     # Acting.

@@ -96,14 +96,14 @@ class Sensitive(Strategy):
         if self._probes:
             return [
                 f"cuts each of {len(self._probes)} channel groups alone, for no low rank of a "
-                f"feature map is known, and protects {self._count}, those that the network needs "
-                "most"
+                f"feature map is known, and protects the {self._count} that the network needs "
+                "most; then an agent decides the rest"
             ]
         genes = self.problem.space.genes
         fixed = self.problem.space.decode(least_compressed(self.problem, self._free(), HARDEST))
         protected = [
             f"protects {genes[place].target}, {fixed[genes[place].name]} channels: "
-            f"{self._sensitivity[place]:.0%} of its feature maps have a low rank"
+            f"{100 * self._sensitivity[place]:.0f} % of its feature maps have a low rank"
             for place in self.protected()
         ]
         return [*protected, *self._build().plan()]

@@ -31,8 +31,9 @@ def test_ranks_are_counted_for_the_strategy_that_asks(settings: dict[str, Any]) 
     most = max(problem.space, key=lambda gene: shares[gene.name])
     assert shares[most.name] > 0
     assert list(prepared.manifest.plans) == ["sensitive"]
+    share = f"{100 * shares[most.name]:.0f} %"
     assert prepared.manifest.plans["sensitive"][0].startswith(
-        f"protects {most.target}, {most.values[-1]} channels: {shares[most.name]:.0%} of its"
+        f"protects {most.target}, {most.values[-1]} channels: {share} of its"
     )
 
 

@@ -413,7 +413,7 @@ def test_constraints_are_spoken_of_where_there_are_any(tmp_path, rules, said):
 
 def test_what_strategies_set_out_to_do_is_said(copy):
     assert "set out" not in words(copy)[1]
-    change(copy, plans={"ddpg": ["draws 3 policies", "then acts"]})
+    change(copy, plans={"ddpg": ["draws 3 policies.", "then acts."]})
     assert "\n- ddpg: draws 3 policies; then acts.\n" in words(copy)[1]
 
 

@@ -252,7 +252,7 @@ def test_channels_of_stated_sensitive_layers_are_kept() -> None:
 
 def test_the_plan_names_sensitive_layers_and_why() -> None:
     (first, *_) = Sensitive(_stated(NETWORK.problem(), sensitive=4), 0).plan()
-    assert first == "protects layer2, 16 channels: 90% of its feature maps have a low rank"
+    assert first == "protects layer2, 16 channels: 90 % of its feature maps have a low rank"
 
 
 def test_where_no_feature_map_has_a_low_rank_sensitivity_is_measured() -> None:
@@ -261,6 +261,7 @@ def test_where_no_feature_map_has_a_low_rank_sensitivity_is_measured() -> None:
     strategy = Sensitive(problem, 0)
     assert strategy.ask(4) == Sensitive(NETWORK.problem(), 0).ask(4)
     assert "cuts each of 4 channel groups alone" in strategy.plan()[0]
+    assert "protects the 1 that the network needs most; then an agent" in strategy.plan()[0]
 
 
 def test_channels_without_a_choice_are_not_among_the_protected() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from automl_compress.evaluate import Constraint
 from automl_compress.search import build_strategy
 from automl_compress.search.start import Start
 from automl_compress.search.strategy import Problem, Seen
@@ -82,6 +84,21 @@ def test_agents_learn_within_a_small_budget(name: str) -> None:
     for budget, drawn in ((None, 30), (200, 30), (24, 12)):
         plan = build_strategy(name, replace(NETWORK.problem(), budget=budget), 0).plan()
         assert plan[0] == f"draws its first {drawn} policies by chance"
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "said"),
+    [
+        ("haq", ("size_bytes <= 400",), r", within \d+\.\d % of the least .* policy's size_bytes"),
+        ("amc", (), r", within (\d+\.\d %, ){4}\d+\.\d % of the .* policy's macs, in turn"),
+        ("amc-accuracy", (), ", rewarded for a small error weighed by the logarithm of macs"),
+        ("cotrim", (), r" for each of \d layers, which have \d+ genes \(channels and weight_bits\)"),
+    ],
+)
+def test_agents_say_what_they_decide_within_which_limits(name, rules, said) -> None:
+    constraints = tuple(map(Constraint.parse, rules))
+    problem = replace(NETWORK.problem(), constraints=constraints)
+    assert re.search(f"{said}$", build_strategy(name, problem, 0).plan()[-1])
 
 
 def test_chance_takes_as_much_of_a_budget_as_is_said() -> None:
