@@ -107,12 +107,18 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def draw_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """A legend above the panels, so that it covers no data, as wide as the figure allows."""
+    """A legend above the panels, so that it covers no data, as wide as the figure allows.
+
+    The figure grows by all lines of it but the first two, which leaves the panels their height.
+    """
     for columns in range(len(handles), 0, -1):
         legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return
+            break
         legend.remove()
+    lines = -(-len(handles) // columns)
+    height = legend.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + height * max(0, lines - 2) / lines)
 
 
 def styled(name: str) -> AbstractContextManager[None]:

@@ -139,6 +139,18 @@ def test_a_legend_of_few_is_one_line():
     figure = Figure(figsize=(8.6, 4.4), layout="constrained")
     draw_legend(figure, [Line2D([], [], label=label) for label in "abcdef"])
     assert figure.legends[0]._ncols == 6
+    assert figure.get_figheight() == pytest.approx(4.4)
+
+
+def test_a_long_legend_leaves_the_panels_their_height():
+    heights = []
+    for count in (4, 12):
+        figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+        axes = figure.subplots()
+        draw_legend(figure, [Line2D([], [], label=f"{i} " + 40 * "x") for i in range(count)])
+        figure.draw_without_rendering()
+        heights.append(axes.get_window_extent().height)
+    assert heights[1] == pytest.approx(heights[0], rel=0.02)
 
 
 def test_marks_can_be_filled_and_hollow():
