@@ -84,7 +84,7 @@ def _fronts(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block]:
 
 def _front_note(summary: Summary) -> str:
     if not summary.front:
-        return "No evaluation has succeeded and met every constraint, so there is no front."
+        return tables.NO_FRONT
     count = formats.count(len(summary.front), "network")
     return (
         f"The merged front of all contestants holds {count}. All numbers in this section are "
@@ -100,7 +100,8 @@ def _comparison(summary: Summary, drawings: Mapping[str, Drawing]) -> list[Block
     if summary.frame.empty:
         return [*blocks, Paragraph("No evaluation is made yet, so there is nothing to compare.")]
     note = _hypervolume_note(summary)
-    blocks += [Paragraph(text) for text in (note, _seeds_note(summary))]
+    texts = (note, _nothing_note(summary), _seeds_note(summary))
+    blocks += [Paragraph(text) for text in texts if text]
     blocks += _plans(summary)
     blocks += [tables.hypervolume_table(summary, kind) for kind in ("useful", "plain")]
     if not summary.level:
@@ -135,6 +136,24 @@ def _hypervolume_note(summary: Summary) -> str:
         f"{summary.whole}.{_useful_note(summary, loss)} {loss.capitalize()}s are search "
         "estimates. Failed evaluations and those that break a constraint count nothing. A dash "
         "means that not every seed has come that far."
+    )
+
+
+def _nothing_note(summary: Summary) -> str:
+    """Why strategies that found usable networks have no hypervolume; empty where all have some."""
+    names = [
+        group.label
+        for group in summary.strategies
+        if any(member.usable.any() for member in group.members)
+        and (last := group.last("plain")) is not None
+        and last.mean == 0
+    ]
+    if not names:
+        return ""
+    return (
+        f"All hypervolumes of {' and '.join(names)} are 0, for none of the networks found is "
+        f"better than the {summary.whole} by every cost among the objectives. The fronts above "
+        "show these networks all the same."
     )
 
 

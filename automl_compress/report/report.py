@@ -14,7 +14,7 @@ from automl_compress.report.html import to_html
 from automl_compress.report.markdown import to_markdown
 from automl_compress.report.recovered_figure import draw_recovered
 from automl_compress.report.summary import Summary
-from automl_compress.report.tables import terminal_table
+from automl_compress.report.tables import NO_FRONT, terminal_table
 
 
 def write_report(folder: str | Path | StudyResult) -> Path:
@@ -60,7 +60,10 @@ def write_report(folder: str | Path | StudyResult) -> Path:
 def front_table(result: StudyResult) -> str:
     """The finalists on the test images as plain text, for a terminal.
 
-    While there are no finalists, the merged front by its search estimates.
+    While there are no finalists, the merged front by its search estimates; without any network on
+    it, a sentence that says so.
     """
     table = terminal_table(Summary(result))
+    if not table.rows:
+        return NO_FRONT
     return f"{table.caption}\n{table.to_text()}"

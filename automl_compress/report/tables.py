@@ -26,6 +26,8 @@ from automl_compress.space import KINDS
 CHECKPOINTS: Final = (("1/3", 1, 3), ("2/3", 2, 3))
 """Parts of the budget that the comparison shows, besides the end."""
 
+NO_FRONT: Final = "No evaluation has succeeded and met every constraint, so there is no front."
+
 
 def finalists_table(summary: Summary) -> Table:
     """Finalists on the final test images, the smallest first, below the baseline.

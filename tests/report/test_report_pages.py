@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from report_studies import (
+    BASELINE,
     CONTESTANTS,
     TEST_IMAGES,
     evaluation,
@@ -29,13 +30,14 @@ from automl_compress.ledger import (
     Place,
     StudyResult,
 )
-from automl_compress.report import write_report
+from automl_compress.report import front_table, write_report
 from automl_compress.report.content import build_document
 from automl_compress.report.figures import draw_front
 from automl_compress.report.formats import percent, points
 from automl_compress.report.html import to_html
 from automl_compress.report.markdown import to_markdown
 from automl_compress.report.summary import Summary
+from automl_compress.report.tables import NO_FRONT
 
 EVIL = '<script>alert("1")</script> & | `x`'
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -409,6 +411,25 @@ def test_constraints_are_spoken_of_where_there_are_any(tmp_path, rules, said):
     )
     drawing = draw_front(Summary(StudyResult(folder)), "size_bytes")
     assert ("meet the constraints" in drawing.caption) == said
+
+
+@pytest.mark.parametrize(("macs", "said"), [(BASELINE["macs"], True), (1e6, False)])
+def test_why_a_strategy_has_no_hypervolume_is_said(tmp_path, macs, said):
+    """Bits alone leave the multiply-accumulates as they are, and so the networks on the edge."""
+    made = [[evaluation(policy(2), 0.92, 4e5, macs)], [evaluation(policy(3), 0.92, 9e5, 1e6)]]
+    folder = write_study(tmp_path, made, finalists=0, contestants=only("haq-0", "nsga2-0"))
+    text = words(folder)[1]
+    assert ("| haq | 2 | 1 | 1 | – | – | 0.0000 |" in text) == said
+    assert ("All hypervolumes of haq are 0, for none of the networks" in text) == said
+    assert "of nsga2 are 0" not in text
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_terminal_is_shown_no_table_without_rows(tmp_path, count):
+    made = [[evaluation(policy(2 + i), 0.92, 4e5) for i in range(count)]]
+    folder = write_study(tmp_path, made, finalists=0, contestants=only("nsga2-0"))
+    lines = front_table(StudyResult(folder)).splitlines()
+    assert (lines == [NO_FRONT]) == (count == 0)
 
 
 def test_what_strategies_set_out_to_do_is_said(copy):

@@ -92,7 +92,11 @@ def test_agents_learn_within_a_small_budget(name: str) -> None:
         ("haq", ("size_bytes <= 400",), r", within \d+\.\d % of the least .* policy's size_bytes"),
         ("amc", (), r", within (\d+\.\d %, ){4}\d+\.\d % of the .* policy's macs, in turn"),
         ("amc-accuracy", (), ", rewarded for a small error weighed by the logarithm of macs"),
-        ("cotrim", (), r" for each of \d layers, which have \d+ genes \(channels and weight_bits\)"),
+        (
+            "cotrim",
+            (),
+            r" for each of \d layers, which have \d+ genes \(channels and weight_bits\)",
+        ),
     ],
 )
 def test_agents_say_what_they_decide_within_which_limits(name, rules, said) -> None:
