@@ -41,6 +41,7 @@ a { color: var(--link); }
 .scroll:focus-visible { outline: 2px solid var(--link); }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding: 0 0 .4rem; }
+caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 2rem); }
 th, td { padding: .3rem .45rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 tbody tr:nth-child(even) { background: var(--band); }
@@ -59,7 +60,18 @@ details { margin: .75rem 0; }
 summary { cursor: pointer; }
 pre { background: var(--band); border: 1px solid var(--line); border-radius: 6px;
   padding: .75rem; overflow-x: auto; font-size: .8125rem; line-height: 1.45; }
-@media print { figure, tr { break-inside: avoid; } }
+@media (max-width: 60rem) { td.text:nth-child(n + 5) { min-width: 17rem; } }
+@media print {
+  figure, tr { break-inside: avoid; }
+  .scroll, figure .card { overflow: visible; }
+  table { font-size: .6rem; }
+  th, td { padding: .15rem .25rem; }
+  .text, td.text:nth-child(n + 5) { min-width: 0; }
+  .label, .number { white-space: normal; }
+  th.label { overflow-wrap: anywhere; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  figure svg { min-width: 0; }
+}
 """
 
 _PAGE: Final = Template("""\

@@ -69,7 +69,7 @@ class Table:
         body = "\n".join(self._html_row(row) for row in self.rows)
         return (
             f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">\n'
-            f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
+            f"<table>\n<caption><span>{caption}</span></caption>\n<thead><tr>{head}</tr></thead>\n"
             f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
         )
 

@@ -32,11 +32,13 @@ from automl_compress.ledger import (
 )
 from automl_compress.report import front_table, write_report
 from automl_compress.report.content import build_document
+from automl_compress.report.document import Document
 from automl_compress.report.figures import draw_front
 from automl_compress.report.formats import percent, points
 from automl_compress.report.html import to_html
 from automl_compress.report.markdown import to_markdown
 from automl_compress.report.summary import Summary
+from automl_compress.report.table import Table, columns_of
 from automl_compress.report.tables import NO_FRONT
 
 EVIL = '<script>alert("1")</script> & | `x`'
@@ -430,6 +432,17 @@ def test_a_terminal_is_shown_no_table_without_rows(tmp_path, count):
     folder = write_study(tmp_path, made, finalists=0, contestants=only("nsga2-0"))
     lines = front_table(StudyResult(folder)).splitlines()
     assert (lines == [NO_FRONT]) == (count == 0)
+
+
+def test_nothing_of_a_wide_table_is_cut_off_on_paper_or_its_caption_on_phones():
+    """There is no scrolling on paper; a caption is as wide as its table, which may be scrolled."""
+    table = Table("what it shows", columns_of("<a", "b"), (("1", "2"),))
+    page = to_html(Document("title", (table,)))
+    paper = page[page.index("@media print {") : page.index("</style>")]
+    assert ".scroll, figure .card { overflow: visible; }" in paper
+    assert ".label, .number { white-space: normal; }" in paper
+    assert "<caption><span>what it shows</span></caption>" in page
+    assert re.search(r"caption span {[^}]*max-width: calc\(100vw", page)
 
 
 def test_what_strategies_set_out_to_do_is_said(copy):

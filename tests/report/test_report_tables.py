@@ -38,7 +38,7 @@ def test_markdown_is_aligned_and_escaped():
 
 def test_html_has_scopes_and_is_escaped():
     page = TABLE.to_html()
-    assert "<caption>Sizes &amp; more</caption>" in page
+    assert "<caption><span>Sizes &amp; more</span></caption>" in page
     assert page.count('scope="col"') == 3
     assert '<th scope="row" class="label">a|b</th>' in page
     assert "&lt;script&gt;" in page
