@@ -224,8 +224,8 @@ def read_audit(folder: Path, fingerprints: Collection[str]) -> Audit | None:
 def audit_verdict(audit: Audit) -> str:
     """Whether the search's estimate can be trusted, and what costs alone reach."""
     scopes = DECIDING.items()
-    overall, within = (number_text(audit.correlation(audit.searched, *scope)) for scope in scopes)
-    sizes = [number_text(audit.best_null(*scope)) for scope in scopes]
+    overall, within = (_told(audit.correlation(audit.searched, *scope)) for scope in scopes)
+    sizes = [_told(audit.best_null(*scope)) for scope in scopes]
     found = (
         f"Kendall's tau is {overall} overall, and Spearman's rho within budget bands {within}; "
         f"the best of the costs alone reaches {sizes[0]} and {sizes[1]}."
@@ -239,6 +239,12 @@ def audit_verdict(audit: Audit) -> str:
         "estimate.repair, or add a rung that trains to the ladder."
         f"{_what_ranks(audit)}"
     )
+
+
+def _told(value: float | None) -> str:
+    """A correlation in a sentence."""
+    text = number_text(value)
+    return "unknown" if text == formats.MISSING else text
 
 
 def _doubt(audit: Audit) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ from automl_compress.report.drawing import (
     cost_axis,
     draw_legend,
     palette_colour,
+    palette_marker,
     styled,
     svg_text,
 )
@@ -93,9 +94,18 @@ def draw_audit(audit: Audit) -> Drawing:
         name,
         svg,
         f"{formats.capital(title)} after brief training against cheap estimates and the size",
-        "Each mark is a policy; bars are one standard error of the estimate. Coloured ones stand "
-        "in budget bands, of which one has one colour, and are shown larger below: within a colour "
-        "a good estimate still rises, and the size, on the right, does not.",
+        f"Each mark is a policy; bars are one standard error of the estimate.{_bands_note(bands)}",
+    )
+
+
+def _bands_note(bands: NDArray[np.int64]) -> str:
+    """What the lower row of panels shows, where there is one."""
+    if not bands.any():
+        return ""
+    return (
+        " Coloured ones stand in budget bands, of which each has a colour and a form, and are "
+        "shown larger below: within a band a good estimate still rises, and the size, on the "
+        "right, does not."
     )
 
 
@@ -118,10 +128,10 @@ def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> N
         axes.set_xlabel(f"{TITLES[name]}, %")
     for number in (0, *range(1, int(bands.max(initial=0)) + 1)):
         rows = bands == number
-        colour = _colour(number)
+        colour = _mark(number)["color"]
         axes.hlines(y[rows], (x - errors)[rows], (x + errors)[rows], color=colour, linewidth=0.8,
                     alpha=0.5)  # fmt: skip
-        axes.plot(x[rows], y[rows], "o", color=colour, markersize=4.5, alpha=0.9)
+        axes.plot(x[rows], y[rows], **_mark(number), markersize=4.5, alpha=0.9)
     margin = 0.06 * (y.max() - y.min()) or 1.0
     axes.set_ylim(y.min() - margin, y.max() + margin)
     scope, where = ("overall", "overall") if drawn.all() else ("within_bands", "within bands")
@@ -129,13 +139,17 @@ def _scatter(axes: Axes, audit: Audit, name: str, bands: NDArray[np.int64]) -> N
     axes.set_title(f"Spearman's rho {number_text(rho)} {where}", fontsize=10)
 
 
-def _colour(band: int) -> str:
-    return _SPREAD if band == 0 else palette_colour(band - 1)
+def _mark(band: int) -> dict[str, Any]:
+    """Colour and marker of a band; 0 is the spread."""
+    if band == 0:
+        return {"color": _SPREAD, "marker": ".", "linestyle": "none"}
+    return {
+        "color": palette_colour(band - 1),
+        "marker": palette_marker(band - 1),
+        "linestyle": "none",
+    }
 
 
 def _handles(bands: NDArray[np.int64]) -> Sequence[Line2D]:
     labels = {0: "spread", **{b: f"band {b}" for b in range(1, int(bands.max(initial=0)) + 1)}}
-    return [
-        Line2D([], [], marker="o", linestyle="none", color=_colour(number), label=label)
-        for number, label in labels.items()
-    ]
+    return [Line2D([], [], **_mark(number), label=label) for number, label in labels.items()]

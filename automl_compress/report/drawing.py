@@ -25,6 +25,7 @@ _COLOURS: Final = (
     *("#882255", "#6B4E16"),
     *("#CC0044", "#66CC66", "#552288", "#DD00CC", "#AABBAA", "#0011BB", "#9977FF", "#6600FF"),
 )
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 INK: Final = "#222222"
 _LOG_ABOVE: Final = 4.0
 _STYLE: Final[dict[str, Any]] = {
@@ -65,6 +66,11 @@ class Drawing:
 def palette_colour(number: int) -> str:
     """A colour of the palette, by its number from 0; those beyond its end begin again."""
     return _COLOURS[number % len(_COLOURS)]
+
+
+def palette_marker(number: int) -> str:
+    """The marker that goes with a colour, for those who cannot tell the colours apart."""
+    return _MARKERS[number % len(_MARKERS)]
 
 
 def called(network: str) -> str:

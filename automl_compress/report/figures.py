@@ -21,6 +21,7 @@ from automl_compress.report.drawing import (
     cost_axis,
     draw_legend,
     palette_colour,
+    palette_marker,
     styled,
     svg_text,
 )
@@ -31,7 +32,6 @@ from automl_compress.report.statistics import cost_front
 from automl_compress.report.strategy_scores import StrategyScores
 from automl_compress.report.summary import Summary
 
-_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 _REFERENCE: Final = {"color": "#6b6b6b", "marker": "d", "linestyle": "--"}
 _MOST_POINTS: Final = 160
 _MOST_SPOTS: Final = 110
@@ -59,7 +59,7 @@ def looks(strategies: Sequence[StrategyScores]) -> dict[str, Look]:
         chosen[group.label] = (
             {
                 "color": palette_colour(position),
-                "marker": _MARKERS[position % len(_MARKERS)],
+                "marker": palette_marker(position),
                 "linestyle": "-",
             }
             if group.in_race

@@ -15,6 +15,14 @@ from automl_compress.report.summary import Summary
 from automl_compress.space import counted
 
 _KNOWN_COVERAGE: Final = ("groups", "parameters_share", "macs_share", "skipped", "idle")
+_MEANINGS: Final[Mapping[str, str]] = {
+    "bitops": "Bit operations are multiply-accumulates times the bits of the weights and of the "
+    "inputs, 32 where these are floats.",
+    "divergence": "Divergence is 1 - exp(-d), d being the mean Kullback-Leibler divergence of a "
+    "network's answers from the uncompressed network's, over the search's examples: 0 where they "
+    "are the same.",
+}
+"""What metrics mean that not every study has."""
 
 
 def method(summary: Summary) -> list[Block]:
@@ -39,11 +47,17 @@ def _rules(summary: Summary) -> list[str]:
         "BatchNorm and biases. 1 kB is 1,000 bytes.",
         "MACs are multiply-accumulates for one example, counted after the inputs of the following "
         "layers are removed too.",
+        *(text for name, text in _MEANINGS.items() if name in _named(manifest)),
         f"Objectives, all minimised: {', '.join(manifest.objectives)}.",
         f"Constraints: {constraints or 'none'}.",
         f"Budget: {formats.count(manifest.budget, 'evaluation')} for each contestant.",
         f"Estimator of the search: {manifest.estimator}. Of the test: {manifest.test_estimator}.",
     ]
+
+
+def _named(manifest: Manifest) -> set[str]:
+    """Metrics that a study minimises or constrains."""
+    return {*manifest.objectives, *(constraint.metric for constraint in manifest.constraints)}
 
 
 def _draw(manifest: Manifest) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from automl_compress.report import audit_views
 from automl_compress.report.audit import NULLS, SEARCH, Audit, audit_verdict
 
 DOUBT = "leave the other answer possible"
@@ -53,3 +55,19 @@ def test_doubts_name_policies_intervals_and_the_remedy() -> None:
     said = audit_verdict(_audit((0.75, 0.8, 0.9), (-0.25, 0.8, 0.9)))
     assert "12 policies leave" in said
     assert "intervals are 0.75 to 0.90 and -0.25 to 0.90; more of them (audit --policies)" in said
+
+
+def test_a_verdict_says_where_nothing_is_known() -> None:
+    said = audit_verdict(_audit((0.75, 0.8, 0.9), (None, None, None)))
+    assert "tau is 0.800 overall, and Spearman's rho within budget bands unknown;" in said
+    assert "–" not in said
+
+
+def test_bands_differ_in_form_too() -> None:
+    handles = audit_views._handles(np.array([0, 1, 2, 3, 4]))
+    assert len({handle.get_marker() for handle in handles}) == 5
+
+
+def test_bands_are_spoken_of_where_there_are_any() -> None:
+    assert audit_views._bands_note(np.array([0, 0])) == ""
+    assert "shown larger below" in audit_views._bands_note(np.array([0, 1]))

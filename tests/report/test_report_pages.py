@@ -445,6 +445,14 @@ def test_nothing_of_a_wide_table_is_cut_off_on_paper_or_its_caption_on_phones():
     assert re.search(r"caption span {[^}]*max-width: calc\(100vw", page)
 
 
+def test_what_objectives_mean_is_said_of_those_there_are(copy):
+    text = words(copy)[1]
+    assert "Bit operations are" not in text
+    assert "Divergence is" not in text
+    change(copy, objectives=("error", "bitops"))
+    assert "Bit operations are" in words(copy)[1]
+
+
 def test_what_strategies_set_out_to_do_is_said(copy):
     assert "set out" not in words(copy)[1]
     change(copy, plans={"ddpg": ["draws 3 policies.", "then acts."]})
