@@ -119,7 +119,8 @@ def _headline_note(summary: Summary) -> str:
         f"The search never saw these examples. Shares in brackets are of the {summary.reference} "
         "in 32-bit floats. The search estimate comes from the search examples; "
         f"{_estimate_note(summary)}. What stands after ± is its standard error, for "
-        f"the number of search examples. {_interval_note(summary)}{missing}"
+        f"the number of search examples. {_interval_note(summary)}{_dominance_note(summary)}"
+        f"{missing}"
     )
 
 
@@ -140,6 +141,16 @@ def _interval_note(summary: Summary) -> str:
         "(IoU) of 0.5, by the definition of COCO. Its standard error is taken from the scatter "
         "over eight disjoint folds of the examples, which know it to within a quarter only; "
         "intervals are 1.96 of it each way and cover the finite number of test examples only."
+    )
+
+
+def _dominance_note(summary: Summary) -> str:
+    """What the remark means that another finalist is better, where it is made."""
+    if not any(finalist.dominated for finalist in summary.finalists):
+        return ""
+    return (
+        " A finalist is dominated where another is no worse by test "
+        f"{summary.quality} and by every cost among the objectives, and better by one of them."
     )
 
 

@@ -312,6 +312,15 @@ def test_finalists_that_are_missing_or_failed_are_named(tmp_path):
     assert "2 finalists have no test result" in page.text
 
 
+@pytest.mark.parametrize(("tests", "said"), [((0.91, 0.92), True), ((0.92, 0.91), False)])
+def test_what_dominated_means_is_said_where_a_finalist_is(tmp_path, tests, said):
+    made = [evaluation(policy(2, 2), 0.93, 2e5), evaluation(policy(2, 3), 0.9, 1e5)]
+    keys = [e.policy.key for e in made]
+    changes = {"contestants": only("nsga2-0"), "objectives": ("error", "size_bytes")}
+    folder = write_study(tmp_path, [made], finalists=0, finalists_keys=keys, tests=tests, **changes)
+    assert ("A finalist is dominated where another is no worse" in words(folder)[1]) == said
+
+
 def test_dominated_finalists_and_lost_points_are_stated(tmp_path):
     made = [
         evaluation(policy(2, i + 2), a, s) for i, (a, s) in enumerate([(0.93, 2e5), (0.9, 1e5)])
