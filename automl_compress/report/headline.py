@@ -163,15 +163,16 @@ def _latency_note(summary: Summary) -> list[Block]:
     form = "run on integers" if latency["int8"] else "run in float32"
     return [
         Paragraph(
-            f"Latencies are those of {conditions['runtime']} with {latency['threads']} threads "
-            f"and batch {latency['batch']} on the machine of the search; layers of low bits "
-            f"{form}, everything else in float32. The search saw predictions only: a sum over a "
-            f"table of single layers, fitted to {line['networks']} measured networks. A measured "
-            f"latency is the median of {latency['runs']} runs, networks in turn, in a process of "
-            "its own when the search was over, with a 95 % interval of the median by order "
-            "statistics. It takes runs as independent, which those of one session are not quite, "
-            "and holds within that session only: in another, medians may differ by several per "
-            "cent; networks of one session can be compared. Picks go by measured latencies."
+            f"Latencies are those of {conditions['runtime']} with "
+            f"{formats.count(latency['threads'], 'thread')} and batch {latency['batch']} on the "
+            f"machine of the search; layers of low bits {form}, everything else in float32. The "
+            "search saw predictions only: a sum over a table of single layers, fitted to "
+            f"{line['networks']} measured networks. A measured latency is the median of "
+            f"{latency['runs']} runs, networks in turn, in a process of its own when the search "
+            "was over, with a 95 % interval of the median by order statistics. It takes runs as "
+            "independent, which those of one session are not quite, and holds within that session "
+            "only: in another, medians may differ by several per cent; networks of one session "
+            "can be compared. Picks go by measured latencies."
         )
     ]
 

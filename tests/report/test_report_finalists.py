@@ -7,6 +7,7 @@ from report_studies import evaluation, manifest, only, policy, write_study
 
 from automl_compress.evaluate import Constraint, Evaluation
 from automl_compress.ledger import LEDGER, Ledger, Place, StudyResult
+from automl_compress.report.headline import _latency_note
 from automl_compress.report.summary import Summary, split_sizes
 from automl_compress.report.tables import finalists_table
 from automl_compress.space import Policy
@@ -147,3 +148,9 @@ def test_a_share_of_the_latency_is_one_of_the_measured_latency(tmp_path):
         "breaks 'accuracy >= 0.92' on the test examples",
         "breaks 'latency_ms <= 0.55x' as measured",
     ]
+
+
+def test_one_thread_is_no_threads(tmp_path):
+    (note,) = _latency_note(Summary(timed_study(tmp_path, ())))
+    assert note.text.startswith("Latencies are those of onnxruntime with 1 thread and batch 1 on")
+    assert "fitted to 4 measured networks. A measured latency is the median of 6 runs" in note.text
