@@ -23,7 +23,13 @@ from torch import Tensor, nn
 
 from automl_compress.compress.memory_order import in_order, order_for, put_in_order
 from automl_compress.compress.strided import reading_first
-from automl_compress.errors import EngineError, InputError, InterruptedStudy, OtherTrainingError
+from automl_compress.errors import (
+    EngineError,
+    EstimateError,
+    InputError,
+    InterruptedStudy,
+    OtherTrainingError,
+)
 from automl_compress.recover.averaging import WeightAverage
 from automl_compress.recover.batches import Batches
 from automl_compress.recover.losses import Loss
@@ -157,7 +163,8 @@ class Trainer:
 
         Raises:
             InputError: the checkpoint is broken or another training's.
-            EngineError: the loss is not finite; the last good state is in the checkpoint.
+            EngineError: loss, weights or outputs are not finite; the last good state is in the
+                checkpoint.
             InterruptedStudy: the user stopped it; the state is saved.
         """
         if checkpoint is not None:
@@ -187,13 +194,14 @@ class Trainer:
             if not (ended or stopped.is_set() or now - reported >= REPORT_SECONDS):
                 continue
             self._check(float(total), checkpoint)
+            quality = self._quality(checkpoint) if ended else None
             due = ended or stopped.is_set() or now - saved >= SAVE_SECONDS
             if checkpoint is not None and due:
                 self._save(checkpoint)
                 saved = time.monotonic()
             done = (self._step - first) * self._batches.size / max(1e-9, now - start)
             mean = float(total) / (self._step - since)
-            listener(self._standing(mean, done, judged=ended))
+            listener(self._standing(mean, done, quality))
             reported, since = time.monotonic(), self._step
             total.zero_()
             if stopped.is_set():
@@ -234,12 +242,7 @@ class Trainer:
                 torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
             yield
 
-    def _standing(self, loss: float, speed: float, *, judged: bool) -> Standing:
-        quality = None
-        if judged and self._judges is not None:
-            quality = measure(
-                self.network, self._judges, self._normalization, self.device, self._task
-            ).quality
+    def _standing(self, loss: float, speed: float, quality: float | None) -> Standing:
         return Standing(
             step=self._step,
             steps=self.steps,
@@ -257,10 +260,22 @@ class Trainer:
     def _check(self, total: float, checkpoint: Path | None) -> None:
         """Stop a training that has diverged before its state is saved."""
         finite = [parameter.isfinite().all() for parameter in self.network.parameters()]
-        if math.isfinite(total) and bool(torch.stack(finite).all()):
-            return
-        raise EngineError(
-            f"loss and weights must stay finite, but are not at step {self._step} of {self.steps}; "
+        if not (math.isfinite(total) and bool(torch.stack(finite).all())):
+            raise EngineError(self._diverged("loss and weights", checkpoint))
+
+    def _quality(self, checkpoint: Path | None) -> float | None:
+        """On the judging images, if there are any; of weights too large, it is not to be had."""
+        if self._judges is None:
+            return None
+        judged = self._judges, self._normalization, self.device, self._task
+        try:
+            return measure(self.network, *judged).quality
+        except EstimateError as reason:
+            raise EngineError(self._diverged("outputs", checkpoint)) from reason
+
+    def _diverged(self, what: str, checkpoint: Path | None) -> str:
+        return (
+            f"{what} must stay finite, but are not at step {self._step} of {self.steps}; "
             f"lower 'rate', now {self.settings.rate:g} ({_kept(checkpoint)})"
         )
 

@@ -229,15 +229,20 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         _trainer(identity="two").run(tmp_path / "checkpoint")
 
 
-def test_a_training_that_diverges_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "weight"), [(8, math.nan), (9, 1e30)])
+def test_a_training_that_diverges_stops_and_keeps_the_last_good_state(
+    tmp_path: Path, step: int, weight: float
+) -> None:
+    """Also where weights are still finite after an epoch's last step, and outputs no more."""
     checkpoint = tmp_path / "checkpoint"
     steps = itertools.count(1)
     trainer = _trainer()
 
     def harm() -> None:
-        if next(steps) == 8:
+        if next(steps) == step:
             with torch.no_grad():
-                next(trainer.network.parameters()).fill_(math.nan)
+                for parameter in trainer.network.parameters():
+                    parameter.fill_(weight)
 
     trainer._after_step = harm
     with pytest.raises(EngineError, match=r"lower 'rate'.*last good state"):
