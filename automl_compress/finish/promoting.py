@@ -34,11 +34,11 @@ def recover_promoted(order: RecoveryOrder) -> None:
     checkpoint; recovered alone, it goes on.
 
     Raises:
-        InputError: Ray is not installed, or nothing is held out to compare by.
+        InputError: Ray is not installed, or no example is held out to compare by.
         EngineError: a loss is not finite; the others have come to their ends.
         InterruptedStudy: the user stopped it; the same call goes on.
     """
-    _check(order.settings)
+    require_ray("'asha'", "leave it out to train one network after the other")
     device = find_device(order.settings.training.device)
     if device.type == "cuda":
         _check_all_devices(order.settings.training.device)
@@ -50,7 +50,9 @@ def recover_promoted(order: RecoveryOrder) -> None:
     finished = frozenset(p.policy.key for p in order.picked if order.is_done(p))
     if len(finished) == len(order.picked):
         return
-    field = _Field(order.task(), {p.policy.key: p for p in order.picked}, finished)
+    task = order.task()
+    _check_judges(order.settings, len(task.study.workload.splits.train))
+    field = _Field(task, {p.policy.key: p for p in order.picked}, finished)
     promote_trainings(
         tuple(field.picked),
         field.train,
@@ -60,11 +62,12 @@ def recover_promoted(order: RecoveryOrder) -> None:
     )
 
 
-def _check(settings: RecoverySettings) -> None:
-    require_ray("'asha'", "leave it out to train one network after the other")
-    if not settings.held_out:
+def _check_judges(settings: RecoverySettings, examples: int) -> None:
+    """Check that of so many training examples at least one is held out."""
+    if not settings.judges_of(examples):
         raise InputError(
-            "'asha' compares trainings by held-out examples, but 'held_out' is 0; raise it"
+            f"'asha' compares trainings by held-out examples, but 'held_out' is "
+            f"{settings.held_out:g} of {examples} examples, which is none; raise it"
         )
 
 

@@ -352,7 +352,7 @@ def _at_rest(network: nn.Module) -> nn.Module:
 
 def _held_out(images: ImageSet, settings: RecoverySettings) -> tuple[ImageSet, ImageSet | None]:
     """Images for training, and those that no step sees."""
-    count = int(settings.held_out * len(images))
+    count = settings.judges_of(len(images))
     if not count:
         return images, None
     order = np.random.default_rng(settings.training.seed).permutation(len(images))

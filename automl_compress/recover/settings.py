@@ -202,6 +202,10 @@ class RecoverySettings:
         """See `TrainingSettings.deciding`."""
         return {**self.to_dict(), "training": self.training.deciding()}
 
+    def judges_of(self, examples: int) -> int:
+        """How many of so many training examples are held out."""
+        return int(self.held_out * examples)
+
     @classmethod
     def from_section(
         cls, section: Section, default: RecoverySettings | None = None

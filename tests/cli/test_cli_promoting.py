@@ -157,7 +157,11 @@ def test_interrupted_on_ray_and_run_again(
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--set", "held_out=0"], "held_out"), (["--pick", "size<=1B"], "nearest")],
+    [
+        (["--set", "held_out=0"], "examples, which is none"),
+        (["--set", "held_out=0.0001"], "examples, which is none"),
+        (["--pick", "size<=1B"], "nearest"),
+    ],
 )
 def test_bad_input_is_refused(
     study: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
