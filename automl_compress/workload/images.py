@@ -117,7 +117,7 @@ class ImageSet:
         Args:
             images: (n, ...) uint8 in 0..255 with the channels along axis 1, or float32 that is
                 already normalised.
-            labels: (n,) whole numbers from 0, or (n, m, 6) boxes.
+            labels: (n,) whole numbers from 0, or (n, m, 6) boxes, see `workload.boxes`.
 
         Raises:
             WorkloadError: they have other shapes, types or values, or hold no example.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -210,8 +210,10 @@ def _label(label: Any, where: str) -> int:
     if isinstance(label, torch.Tensor | np.ndarray) and tuple(label.shape) in ((), (1,)):
         label = label.item()
     if not isinstance(label, int | np.integer) or isinstance(label, bool):
+        remedy = "give images and boxes (n, m, 6) as an ImageSet, see workload.boxes"
         raise WorkloadError(
-            f"a label must be a whole number, but that of {where} is {_kind(label)}; convert it"
+            f"a label must be a whole number, but that of {where} is {_kind(label)}; "
+            f"{remedy if _are_boxes(label) else 'convert it'}"
         )
     if not 0 <= label <= _LARGEST_LABEL:
         raise WorkloadError(
@@ -219,6 +221,11 @@ def _label(label: Any, where: str) -> int:
             "classes from 0"
         )
     return int(label)
+
+
+def _are_boxes(label: Any) -> bool:
+    """Whether a label is rows of numbers, or a mapping, as torchvision's detectors are told."""
+    return isinstance(label, Mapping) or getattr(label, "ndim", 0) == 2
 
 
 def _stacked(rows: Sequence[Pixels], what: str) -> Pixels:

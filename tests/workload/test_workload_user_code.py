@@ -151,6 +151,8 @@ def test_labels_may_be_tensors_and_classes_may_have_names(
         ("return make(lambda x: x[None, None]), []", ("1 to 4 axes", "shape (1, 1, 4, 5, 3)")),
         ("return make(lambda x: x[0, 0, 0]), []", ("1 to 4 axes", "of type uint8")),
         ("return make(np.asarray, [0, 0.5]), []", ("whole number", "item 1", "of type float")),
+        ("return make(np.asarray, [{'boxes': []}]), []", ("type dict", "boxes (n, m, 6)")),
+        ("return make(np.asarray, [torch.ones(3, 6)]), []", ("(3, 6)", "boxes (n, m, 6)")),
         ("return make(np.asarray, [0, True]), []", ("whole number", "item 1", "of type bool")),
         (
             "return make(np.asarray), make(np.asarray, [0, -1])",
