@@ -85,11 +85,13 @@ class AnchorDetection(BoxTask):
         channels = 1 + classes + _EDGES + self.centred
         if not isinstance(output, Tensor) or output.shape[1] != channels:
             given = output.shape[1] - channels + classes if isinstance(output, Tensor) else 0
+            too_few = "count classes of boxes from 0, without that one"
+            too_many = "name all classes of the model in data.classes"
             raise WorkloadError(
                 f"model '{model}' must have a class more than the data, for no class at all, as "
                 f"torchvision counts them: {classes + 1}, but has {given + 1}"
                 f"{'' if given else ' and gives ' + shown_output(output)}; correct "
-                f"model_args.num_classes, or name all classes of the model in data.classes"
+                f"model_args.num_classes, or {too_few if given < classes else too_many}"
             )
         check_finite_output(model, output, "outputs")
 

@@ -117,6 +117,7 @@ def test_boxes_and_networks_that_do_not_fit_are_refused(name: str, refused: Refu
     ("changes", "said"),
     [
         ({"model_args": {"num_classes": 4}}, ("3, but has 4", "num_classes", "data.classes")),
+        ({"model_args": {"num_classes": 2}}, ("3, but has 2", "num_classes", "boxes from 0")),
         ({"data": {"image_size": [72, 96]}}, ("72 x 96", "image_size: [64, 96]")),
         ({"data": {"mean": [0, 0, 0]}}, ("data.mean", "remove")),
     ],
