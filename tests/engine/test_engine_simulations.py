@@ -190,6 +190,7 @@ def test_what_is_nearest_to_a_failed_policy_fails(whole: pd.DataFrame, tmp_path:
     assert "nearest to one that failed" in found.note
 
 
+@pytest.mark.slow
 def test_words_that_make_sense_together_only_are_for_trees(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     words, genes = np.array(["none", "skip", "conv1", "conv3", "pool"]), tuple("abcde")

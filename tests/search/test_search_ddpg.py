@@ -209,6 +209,7 @@ def test_preferences_spread_over_the_useful_front() -> None:
     assert min(sizes) - 2 < drawn[:, 0].min() < drawn[:, 0].max() < max(sizes) + 2
 
 
+@pytest.mark.slow
 def test_asks_stay_different_in_a_space_of_many_genes() -> None:
     network = ToyNetwork(layers=43)
     problem = network.problem()
