@@ -19,6 +19,7 @@ engine: {workers: 1}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_here")
 def test_a_race_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

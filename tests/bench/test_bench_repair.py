@@ -27,6 +27,7 @@ def sweep(tmp_path: Path) -> str:
     return str(tmp_path / "sweep.yaml")
 
 
+@pytest.mark.slow
 def test_every_repair_is_measured_at_every_level(
     sweep: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

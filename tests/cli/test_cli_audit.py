@@ -277,6 +277,7 @@ def test_only_a_shared_seed_is_replaced(own: int, twice: bool, other: int) -> No
     assert audit._unshared(RungSettings("r", train=of_seed(own)), settings).train == of_seed(other)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_policies_that_are_trained_twice_are_ranked_by_the_mean(
     finished: Path, tmp_path: Path

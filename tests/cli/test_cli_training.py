@@ -92,6 +92,7 @@ def test_group_lasso_from_the_command_line() -> None:
     assert card["penalty"]["after"] < card["penalty"]["before"]
 
 
+@pytest.mark.slow
 def test_stopped_and_run_again_is_undisturbed(folder: Path) -> None:
     command = [
         *(sys.executable, "-m", "automl_compress", "train", "digits_cnn", "--device", "cpu"),

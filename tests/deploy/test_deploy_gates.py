@@ -148,7 +148,7 @@ def exported(
     return report, runtime.kernels(path.read_bytes())
 
 
-@pytest.mark.parametrize("input_bits", [None, 8])
+@pytest.mark.parametrize("input_bits", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_hard_gates_are_integers_throughout(input_bits: int | None, tmp_path: Path) -> None:
     model = residual(nn.Hardswish, hard_squeeze)
     _, found = exported(model, tmp_path / "model.onnx", input_bits)
@@ -158,7 +158,7 @@ def test_hard_gates_are_integers_throughout(input_bits: int | None, tmp_path: Pa
     assert found["QLinearGlobalAveragePool"] == 2
 
 
-@pytest.mark.parametrize("input_bits", [None, 8])
+@pytest.mark.parametrize("input_bits", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_silu_is_one_kernel_and_what_it_feeds_is_integers(
     input_bits: int | None, tmp_path: Path
 ) -> None:
@@ -219,7 +219,7 @@ def test_a_gate_that_is_used_and_given_out_is_right(tmp_path: Path) -> None:
     assert report.integer_kernels >= 2
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_hard_gate_ends_where_a_layers_own_grid_does_not(bits: int, tmp_path: Path) -> None:
     """The last convolution's grid of inputs would let a sum of more than 1 through."""
 

@@ -211,6 +211,7 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
     return load_untrained(config)
 
 
+@pytest.mark.slow
 def test_a_detector_learns_and_recovers(workload: Workload) -> None:
     torch.set_num_threads(1)
     augmentation = Augmentation(crop=4, flip=False)

@@ -12,7 +12,16 @@ from automl_compress.testing import (
     check_seeds_differ,
     strategy_builder,
 )
-from automl_compress.testing.strategies import Check, check_same_seed_same_asks
+from automl_compress.testing.strategies import (
+    Check,
+    check_cost_constraints,
+    check_failures,
+    check_nothing_is_asked_twice,
+    check_policies_belong_to_the_space,
+    check_same_seed_same_asks,
+    check_state_resumes,
+    check_tiny_space_ends,
+)
 
 
 def _late_gaussian_process(problem: Problem, seed: int) -> Strategy:
@@ -23,23 +32,33 @@ def _late_gaussian_process(problem: Problem, seed: int) -> Strategy:
 # Classes that another name covers, and what takes long.
 VARIANTS = {"td3", "cotrim", "amc-accuracy", "haq", "vdn", "optuna-tpe", "nsga2-knapsack"}
 SLOW = {"optuna-gp"}
-NAMES: list[Any] = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW | VARIANTS))
-    for name in strategy_names()
-]
-# What is asked in a second process, too, is asked again in this one.
-CHECKS: list[Any] = [
-    pytest.param(
-        check,
-        id=check.__name__,
-        marks=[pytest.mark.slow] * (check is check_same_seed_same_asks),
-    )
-    for check in STRATEGY_CHECKS
-]
+# What is made of others, which are checked by themselves, takes seconds for each check.
+COMPOSED = {"amc", "hybrid", "sensitive", "two-stage"}
+CORE = {
+    check_policies_belong_to_the_space,
+    check_nothing_is_asked_twice,
+    check_tiny_space_ends,
+    check_cost_constraints,
+    check_failures,
+    check_state_resumes,
+}
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("check", CHECKS)
+def _marks(check: Check, name: str) -> list[Any]:
+    # What is asked in a second process, too, is asked again in this one.
+    if check is check_same_seed_same_asks or name in SLOW | VARIANTS:
+        return [pytest.mark.slow]
+    return [pytest.mark.slow] * (name in COMPOSED and check not in CORE)
+
+
+@pytest.mark.parametrize(
+    ("check", "name"),
+    [
+        pytest.param(check, name, id=f"{check.__name__}-{name}", marks=_marks(check, name))
+        for check in STRATEGY_CHECKS
+        for name in strategy_names()
+    ],
+)
 def test_strategies_conform(check: Check, name: str) -> None:
     check(_late_gaussian_process if name == "optuna-gp" else strategy_builder(name))
 
