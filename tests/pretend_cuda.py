@@ -226,6 +226,7 @@ def pretended_cuda(devices: int = 1) -> Iterator[PretendCuda]:
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
         "device": lambda *_: nullcontext(),
+        "is_current_stream_capturing": lambda: False,
         "_lazy_init": lambda: None,
     }
     stream = {"return_value.is_capturing.return_value": False}
